@@ -1,0 +1,135 @@
+"""Settings: every environment variable that the app reads, checked once, before anything starts."""
+
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from database_url import DatabaseUrl, parse
+from env_file import EXAMPLE_SECRET
+
+PROJECT_DIR = Path(__file__).parent
+ENV_FILE = PROJECT_DIR / ".env"
+PYPROJECT: dict[str, Any] = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text("utf-8"))
+VERSION: str = PYPROJECT["project"]["version"]
+
+
+class SettingsError(Exception):
+    """Settings that cannot work: one line for each mistake, and no secret in any of them."""
+
+
+def read_origin(text: str) -> str:
+    """Return `scheme://host[:port]`, the way browsers send it. Raises ValueError."""
+    origin = text.strip().rstrip("/")
+    if "*" in origin:
+        raise ValueError('"*" is refused, because requests carry credentials: list every origin')
+    try:
+        parts = urlsplit(origin)
+        named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        named = False
+    if not named or origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise ValueError("write an origin such as https://app.example.com, without a path")
+    return origin.lower()
+
+
+def read_origins(value: object) -> object:
+    """Split a comma-separated list of origins."""
+    if not isinstance(value, str):
+        return value
+    return tuple(read_origin(part) for part in value.split(",") if part.strip())
+
+
+def read_database_url(value: object) -> object:
+    return parse(value) if isinstance(value, str) else value
+
+
+def read_log_level(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+Url = Annotated[DatabaseUrl, NoDecode, BeforeValidator(read_database_url)]
+Origin = Annotated[str, BeforeValidator(read_origin)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(read_origins)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(read_log_level)
+]
+
+
+class Settings(BaseSettings):
+    """The environment comes first, `.env` second. `.env.example` has a line on each."""
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    database_url: Url
+    database_url_direct: Url | None = None
+    better_auth_secret: Annotated[SecretStr, Field(min_length=32)]
+    better_auth_url: Origin | None = None
+    frontend_url: Annotated[Origins, Field(min_length=1)] = ("http://localhost:3000",)
+    app_name: str = PYPROJECT["tool"]["todo"]["title"]
+    environment: Literal["development", "production"] = "development"
+    debug: bool = False
+    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
+    log_level: LogLevel = "INFO"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+
+    @field_validator("better_auth_secret")
+    @classmethod
+    def refuse_the_example(cls, secret: SecretStr) -> SecretStr:
+        if secret.get_secret_value() == EXAMPLE_SECRET:
+            raise ValueError("is the one from .env.example, which everybody knows")
+        return secret
+
+    @property
+    def migration_url(self) -> DatabaseUrl:
+        """Where migrations go: past a transaction pooler, whose sessions they would mix up."""
+        return self.database_url_direct or self.database_url.direct
+
+
+REMEDIES = {
+    "database_url": "run: uv run manage.py env",
+    "better_auth_secret": "run: uv run manage.py env --new-secret",
+}
+
+
+def load_settings(env_file: Path | None = ENV_FILE) -> Settings:
+    """Read and check all settings. Raises SettingsError, which names every mistake at once."""
+    try:
+        return Settings(_env_file=env_file)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_input=False)
+    raise SettingsError("\n".join(sorted({describe(mistake) for mistake in mistakes})))
+
+
+def describe(mistake: Any) -> str:
+    """One line on one mistake, without the value: it may be a secret."""
+    field = str(mistake["loc"][0])
+    context = mistake.get("ctx", {})
+    match mistake["type"]:
+        case "missing":
+            reason = "is missing"
+        case "too_short":
+            reason = f"is too short: at least {context['min_length']} characters"
+        case "value_error":
+            reason = str(context["error"])
+        case _:
+            reason = mistake["msg"]
+    remedy = f"; {REMEDIES[field]}" if field in REMEDIES else ""
+    return f"{field.upper()}: {reason}{remedy}"
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """Return the process's settings, or end the process with a line for each mistake."""
+    try:
+        return load_settings()
+    except SettingsError as error:
+        lines = "".join(f"\n  {line}" for line in str(error).splitlines())
+        raise SystemExit(f"Cannot start, the settings are not right:{lines}") from None

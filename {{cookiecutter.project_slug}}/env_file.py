@@ -1,0 +1,162 @@
+"""Creates and changes `.env`, which holds this project's secrets.
+
+Standard library only, for Python 3.10 on: the generator's hook runs this file too.
+"""
+
+import getpass
+import os
+import re
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TextIO
+
+import database_url
+from database_url import EMBEDDED_USER, PLACEHOLDER, DatabaseUrl, DatabaseUrlError
+
+__all__ = ["EXAMPLE_SECRET", "PLACEHOLDER", "ask_database_url", "create", "embedded_url"]
+__all__ += ["free_port", "get_value", "new_secret", "set_value"]
+
+EXAMPLE_SECRET = "change-me-to-at-least-32-random-characters"  # noqa: S105  (config.py refuses it)
+LOOPBACK = "127.0.0.1"
+# Below the ports that Linux, macOS and Windows hand out by themselves, so that one stays free.
+PORTS = range(20_000, 30_000)
+ATTEMPTS = 3
+
+# A line as python-dotenv reads it; quoted values may go on over several lines.
+LINE = re.compile(
+    r"""^\ufeff?[ \t]*(?:export[ \t]+)?(?P<name>[^=\#\s'"]+)[ \t]*=[ \t]*
+    (?P<value>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:[^\s\#]|(?<!\s)\#|[^\S\r\n]+(?![\s\#]))*)""",
+    re.M | re.S | re.X,
+)
+# These characters mean themselves to python-dotenv, to `docker run --env-file`, which knows no
+# quotes, and in `export $(cat .env)`.
+PLAIN = re.compile(r"[\w.,:;/@%?&=+~^!-]*", re.A)
+
+
+def create(path: Path, example: Path, values: Mapping[str, str]) -> None:
+    """Write the text of `example` to `path`, with `values` filled in; its owner alone may read it.
+
+    A line that is commented out (`# NAME=…`) comes into force when it gets a value.
+    Raises FileExistsError, and ValueError for a value that no line can hold.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already: change it, or move it away")
+    text = read_text(example)
+    for name, value in values.items():
+        if not find_line(text, name):
+            text = re.sub(rf"^\#[ \t]*(?={re.escape(name)}=)", "", text, count=1, flags=re.M)
+        text = with_value(text, name, value)
+    write_text(path, text)
+
+
+def set_value(path: Path, name: str, value: str) -> None:
+    """Change the line that sets `name`, or append one; everything else stays as it is.
+
+    Raises ValueError for a value that no line can hold.
+    """
+    write_text(path, with_value(read_text(path), name, value))
+
+
+def get_value(path: Path, name: str) -> str | None:
+    """Return what python-dotenv reads for `name`, but without its ${…} filled in."""
+    line = find_line(read_text(path), name)
+    if line is None:
+        return None
+    value = line["value"]
+    if value[:1] in {"'", '"'} and value[-1:] == value[:1]:
+        return re.sub(r"\\([\\'\"])", r"\1", value[1:-1])
+    return value
+
+
+def find_line(text: str, name: str) -> re.Match[str] | None:
+    """Find the line that counts: the last one."""
+    lines = [line for line in LINE.finditer(text) if line["name"] == name]
+    return lines[-1] if lines else None
+
+
+def with_value(text: str, name: str, value: str) -> str:
+    if line := find_line(text, name):
+        return text[: line.start("value")] + quoted(name, value) + text[line.end("value") :]
+    newline = "\r\n" if "\r\n" in text else "\n"
+    separator = "" if not text or text.endswith("\n") else newline
+    return f"{text}{separator}{name}={quoted(name, value)}{newline}"
+
+
+def quoted(name: str, value: str) -> str:
+    """Write a value so that python-dotenv reads it back. Raises ValueError without showing it."""
+    if not value.isprintable():
+        raise ValueError(f"{name}: the value holds line ends or control characters")
+    if "${" in value:
+        raise ValueError(f'{name}: the value holds "${{", which stands for a variable in .env')
+    if PLAIN.fullmatch(value):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def read_text(path: Path) -> str:
+    """Read without loss: line ends, and bytes that are not UTF-8, come through."""
+    return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step. No other user can read it at any time."""
+    path = path.resolve()  # a link to a file elsewhere stays a link
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def new_secret() -> str:
+    """Return 64 random characters."""
+    return secrets.token_urlsafe(48)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing uses. Raises OSError when there is none."""
+    for _ in range(100):
+        port = secrets.choice(PORTS)
+        with socket.socket() as server:
+            try:
+                server.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port found on {LOOPBACK} from {PORTS.start} to {PORTS.stop - 1}")
+
+
+def embedded_url(database: str) -> DatabaseUrl:
+    """Return where a new embedded server shall listen, with a new password."""
+    return DatabaseUrl(EMBEDDED_USER, secrets.token_urlsafe(24), LOOPBACK, free_port(), database)
+
+
+def ask_database_url(
+    read: Callable[[str], str] = getpass.getpass, out: TextIO | None = None
+) -> DatabaseUrl | None:
+    """Ask on the terminal, without echo, up to three times. None: left for later."""
+    for _ in range(ATTEMPTS):
+        try:
+            answer = read("Connection string (not shown; empty: later): ").strip()
+        except EOFError:
+            return None
+        if not answer:
+            return None
+        try:
+            reading = database_url.read(answer)
+        except DatabaseUrlError as error:
+            print(f"  Not usable: {error}.", file=out or sys.stderr)
+            continue
+        for change in reading.changes:
+            print(f"  Mended: {change}.", file=out or sys.stderr)
+        return reading.url
+    return None

@@ -1,0 +1,26 @@
+"""The schema's history, and what can be asked of it."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from database_url import DatabaseUrl
+
+
+def alembic_config(url: DatabaseUrl | None = None) -> Config:
+    """Return what Alembic's commands want. url: the database, the one in the settings if None."""
+    config = Config(toml_file=Path(__file__).parents[1] / "pyproject.toml")
+    config.attributes["url"] = url
+    return config
+
+
+def upgrade(url: DatabaseUrl) -> None:
+    """Bring the schema up to date: all of it, or, when a step fails, nothing."""
+    command.upgrade(alembic_config(url), "head")
+
+
+def head() -> str | None:
+    """Return the revision that the code expects."""
+    return ScriptDirectory.from_config(alembic_config()).get_current_head()

@@ -1,0 +1,94 @@
+"""The tables. A change here wants a migration: `uv run alembic revision --autogenerate -m "…"`."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, Enum, Index, LargeBinary, String, false, func
+from sqlmodel import Field, SQLModel
+from uuid_utils.compat import uuid7
+
+# Constraints with predictable names can be changed by a later migration.
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+TIMESTAMP = DateTime(timezone=True)
+
+
+def set_by_database(**column: Any) -> Any:
+    """Return a field for a point in time, UTC, that the database's clock fills in."""
+    return Field(
+        default=None,
+        nullable=False,
+        sa_type=TIMESTAMP,
+        sa_column_kwargs={"server_default": func.now(), **column},
+    )
+
+
+class Priority(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class User(SQLModel, table=True):
+    """An account that logs in with us; accounts of a Better Auth server have no row here."""
+
+    __tablename__ = "users"  # "user" is a reserved word of SQL, and a table of Better Auth
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    email: str = Field(sa_type=String(254), unique=True, index=True)  # in lower case
+    password_hash: str = Field(sa_type=String(255))
+    name: str = Field(sa_type=String(100))
+    created_at: datetime = set_by_database()
+
+
+class Task(SQLModel, table=True):
+    """A todo of one owner."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (Index(None, "owner_id", "id"),)  # an owner's tasks, in order of creation
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    # Text without a foreign key: it is a user's id of ours or of a Better Auth server.
+    owner_id: str = Field(sa_type=String(255))
+    title: str = Field(sa_type=String(200))
+    description: str | None = Field(default=None, sa_type=String(5000))
+    completed: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    order: int | None = None
+    priority: Priority = Field(
+        default=Priority.MEDIUM,
+        # Text with a check, since values are easier to add to it than to a type of PostgreSQL's.
+        sa_type=Enum(
+            Priority,
+            name="priority",
+            native_enum=False,
+            length=20,
+            create_constraint=True,
+            values_callable=lambda priorities: [priority.value for priority in priorities],
+        ),
+        sa_column_kwargs={"server_default": Priority.MEDIUM.value},
+    )
+    due_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)
+    created_at: datetime = set_by_database()
+    updated_at: datetime = set_by_database(onupdate=func.now())
+
+
+class RefreshToken(SQLModel, table=True):
+    """A log-in's right to a new access token. Each works once; a second use revokes its family."""
+
+    __tablename__ = "refresh_tokens"
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
+    family_id: UUID = Field(index=True)  # all tokens that descend from one log-in
+    token_hash: bytes = Field(sa_type=LargeBinary(32), unique=True)  # SHA-256
+    expires_at: datetime = Field(sa_type=TIMESTAMP)
+    used_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)
+    created_at: datetime = set_by_database()

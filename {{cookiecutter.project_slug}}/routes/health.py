@@ -1,0 +1,64 @@
+"""Is it alive, and is it ready? Questions that load balancers and platforms ask."""
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException, Request, status
+
+from config import VERSION
+from db import Database, DatabaseUnavailable
+from schemas.health import Health, Problem, Ready
+
+ANSWER_SECONDS = 2.0  # the longest that /ready takes
+SHARED_SECONDS = 1.5  # how long an answer serves all who ask; nothing asks on a timer
+RETRY_SECONDS = 2
+
+router = APIRouter(tags=["health"])
+
+
+class Readiness:
+    """Asks the database once for all who ask at the same time or shortly after."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._question: asyncio.Task[float] | None = None
+        self._asked_at = 0.0
+
+    async def latency(self) -> float:
+        """Return the database's latency in seconds. Raises DatabaseUnavailable or TimeoutError."""
+        question = self._question
+        age = time.monotonic() - self._asked_at
+        if question is None or (question.done() and age > SHARED_SECONDS):
+            question = self._question = asyncio.create_task(self._database.ping())
+            self._asked_at = time.monotonic()
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await asyncio.shield(question)
+
+
+def get_readiness(request: Request) -> Readiness:
+    readiness: Readiness = request.app.state.readiness
+    return readiness
+
+
+ReadinessDep = Annotated[Readiness, Depends(get_readiness)]
+
+
+@router.get("/health")
+async def get_health(request: Request) -> Health:
+    """Liveness: the process answers. The database is not asked."""
+    return Health(app=request.app.title, version=VERSION)
+
+
+@router.get("/ready", responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": Problem}})
+async def get_ready(readiness: ReadinessDep) -> Ready:
+    """Readiness: the database answers too."""
+    try:
+        latency = await readiness.latency()
+    except (DatabaseUnavailable, TimeoutError):
+        raise HTTPException(
+            status.HTTP_503_SERVICE_UNAVAILABLE,
+            "the database does not answer",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        ) from None
+    return Ready(database_ms=round(latency * 1000, 1))

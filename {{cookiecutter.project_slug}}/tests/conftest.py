@@ -1,0 +1,88 @@
+"""A PostgreSQL of the tests' own, migrated like the real one, and an app on it.
+
+Nothing here reads .env, or reaches the database that is developed on.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, text
+from sqlmodel import Session
+
+# main.py builds an app as it is imported; this one is never served.
+os.environ["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"
+os.environ["BETTER_AUTH_SECRET"] = secrets.token_urlsafe(48)
+
+import migrations
+from config import Settings
+from database_url import DatabaseUrl
+from db import create_db_engine
+from local_postgres import temporary_server
+from main import create_app
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[DatabaseUrl]:
+    """A server that ends with the tests."""
+    with temporary_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def new_database(server: DatabaseUrl) -> Callable[[], DatabaseUrl]:
+    """Create an empty database, and return where it is."""
+
+    def create() -> DatabaseUrl:
+        name = f"test_{secrets.token_hex(8)}"
+        engine = create_db_engine(server)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return server.replace(database=name)
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def database_url(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
+    """The database that most tests share, with the schema that the migrations give it."""
+    url = new_database()
+    migrations.upgrade(url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def engine(database_url: DatabaseUrl) -> Iterator[Engine]:
+    engine = create_db_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session whose work, commits included, is rolled back after the test."""
+    with engine.connect() as connection, connection.begin() as transaction:
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            yield session
+        transaction.rollback()
+
+
+@pytest.fixture(scope="session")
+def settings(database_url: DatabaseUrl) -> Settings:
+    return settings_for(database_url)
+
+
+def settings_for(url: DatabaseUrl, **changes: object) -> Settings:
+    """Return settings with the given database, and the defaults for the rest."""
+    return Settings.model_validate(
+        {"database_url": url, "better_auth_secret": secrets.token_urlsafe(48), **changes}
+    )
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as client:
+        yield client

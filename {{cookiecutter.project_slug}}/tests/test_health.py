@@ -1,0 +1,85 @@
+"""Liveness and readiness, as a load balancer asks for them."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import settings_for
+from fastapi.testclient import TestClient
+from sqlalchemy import event
+
+from config import PYPROJECT, Settings
+from database_url import DatabaseUrl
+from main import create_app
+
+
+@pytest.fixture
+def nowhere(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
+    """A database that is away: nothing listens on its port, and nothing else can take it."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield database_url.replace(port=reserved.getsockname()[1])
+
+
+@pytest.fixture
+def silent(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
+    """A database that is frozen: it takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield database_url.replace(port=listener.getsockname()[1])
+
+
+def test_health_tells_the_apps_name_and_version(client: TestClient) -> None:
+    answer = client.get("/health")
+
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "ok",
+        "app": PYPROJECT["tool"]["todo"]["title"],
+        "version": PYPROJECT["project"]["version"],
+    }
+
+
+def test_health_does_not_need_the_database(nowhere: DatabaseUrl) -> None:
+    with TestClient(create_app(settings_for(nowhere))) as client:
+        assert client.get("/health").status_code == 200
+
+
+def test_ready_tells_that_the_database_answers(client: TestClient) -> None:
+    answer = client.get("/ready")
+
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "ready"
+
+
+def test_not_ready_when_the_database_is_away(nowhere: DatabaseUrl) -> None:
+    with TestClient(create_app(settings_for(nowhere))) as client:
+        answer = client.get("/ready")
+
+    assert answer.status_code == 503
+    assert answer.json() == {"detail": "the database does not answer"}
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_not_ready_within_the_limit_when_the_database_is_frozen(silent: DatabaseUrl) -> None:
+    with TestClient(create_app(settings_for(silent))) as client:
+        answer = client.get("/ready")
+
+        assert answer.status_code == 503
+        # The limit is 2 seconds; without one it would be libpq's, 5 seconds.
+        assert answer.elapsed.total_seconds() < 4
+
+
+def test_one_query_serves_all_who_ask_at_once(settings: Settings) -> None:
+    app = create_app(settings)
+    queries = []
+    with TestClient(app) as client, ThreadPoolExecutor(10) as threads:
+        event.listen(
+            app.state.database.engine,
+            "after_cursor_execute",
+            lambda *arguments: queries.append(arguments),
+        )
+        answers = list(threads.map(lambda _: client.get("/ready"), range(50)))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(queries) == 1

@@ -1,0 +1,136 @@
+"""Settings that cannot work end the process at start, with a line for each mistake."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import PROJECT_DIR, Settings, SettingsError, load_settings
+from env_file import EXAMPLE_SECRET, PLACEHOLDER
+
+SECRET = "correct-horse-battery-staple-0123456789"
+URL = "postgresql://me:pass-word@127.0.0.1:5432/todo"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def load(tmp_path: Path, **values: str) -> Settings:
+    env_file = tmp_path / ".env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()), "utf-8")
+    return load_settings(env_file)
+
+
+def test_two_settings_are_enough(tmp_path: Path) -> None:
+    settings = load(tmp_path, DATABASE_URL=URL, BETTER_AUTH_SECRET=SECRET)
+
+    assert settings.database_url.host == "127.0.0.1"
+    assert settings.frontend_url == ("http://localhost:3000",)
+    assert settings.environment == "development"
+
+
+def test_the_environment_goes_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "9000")
+
+    settings = load(tmp_path, DATABASE_URL=URL, BETTER_AUTH_SECRET=SECRET, PORT="8001")
+
+    assert settings.port == 9000
+
+
+def test_several_front_ends_are_separated_by_commas(tmp_path: Path) -> None:
+    origins = "https://app.example.com/, http://localhost:3000"
+
+    settings = load(tmp_path, DATABASE_URL=URL, BETTER_AUTH_SECRET=SECRET, FRONTEND_URL=origins)
+
+    assert settings.frontend_url == ("https://app.example.com", "http://localhost:3000")
+
+
+def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
+    pooled = "postgresql://me:pw@ep-calm-sky-a1b2c3d4-pooler.eu-central-1.aws.neon.tech/todo"
+
+    settings = load(tmp_path, DATABASE_URL=pooled, BETTER_AUTH_SECRET=SECRET)
+
+    assert settings.migration_url.host == "ep-calm-sky-a1b2c3d4.eu-central-1.aws.neon.tech"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("DATABASE_URL", "", "DATABASE_URL: is missing"),
+        ("DATABASE_URL", PLACEHOLDER, "DATABASE_URL: "),
+        ("DATABASE_URL", "mysql://me:pass-word@host/db", "DATABASE_URL: "),
+        ("BETTER_AUTH_SECRET", "", "BETTER_AUTH_SECRET: is missing"),
+        ("BETTER_AUTH_SECRET", "sh0rt-one", "BETTER_AUTH_SECRET: is too short"),
+        ("BETTER_AUTH_SECRET", EXAMPLE_SECRET, "BETTER_AUTH_SECRET: is the one from .env.example"),
+        ("FRONTEND_URL", "*", 'FRONTEND_URL: "*" is refused'),
+        ("FRONTEND_URL", "https://*.example.com", 'FRONTEND_URL: "*" is refused'),
+        ("FRONTEND_URL", "app.example.com", "FRONTEND_URL: write an origin"),
+        ("FRONTEND_URL", "https://example.com/app", "FRONTEND_URL: write an origin"),
+        ("FRONTEND_URL", " , ", "FRONTEND_URL: is too short"),
+        ("BETTER_AUTH_URL", "auth.example.com", "BETTER_AUTH_URL: write an origin"),
+        ("ENVIRONMENT", "staging", "ENVIRONMENT: "),
+        ("LOG_LEVEL", "chatty", "LOG_LEVEL: "),
+        ("DB_POOL_SIZE", "0", "DB_POOL_SIZE: "),
+        ("PORT", "http", "PORT: "),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_without_the_value(
+    tmp_path: Path, name: str, value: str, expected: str
+) -> None:
+    values = {"DATABASE_URL": URL, "BETTER_AUTH_SECRET": SECRET} | {name: value}
+
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, **values)
+
+    message = str(caught.value)
+    assert message.startswith(expected)
+    assert "\n" not in message
+    for secret in ("pass-word", "sh0rt-one", SECRET):
+        assert secret not in message
+
+
+def test_the_app_ends_at_start_and_tells_all_mistakes_at_once() -> None:
+    wrong = {
+        "DATABASE_URL": "mysql://me:pass-word@host/db",
+        "BETTER_AUTH_SECRET": "sh0rt-one",
+        "FRONTEND_URL": "*",
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "main:app", "--port", "0"],
+        cwd=PROJECT_DIR,
+        env=os.environ | wrong,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert [name for name in wrong if f"{name}: " in output] == list(wrong)
+    assert "Traceback" not in output
+    assert "pass-word" not in output
+    assert "sh0rt-one" not in output
+
+
+def test_every_setting_has_its_line_in_the_example() -> None:
+    example = (PROJECT_DIR / ".env.example").read_text("utf-8")
+
+    names = re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE)
+
+    assert sorted(names) == sorted(name.upper() for name in Settings.model_fields)
+
+
+def test_every_setting_is_explained_in_the_readme() -> None:
+    readme = (PROJECT_DIR / "README.md").read_text("utf-8")
+
+    assert [name for name in Settings.model_fields if f"| `{name.upper()}` |" not in readme] == []
