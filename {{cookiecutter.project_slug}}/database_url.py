@@ -67,8 +67,8 @@ PLACE = re.compile(rf"(?a)({NODE}(?:,{NODE})*)(?:/([^@?]*))?(?:\?(.*))?")
 # password that really looks like this is taken when it is percent-encoded.
 STAND_IN = re.compile(
     r"""(?aix)
-    [:@/](?:<[^>]*>|\[[a-z][\w\ -]*\]|\{[^}]*\}|\$\{?\w+\}?|x{4,}|\.{3,}|(?-i:PASSWORD)
-        |your[-_]?(?:user|role|pass|host|endpoint|db|database)\w*)(?=[:@/?]|$)
+    [:@](?:<[^>]*>|\[[a-z][\w\ -]*\]|\{[^}]*\}|\$\{?\w+\}?|x{4,}|\.{3,}|(?-i:PASSWORD)
+        |your[-_]?(?:user|role|pass|host|endpoint)[\w-]*)(?=[:@/?]|$)
     |@host(?:name)?(?=[:/?@]|$)
     |@ep-cool-darkness-123456"""  # the example of Neon's documentation
 )
@@ -94,8 +94,8 @@ class DatabaseUrl:
     options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        options = ((name, "***" if name == "sslpassword" else v) for name, v in self.options)
-        return self._write("***" if self.password else "", options)
+        shown = ((name, "" if name == "sslpassword" else value) for name, value in self.options)
+        return self._write("***" if self.password else "", shown)
 
     def __repr__(self) -> str:
         return f"<DatabaseUrl {self}>"
@@ -106,8 +106,7 @@ class DatabaseUrl:
 
     def for_libpq(self) -> str:
         """Return the URL with its password, for psycopg2, psql and pg_dump."""
-        options = ((name, encode(value)) for name, value in self.options)
-        return self._write(encode(self.password), options)
+        return self._write(encode(self.password), self.options)
 
     def for_sqlalchemy(self) -> str:
         """Return the URL with its password and its driver: SQLAlchemy's choice of one changes."""
@@ -118,8 +117,8 @@ class DatabaseUrl:
         address = self.address
         if self.host.startswith("/"):  # SQLAlchemy knows a socket as a parameter only
             address = ""
-            options = [("host", encode(self.host)), ("port", str(self.port)), *options]
-        query = "&".join(f"{name}={value}" for name, value in options)
+            options = [("host", self.host), ("port", str(self.port)), *options]
+        query = "&".join(f"{name}={encode(value)}" for name, value in options)
         return f"postgresql://{login}@{address}/{encode(self.database)}{query and '?'}{query}"
 
     @property
@@ -209,7 +208,7 @@ def read_keywords(text: str) -> dict[str, str]:
             )
         settings[match[1]] = re.sub(r"(?s)\\(.)", r"\1", match[2] or match[3] or "")
         end = match.end()
-    refuse_stand_ins("@".join(["", *settings.values()]))
+    refuse_stand_ins(*(settings.get(name, "") for name in ("user", "password", "host")))
     return settings
 
 
@@ -221,7 +220,7 @@ def read_variables(text: str) -> dict[str, str]:
     for variable, value in VARIABLE.findall(text):
         name = variable.lower()
         settings[VARIABLES.get(name, name)] = value[1:-1] if value[:1] in {"'", '"'} else value
-    refuse_stand_ins("@".join(["", *settings.values()]))
+    refuse_stand_ins(*(settings.get(name, "") for name in ("user", "password", "host")))
     return settings
 
 
@@ -261,7 +260,7 @@ def explain_scheme(scheme: str) -> str:
 
 def read_url(text: str, changes: list[str]) -> dict[str, str]:
     """Take apart and decode what stands after "postgresql://"."""
-    refuse_stand_ins(f"@{text}")
+    refuse_stand_ins(text)
     login, place = split_login(text, changes)
     nodes, database, query = place.groups(default="")
     user, _, password = login.partition(":")
@@ -305,13 +304,13 @@ def split_query(query: str | None) -> dict[str, str]:
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs) if name}
 
 
-def refuse_stand_ins(text: str) -> None:
-    if STAND_IN.search(text):
+def refuse_stand_ins(*parts: str) -> None:
+    if any(STAND_IN.search(f"@{part}") for part in parts):
         raise DatabaseUrlError(
-            "the text still holds a placeholder: write your own connection string, "
-            "with the special characters of its password percent-encoded"
+            "the text still holds a placeholder: type `uv run manage.py env` and paste your own "
+            "connection string (a password that looks like a placeholder: percent-encoded)"
         )
-    if MASK.search(text):
+    if any(MASK.search(part) for part in parts):
         raise DatabaseUrlError("the password is masked: choose to show it, and copy again")
 
 
@@ -335,16 +334,16 @@ def encode(text: str) -> str:
 
 def assemble(settings: dict[str, str], changes: list[str]) -> DatabaseUrl:
     """Check libpq's keywords, and fill in what is missing. Raises DatabaseUrlError."""
-    options = {name: value for name, value in settings.items() if value}
-    user, password = options.pop("user", ""), options.pop("password", "")
-    host, port = options.pop("host", ""), options.pop("port", "5432")
-    database = options.pop("dbname", "")
+    own = {name: settings.get(name, "") for name in ("user", "password", "host", "port", "dbname")}
+    user, password, host, port, database = own.values()
+    options = {name: value for name, value in settings.items() if name not in own}
     if "," in host + port:
         raise DatabaseUrlError("the text names several hosts: write the one that takes writes")
     if not HOST.fullmatch(host):
         raise DatabaseUrlError(f"the host is missing, or not a host name: write {PLACEHOLDER}")
     if not user:
         raise DatabaseUrlError(f"the user is missing: write {PLACEHOLDER}")
+    port = port or "5432"
     if not re.fullmatch(r"(?a)\d{1,5}", port) or not 0 < int(port) < 65536:
         raise DatabaseUrlError("the port is not a number from 1 to 65535: write HOST:5432")
     url = DatabaseUrl(user, password, host, int(port), database)
@@ -358,7 +357,7 @@ def assemble(settings: dict[str, str], changes: list[str]) -> DatabaseUrl:
         changes.append("added the database, which was missing")
     translate(options, changes)
     set_tls(options, changes, is_neon=url.is_neon)
-    return url.replace(options=tuple(options.items()))
+    return url.replace(options=tuple(item for item in options.items() if item[1]))
 
 
 def translate(options: dict[str, str], changes: list[str]) -> None:
@@ -376,11 +375,11 @@ def translate(options: dict[str, str], changes: list[str]) -> None:
 
 def set_tls(options: dict[str, str], changes: list[str], *, is_neon: bool) -> None:
     """Check sslmode. Nothing goes to Neon without TLS."""
-    if "sslmode" in options:
-        options["sslmode"] = MODE_ALIASES.get(options["sslmode"], options["sslmode"])
+    if given := options.get("sslmode"):
+        options["sslmode"] = MODE_ALIASES.get(given, given)
         if options["sslmode"] not in MODES:
             raise DatabaseUrlError(f"the sslmode is unknown: write one of {', '.join(MODES)}")
-    if is_neon and options.get("sslmode", "prefer") in {"disable", "allow", "prefer"}:
+    if is_neon and options.get("sslmode") not in {"require", "verify-ca", "verify-full"}:
         # libpq takes the system's certificates only together with the full check.
         strict = options.get("sslrootcert") == "system"
         options["sslmode"] = "verify-full" if strict else "require"

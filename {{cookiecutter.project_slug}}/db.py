@@ -1,19 +1,21 @@
-"""The database: the engine, its connections, and the sessions that requests get.
+"""The database: the engine, its connections, and the two ways in which requests use them.
 
 The usual session dependency locks an app up under load: requests that hold a connection wait for
 a thread, and the threads wait for a connection. Here a request waits for its connection on the
-event loop, and gives it back before its response is sent.
+event loop, in order, and gives it back before its response is sent.
 """
 
 import asyncio
+import select
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import psycopg2
 from fastapi import Depends, Request
-from sqlalchemy import Engine, create_engine, event, exc, text
+from sqlalchemy import Engine, Executable, RowMapping, create_engine, event, exc, text
 from sqlmodel import Session, SQLModel
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
@@ -49,7 +51,7 @@ def create_db_engine(url: DatabaseUrl, *, pool_size: int = 1, echo: bool = False
         pool_use_lifo=True,  # lets connections that are not needed go idle
     )
     event.listen(engine, "checkin", note_time_of_return)
-    event.listen(engine, "checkout", try_long_idle_connection)
+    event.listen(engine, "checkout", replace_dead_connection)
     return engine
 
 
@@ -57,19 +59,32 @@ def note_time_of_return(_connection: Any, record: Any) -> None:
     record.info["returned_at"] = time.monotonic()
 
 
-def try_long_idle_connection(connection: Any, record: Any, _proxy: Any) -> None:
-    """Replace a connection that died idle, without a round trip for one that was just in use.
+def replace_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
+    """Have a connection that died idle replaced, without a round trip for one that was just in use.
 
-    Neon closes connections when it scales to zero, after five minutes without queries.
+    What the server said by itself, it said as it hung up: a restart, a shutdown, or Neon's scaling
+    to zero after five minutes. Only a connection that nobody hung up, and that a router on the
+    way may have forgotten, takes a query to try.
     """
+    if has_news(connection):
+        raise exc.DisconnectionError  # the pool connects anew, and tries again
     if time.monotonic() - record.info.get("returned_at", time.monotonic()) < IDLE_SECONDS:
         return
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
         connection.rollback()
-    except connection.Error as error:
-        raise exc.DisconnectionError from error  # the pool connects anew, and tries again
+    except psycopg2.Error as error:
+        raise exc.DisconnectionError from error
+
+
+def has_news(connection: Any) -> bool:
+    """Has the server said something that nobody asked for? Looks at the socket alone."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([connection], [], [], 0)[0])  # Windows
 
 
 def create_db_and_tables(engine: Engine) -> None:
@@ -94,36 +109,68 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         size = settings.db_pool_size
         self.engine = create_db_engine(settings.database_url, pool_size=size, echo=settings.debug)
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="database")
-        self._connections = asyncio.Semaphore(size)
+        self._free = asyncio.Semaphore(size)
 
     @asynccontextmanager
     async def connection_slot(self) -> AsyncIterator[None]:
-        """Wait in order, on the event loop, for the right to a connection of the pool.
+        """Wait in order, on the event loop, for the right to use a connection of the pool.
 
         Raises DatabaseUnavailable after WAIT_SECONDS.
         """
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                await self._connections.acquire()
+                await self._free.acquire()
         except TimeoutError:
             raise DatabaseUnavailable("all connections are in use") from None
         try:
             yield
         finally:
-            self._connections.release()
+            self._free.release()
 
-    async def run[T](self, work: Callable[[], T]) -> T:
-        """Run blocking work in one of the database's own threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def in_thread[T](self, work: Callable[[], T]) -> T:
+        """Run blocking work, which a slot was waited for. Raises DatabaseUnavailable."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except exc.OperationalError as error:
+            raise DatabaseUnavailable("the database does not answer") from error
+
+    async def statement(
+        self, statement: Executable, parameters: dict[str, Any] | None = None
+    ) -> Sequence[RowMapping]:
+        """Run one statement, in one round trip: it is atomic by itself. Returns all its rows.
+
+        Raises DatabaseUnavailable, and sqlalchemy.exc.IntegrityError.
+        """
+
+        def run() -> Sequence[RowMapping]:
+            with self._autocommit.connect() as connection:
+                result = connection.execute(statement, parameters)
+                return result.mappings().all() if result.returns_rows else []
+
+        async with self.connection_slot():
+            return await self.in_thread(run)
+
+    async def transaction[T](self, work: Callable[[Session], T]) -> T:
+        """Run `work` in one transaction, committed when it returns, rolled back when it raises.
+
+        Raises DatabaseUnavailable, and what `work` raises.
+        """
+
+        def run() -> T:
+            with Session(self.engine, expire_on_commit=False) as session:
+                result = work(session)
+                session.commit()
+                return result
+
+        async with self.connection_slot():
+            return await self.in_thread(run)
 
     async def ping(self) -> float:
         """Ask the database for an answer. Returns seconds. Raises DatabaseUnavailable."""
         async with self.connection_slot():
-            try:
-                return await self.run(lambda: ping(self.engine))
-            except exc.SQLAlchemyError as error:
-                raise DatabaseUnavailable("the database does not answer") from error
+            return await self.in_thread(lambda: ping(self.engine))
 
     def close(self) -> None:
         """Give back threads and connections; nothing is waited for."""
@@ -131,15 +178,52 @@ class Database:
         self.engine.dispose()
 
 
-async def get_session(request: Request) -> AsyncIterator[Session]:
-    """Yield a session that commits when it is told to, and that nobody else uses."""
+async def get_database(request: Request) -> Database:
     database: Database = request.app.state.database
+    return database
+
+
+DatabaseDep = Annotated[Database, Depends(get_database)]
+
+
+class OneStatement:
+    """The right to send one statement, for a request that needs no more.
+
+    One is atomic by itself and costs one round trip. Two of them would be two transactions, and
+    a failure between them would leave half the work done: the second is refused.
+    """
+
+    def __init__(self, database: DatabaseDep) -> None:
+        self._database = database
+        self._sent = False
+
+    async def all(self, statement: Executable, **parameters: Any) -> Sequence[RowMapping]:
+        """Send it. Returns its rows. Raises DatabaseUnavailable; RuntimeError at a second call."""
+        if self._sent:
+            raise RuntimeError(
+                "this request has sent its statement: put both into one function, and run that by"
+                " `database.transaction(work)`, which keeps them together"
+            )
+        self._sent = True
+        return await self._database.statement(statement, parameters)
+
+    async def first(self, statement: Executable, **parameters: Any) -> RowMapping | None:
+        """Send it. Returns its first row, None if it has none."""
+        rows = await self.all(statement, **parameters)
+        return rows[0] if rows else None
+
+
+StatementDep = Annotated[OneStatement, Depends()]
+
+
+async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:
+    """Yield a session that commits when it is told to, and that nobody else uses."""
     async with database.connection_slot():
         session = Session(database.engine, expire_on_commit=False)
         try:
             yield session
         finally:
-            await database.run(session.close)
+            await database.in_thread(session.close)
 
 
 # "function": the connection is back in the pool before the response is sent, so that a client

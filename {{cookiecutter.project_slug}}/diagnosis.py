@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg2
 
@@ -114,6 +114,8 @@ def explain(error: BaseException, url: DatabaseUrl) -> Finding:
     message = str(error).strip()
     for pattern, finding in FINDINGS:
         if re.search(pattern, message, re.MULTILINE):
+            if url.is_embedded and finding.name == "nothing listens":
+                return replace(finding, advice="start it: uv run manage.py postgres start")
             return finding
     first_line = message.partition("\n")[0] or type(error).__name__
     if url.password:

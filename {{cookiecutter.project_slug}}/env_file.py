@@ -14,26 +14,30 @@ from pathlib import Path
 from typing import TextIO
 
 import database_url
-from database_url import EMBEDDED_USER, PLACEHOLDER, DatabaseUrl, DatabaseUrlError
+from database_url import EMBEDDED_USER, DatabaseUrl, DatabaseUrlError
 
-__all__ = ["EXAMPLE_SECRET", "PLACEHOLDER", "ask_database_url", "create", "embedded_url"]
-__all__ += ["free_port", "get_value", "new_secret", "set_value"]
-
-EXAMPLE_SECRET = "change-me-to-at-least-32-random-characters"  # noqa: S105  (config.py refuses it)
+# The values of `.env.example` that nobody can work with: both are refused.
+PLACEHOLDER = database_url.PLACEHOLDER
+EXAMPLE_SECRET = "change-me-to-at-least-32-random-characters"  # noqa: S105  (no secret at all)
 LOOPBACK = "127.0.0.1"
 # Below the ports that Linux, macOS and Windows hand out by themselves, so that one stays free.
 PORTS = range(20_000, 30_000)
 ATTEMPTS = 3
 
-# A line as python-dotenv reads it; quoted values may go on over several lines.
-LINE = re.compile(
-    r"""^\ufeff?[ \t]*(?:export[ \t]+)?(?P<name>[^=\#\s'"]+)[ \t]*=[ \t]*
-    (?P<value>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:[^\s\#]|(?<!\s)\#|[^\S\r\n]+(?![\s\#]))*)""",
-    re.M | re.S | re.X,
+# A setting as python-dotenv reads it: a quoted value may go on over several lines, and " #" starts
+# a comment after another.
+SETTING = re.compile(
+    r"""(?msx)
+    (?:\A\ufeff|^)[ \t]*(?:export[ \t]+)?(?P<name>[^=\#\s'"]+)[ \t]*=
+    (?P<value>[ \t]*(?:
+        '(?:\\.|[^'\\])*'(?=\s|\Z)
+        |"(?:\\.|[^"\\])*"(?=\s|\Z)
+        |(?:[^\s\#]|(?<!\s)\#|[^\S\r\n]+(?![\s\#]))+
+    )|)"""
 )
 # These characters mean themselves to python-dotenv, to `docker run --env-file`, which knows no
 # quotes, and in `export $(cat .env)`.
-PLAIN = re.compile(r"[\w.,:;/@%?&=+~^!-]*", re.A)
+PLAIN = re.compile(r"(?a)[\w.,:;/@%?&=+~^!-]*")
 
 
 def create(path: Path, example: Path, values: Mapping[str, str]) -> None:
@@ -46,8 +50,8 @@ def create(path: Path, example: Path, values: Mapping[str, str]) -> None:
         raise FileExistsError(f"{path} exists already: change it, or move it away")
     text = read_text(example)
     for name, value in values.items():
-        if not find_line(text, name):
-            text = re.sub(rf"^\#[ \t]*(?={re.escape(name)}=)", "", text, count=1, flags=re.M)
+        if not find_setting(text, name):
+            text = re.sub(rf"(?m)^#[ \t]*(?={re.escape(name)}=)", "", text, count=1)
         text = with_value(text, name, value)
     write_text(path, text)
 
@@ -62,24 +66,25 @@ def set_value(path: Path, name: str, value: str) -> None:
 
 def get_value(path: Path, name: str) -> str | None:
     """Return what python-dotenv reads for `name`, but without its ${…} filled in."""
-    line = find_line(read_text(path), name)
-    if line is None:
+    setting = find_setting(read_text(path), name)
+    if setting is None:
         return None
-    value = line["value"]
+    value = setting["value"].strip()
     if value[:1] in {"'", '"'} and value[-1:] == value[:1]:
-        return re.sub(r"\\([\\'\"])", r"\1", value[1:-1])
+        return re.sub(r"\\([\\'])", r"\1", value[1:-1])
     return value
 
 
-def find_line(text: str, name: str) -> re.Match[str] | None:
-    """Find the line that counts: the last one."""
-    lines = [line for line in LINE.finditer(text) if line["name"] == name]
-    return lines[-1] if lines else None
+def find_setting(text: str, name: str) -> re.Match[str] | None:
+    """Find the setting that counts: the last one."""
+    settings = [setting for setting in SETTING.finditer(text) if setting["name"] == name]
+    return settings[-1] if settings else None
 
 
 def with_value(text: str, name: str, value: str) -> str:
-    if line := find_line(text, name):
-        return text[: line.start("value")] + quoted(name, value) + text[line.end("value") :]
+    if setting := find_setting(text, name):
+        start, end = setting.span("value")
+        return text[:start] + quoted(name, value) + text[end:]
     newline = "\r\n" if "\r\n" in text else "\n"
     separator = "" if not text or text.endswith("\n") else newline
     return f"{text}{separator}{name}={quoted(name, value)}{newline}"
@@ -143,20 +148,25 @@ def embedded_url(database: str) -> DatabaseUrl:
 def ask_database_url(
     read: Callable[[str], str] = getpass.getpass, out: TextIO | None = None
 ) -> DatabaseUrl | None:
-    """Ask on the terminal, without echo, up to three times. None: left for later."""
-    for _ in range(ATTEMPTS):
+    """Ask on the terminal, without echo. None: nothing was answered.
+
+    Raises DatabaseUrlError when the last attempt is as wrong as those before it.
+    """
+    for attempts_left in reversed(range(ATTEMPTS)):
         try:
-            answer = read("Connection string (not shown; empty: later): ").strip()
+            answer = read("Connection string (stays hidden, may be left empty): ")
         except EOFError:
             return None
-        if not answer:
+        if not answer.strip():
             return None
         try:
             reading = database_url.read(answer)
         except DatabaseUrlError as error:
-            print(f"  Not usable: {error}.", file=out or sys.stderr)
-            continue
-        for change in reading.changes:
-            print(f"  Mended: {change}.", file=out or sys.stderr)
-        return reading.url
+            if not attempts_left:
+                raise
+            print(f"  Once more: {error}", file=out or sys.stderr)
+        else:
+            for change in reading.changes:
+                print(f"  Mended: {change}", file=out or sys.stderr)
+            return reading.url
     return None

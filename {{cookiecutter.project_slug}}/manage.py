@@ -205,12 +205,13 @@ def psql(context: typer.Context) -> None:
         raise fail(f"DATABASE_URL is not the embedded server but {url}: use your own psql")
     with failing_plainly():
         program = local_postgres.binaries() / "psql"
-        local_postgres.ensure_running(ENV_FILE)
-    command = [program, "--host", url.host, "--port", str(url.port), "--username", url.user]
-    # The password goes by the environment: a command line can be read by everybody.
-    secret = {"PGPASSWORD": url.password}
+        url = local_postgres.ensure_running(ENV_FILE)
+    login = ["--host", url.host, "--port", str(url.port), "--username", url.user]
     done = subprocess.run(  # noqa: S603
-        [*command, *context.args, url.database], env=os.environ | secret, check=False
+        [str(program), *login, *context.args, url.database],
+        # The password goes by the environment: a command line can be read by everybody.
+        env=os.environ | {"PGPASSWORD": url.password},
+        check=False,
     )
     raise typer.Exit(done.returncode)
 

@@ -64,13 +64,10 @@ class Task(SQLModel, table=True):
     order: int | None = None
     priority: Priority = Field(
         default=Priority.MEDIUM,
-        # Text with a check, since values are easier to add to it than to a type of PostgreSQL's.
+        # A type of PostgreSQL's, which sorts in the order of declaration.
         sa_type=Enum(
             Priority,
-            name="priority",
-            native_enum=False,
-            length=20,
-            create_constraint=True,
+            name="task_priority",
             values_callable=lambda priorities: [priority.value for priority in priorities],
         ),
         sa_column_kwargs={"server_default": Priority.MEDIUM.value},

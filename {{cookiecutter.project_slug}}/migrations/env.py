@@ -1,17 +1,17 @@
 """How Alembic reaches the database; `uv run alembic …` and `manage.py migrate` both come here."""
 
 from alembic import context
-from sqlalchemy import text
+from sqlalchemy import NullPool, create_engine, text
 from sqlmodel import SQLModel
 
 import models  # noqa: F401  (autogenerate must know the tables)
 from config import get_settings
 from database_url import DatabaseUrl
-from db import create_db_engine
 
 # Any number will do, as long as all replicas of this app use the same.
 LOCK_KEY = 7_206_041
 LOCK_WAIT = "60s"
+CONNECT_SECONDS = 30  # a compute that sleeps has to wake up first
 
 
 def database() -> DatabaseUrl:
@@ -32,7 +32,11 @@ def run_offline() -> None:
 
 def run_online() -> None:
     """Migrate in one transaction: all of it, or nothing."""
-    engine = create_db_engine(database())
+    engine = create_engine(
+        database().for_sqlalchemy(),
+        connect_args={"connect_timeout": CONNECT_SECONDS},
+        poolclass=NullPool,
+    )
     with engine.connect() as connection:
         context.configure(connection=connection, target_metadata=SQLModel.metadata)
         with context.begin_transaction():
@@ -41,7 +45,6 @@ def run_online() -> None:
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
             context.run_migrations()
-    engine.dispose()
 
 
 if context.is_offline_mode():

@@ -71,15 +71,19 @@ def session(engine: Engine) -> Iterator[Session]:
 
 
 @pytest.fixture(scope="session")
-def settings(database_url: DatabaseUrl) -> Settings:
-    return settings_for(database_url)
-
-
-def settings_for(url: DatabaseUrl, **changes: object) -> Settings:
+def settings_for() -> Callable[..., Settings]:
     """Return settings with the given database, and the defaults for the rest."""
-    return Settings.model_validate(
-        {"database_url": url, "better_auth_secret": secrets.token_urlsafe(48), **changes}
-    )
+
+    def build(url: DatabaseUrl, **changes: object) -> Settings:
+        required = {"database_url": url, "better_auth_secret": secrets.token_urlsafe(48)}
+        return Settings.model_validate(required | changes)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def settings(database_url: DatabaseUrl, settings_for: Callable[..., Settings]) -> Settings:
+    return settings_for(database_url)
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Liveness and readiness, as a load balancer asks for them."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import settings_for
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
@@ -40,7 +39,9 @@ def test_health_tells_the_apps_name_and_version(client: TestClient) -> None:
     }
 
 
-def test_health_does_not_need_the_database(nowhere: DatabaseUrl) -> None:
+def test_health_does_not_need_the_database(
+    nowhere: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> None:
     with TestClient(create_app(settings_for(nowhere))) as client:
         assert client.get("/health").status_code == 200
 
@@ -52,7 +53,9 @@ def test_ready_tells_that_the_database_answers(client: TestClient) -> None:
     assert answer.json()["status"] == "ready"
 
 
-def test_not_ready_when_the_database_is_away(nowhere: DatabaseUrl) -> None:
+def test_not_ready_when_the_database_is_away(
+    nowhere: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> None:
     with TestClient(create_app(settings_for(nowhere))) as client:
         answer = client.get("/ready")
 
@@ -61,7 +64,9 @@ def test_not_ready_when_the_database_is_away(nowhere: DatabaseUrl) -> None:
     assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_not_ready_within_the_limit_when_the_database_is_frozen(silent: DatabaseUrl) -> None:
+def test_not_ready_within_the_limit_when_the_database_is_frozen(
+    silent: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> None:
     with TestClient(create_app(settings_for(silent))) as client:
         answer = client.get("/ready")
 

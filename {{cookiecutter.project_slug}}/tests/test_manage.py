@@ -79,11 +79,15 @@ def test_env_replaces_the_secret_alone(env_file: Path) -> None:
 
 
 def test_env_refuses_what_is_no_connection_string(env_file: Path) -> None:
+    run("env", "--local")
+    before = env_file.read_bytes()
+
     code, output = run("env", answer="mysql://me:pass-word@db.example.com/todo")
 
     assert code == 1
     assert "✗ DATABASE_URL: " in output
     assert "pass-word" not in output
+    assert env_file.read_bytes() == before
 
 
 def test_check_finds_nothing_wrong(

@@ -27,15 +27,7 @@ def upgrade() -> None:
         sa.Column("order", sa.Integer(), nullable=True),
         sa.Column(
             "priority",
-            sa.Enum(
-                "low",
-                "medium",
-                "high",
-                name="priority",
-                native_enum=False,
-                create_constraint=True,
-                length=20,
-            ),
+            sa.Enum("low", "medium", "high", name="task_priority"),
             server_default="medium",
             nullable=False,
         ),
@@ -107,3 +99,4 @@ def downgrade() -> None:
     op.drop_table("users")
     op.drop_index(op.f("ix_tasks_owner_id_id"), table_name="tasks")
     op.drop_table("tasks")
+    op.execute("DROP TYPE task_priority")

