@@ -13,16 +13,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 
+Answers = dict[str, str]
+
 LONGEST = 900  # seconds that a command may take
-TERMINAL = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
-INSTALL_UV = "python3 -m pip install uv"
+# What uv's words mean; the first that fits. Its own words follow where none does.
 MEANINGS = {
-    "No interpreter found|No download found": "this Python is not here, and uv could not get it",
+    "No interpreter found|Failed to inspect Python|python-build-standalone": (
+        "the Python of .python-version is not installed, and uv could not download it"
+    ),
     "No space left": "the disk is full",
-    "Network connectivity is disabled|dns error|sending request|Failed to fetch|timed out": (
+    "network was disabled|error sending request|dns error|timed out": (
         "the package index cannot be reached"
     ),
 }
@@ -32,20 +37,33 @@ class StepFailed(Exception):
     """Why a step failed, without secrets."""
 
 
-def own_environment():
-    """Return the environment without another program's settings, and without secrets."""
+def say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError:  # nobody reads it any more, as in `uvx cookiecutter … | head -1`
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  (until the end)
+
+
+def show(text: str) -> None:
+    """Show a line that the next one replaces: on a terminal only, a log wants none of them."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="\r", flush=True)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment without settings that belong to another program."""
     example = Path(".env.example").read_text("utf-8")
     foreign = {*re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE), "NEON_DATABASE_URL"}
-    # pyenv's uvx sets PYENV_VERSION to its own Python, which hides the one that is wanted here.
-    foreign |= {"PYENV_VERSION", "VIRTUAL_ENV"}
+    # pyenv's uvx names its own Python, which hides the one that is wanted here.
+    foreign |= {"PYENV_VERSION", "VIRTUAL_ENV", "FORCE_COLOR", "CLICOLOR_FORCE"}
     return {name: value for name, value in os.environ.items() if name not in foreign}
 
 
-def run(*command):
-    """Run a command, with a sign of life on a terminal. Raises StepFailed."""
+def run(*command: str) -> None:
+    """Run a command to its end. Raises StepFailed."""
     process = subprocess.Popen(
         command,
-        env=own_environment(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -53,36 +71,43 @@ def run(*command):
         errors="replace",
     )
     lines, start = [""], time.monotonic()
-    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
     reader.start()
     try:
-        while reader.is_alive() and time.monotonic() - start < LONGEST:
-            reader.join(0.1)
-            show(f"  {time.monotonic() - start:.0f} s  {lines[-1].strip()}")
+        while process.poll() is None and (seconds := time.monotonic() - start) < LONGEST:
+            show(f"  {seconds:.0f} s  {lines[-1].strip()}")
+            time.sleep(0.05)
     finally:
         show("")
-        if reader.is_alive():
-            process.terminate()
-    if process.wait(timeout=60):
-        output = re.sub(r"//[^/@\s]+@", "//***@", "".join(lines))  # an index may want a password
-        meanings = [meaning for text, meaning in MEANINGS.items() if re.search(text, output)]
-        raise StepFailed("\n    ".join(meanings[:1] + output.strip().splitlines()[-6:]))
+        process.terminate()  # does nothing to a process that has ended
+    if process.returncode is None:
+        raise StepFailed(f"it was stopped, {LONGEST} s are too long")
+    reader.join(1)
+    if process.returncode:
+        raise StepFailed(reason("".join(lines)))
 
 
-def show(text):
-    """Show a line that the next one replaces."""
-    if TERMINAL:
-        print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="\r", flush=True)
+def reason(output: str) -> str:
+    """Tell from a command's output why it failed."""
+    for words, meaning in MEANINGS.items():
+        if re.search(words, output):
+            return meaning
+    output = re.sub(r"//[^/@\s]+@", "//***@", output)  # a package index may want a password
+    lines = [line.removeprefix("✗ ") for line in output.strip().splitlines()]
+    return "\n    ".join(lines[-6:])
 
 
-def write_env(answers):
+def write_env(answers: Answers) -> str | None:
     """Write .env before anything slow, so that a pasted connection string is never lost."""
+    if Path(".env").exists():
+        return "there is a .env already, and it stays"
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(Path.cwd()))
-    import database_url
-    import env_file
+    # Modules of the project, which is rendered by now.
+    import database_url  # noqa: PLC0415
+    import env_file  # noqa: PLC0415
 
-    url, reason = None, "no connection string was given"
+    url, problem = None, "no connection string was given, so .env holds a placeholder"
     try:
         if answers["database"] == "local":
             url = env_file.embedded_url(answers["project_slug"].replace("-", "_"))
@@ -91,24 +116,25 @@ def write_env(answers):
         elif sys.stdin.isatty():
             url = env_file.ask_database_url()
     except database_url.DatabaseUrlError as error:
-        reason = f"NEON_DATABASE_URL: {error}"
+        problem = f"{error}; .env holds a placeholder"
     values = {"BETTER_AUTH_SECRET": env_file.new_secret()}
     if url:
         values["DATABASE_URL"] = url.for_libpq()
     env_file.create(Path(".env"), Path(".env.example"), values)
     if not url:
-        raise StepFailed(reason)
+        raise StepFailed(problem)
+    return None
 
 
-def commit(_answers):
-    """Make the first commit. Returns why not, where that is nobody's mistake."""
+def commit(_answers: Answers) -> str | None:
+    """Make the first commit. Returns why not, where that is as it should be."""
     if not shutil.which("git"):
         return "left out, git is not installed"
-    quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 60, "check": False}
-    if subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], **quiet).returncode == 0:
+    if succeeds("git", "rev-parse", "--is-inside-work-tree"):
         return "left out, the folder is inside a repository already"
-    if subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], **quiet).returncode:
-        raise StepFailed('git wants to know you: git config --global user.email "you@example.com"')
+    if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
+        name, email = 'user.name "Your Name"', "user.email you@example.com"
+        raise StepFailed(f"who are you? git config --global {name}; git config --global {email}")
     run("git", "init", "--quiet")
     run("git", "add", "--all")
     # A signature may want a passphrase, and nobody could type it here.
@@ -116,11 +142,25 @@ def commit(_answers):
     return None
 
 
-def uv(*arguments):
+def succeeds(*command: str) -> bool:
+    """Run a command that only asks."""
+    done = subprocess.run(
+        command,
+        check=False,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
+    return done.returncode == 0
+
+
+def uv(*arguments: str) -> Callable[[Answers], None]:
     return lambda _answers: run(UV, *arguments)
 
 
-STEPS = {  # each step's name, what it does, and the command that does it again
+STEPS: dict[str, tuple[Callable[[Answers], str | None], str]] = {
+    # its name: (what it does, the command that does it again)
     "settings": (write_env, "uv run manage.py env"),
     "dependencies": (uv("sync"), "uv sync"),
     "database": (uv("run", "manage.py", "postgres", "start"), "uv run manage.py postgres start"),
@@ -128,57 +168,71 @@ STEPS = {  # each step's name, what it does, and the command that does it again
     "smoke test": (uv("run", "manage.py", "check"), "uv run manage.py check"),
     "git": (commit, 'git init && git add --all && git commit -m "First commit"'),
 }
-INDEPENDENT = {"settings", "dependencies", "git"}  # the others need all before them
+INDEPENDENT = {"settings", "dependencies", "git"}  # each of the others needs all before it
 
 
-def main(answers):
-    if "_output_dir" not in answers and Path.cwd().parents[1] == Path(tempfile.gettempdir()):
+def take(name: str, answers: Answers) -> bool:
+    """Take one step and tell how it went. Returns whether it succeeded."""
+    step, again = STEPS[name]
+    start = time.monotonic()
+    try:
+        note = step(answers)
+    except Exception as error:  # noqa: BLE001  (whatever it is, the project has to stay)
+        say(f"✗ {name}: {error or type(error).__name__}\n    again: {again}")
+        return False
+    say(f"- {name}: {note}" if note else f"✓ {name} ({time.monotonic() - start:.1f} s)")
+    return True
+
+
+def main(answers: Answers) -> None:
+    passing = Path(tempfile.gettempdir()).resolve()
+    if "_output_dir" not in answers and Path.cwd().parents[1] == passing:
         return  # `cruft update` renders in passing, to compare: nothing is to be set up
-    print(f"\n{answers['project_name']}, in {Path.cwd()}", flush=True)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console that has no ✓ shows a ?
     to_do = {name: command for name, (_, command) in STEPS.items()}
     if answers["database"] != "local":
         del to_do["database"]
-    failed = False
+    blocked = False
+    say(f"\n{answers['project_name']}, in {Path.cwd()}")
     try:
         for name in list(to_do):
-            if failed and name not in INDEPENDENT:
-                print(f"- {name}: later, it needs what failed", flush=True)
-                continue
-            start = time.monotonic()
-            try:
-                note = STEPS[name][0](answers)
-            except Exception as error:  # noqa: BLE001  (whatever it is, the project must stay)
-                failed = True
-                print(f"✗ {name}: {error or type(error).__name__}", flush=True)
-                print(f"    again: {to_do[name]}", flush=True)
-            else:
+            if blocked and name not in INDEPENDENT:
+                say(f"- {name}: later, it needs what failed")
+            elif take(name, answers):
                 del to_do[name]
-                done = f"- {name}: {note}" if note else f"✓ {name}"
-                print(f"{done} ({time.monotonic() - start:.1f} s)", flush=True)
+            else:
+                blocked = True
     except KeyboardInterrupt:
-        print("\nStopped. What was done stays.")
-    advise(answers["project_slug"], list(to_do.values()))
+        say("\nStopped. What was done stays.")
+    advise(list(to_do.values()))
 
 
-def advise(folder, to_do):
+def advise(unfinished: list[str]) -> None:
     """Say what to type next."""
-    commands = [f"cd {folder}", *([] if finds_uv() else [INSTALL_UV]), *to_do]
-    if to_do:
-        print("\nNot finished yet. To finish it, type:")
+    here = Path.cwd()
+    near = here.parent == Path(os.environ.get("PWD", os.devnull)).resolve()
+    commands = [subprocess.list2cmdline(["cd", here.name if near else str(here)])]
+    if not finds_uv():
+        say("\nIn the new folder your terminal finds no uv: the second line brings it.")
+        commands.append("python3 -m pip install uv")
+    if unfinished:
+        say("\nThe project is whole, but not finished. To finish it, type:\n")
+        commands += unfinished
     else:
-        print(f"\nIt runs. Next, type:")
+        say("\nIt is ready. Type:\n")
         commands += ["uv run main.py", "uv run pytest"]
-    print("".join(f"\n    {command}" for command in commands))
-    print("\nuv run main.py serves it at http://127.0.0.1:8000/docs", flush=True)
+    say("\n".join(f"    {command}" for command in commands))
+    if not unfinished:
+        say("\nThe first serves http://127.0.0.1:8000/docs, the second tests it.")
 
 
-def finds_uv():
+def finds_uv() -> bool:
     """Would a terminal in the new folder find uv? pyenv shows what belongs to one Python only."""
-    shims = os.path.join(os.environ.get("PYENV_ROOT", os.devnull), "versions")
-    path = os.pathsep.join(entry for entry in os.get_exec_path() if not entry.startswith(shims))
-    uv = shutil.which("uv", path=path)
-    ask = {"env": own_environment() | {"PATH": path}, "capture_output": True, "timeout": 60}
-    return uv and subprocess.run([uv, "--version"], check=False, **ask).returncode == 0
+    versions = Path(os.environ.get("PYENV_ROOT", os.devnull), "versions")
+    path = [entry for entry in os.get_exec_path() if versions not in Path(entry).parents]
+    program = shutil.which("uv", path=os.pathsep.join(path))
+    return program is not None and succeeds(program, "--version")
 
 
 if __name__ == "__main__":

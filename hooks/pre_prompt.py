@@ -1,4 +1,4 @@
-"""Before the first question: is there a uv that can set the project up? Plain Python, not rendered."""
+"""Before the first question: is there a uv to set the project up with? Not rendered."""
 
 import os
 import re
@@ -10,23 +10,24 @@ OLDEST = (0, 5, 0)  # knows dependency groups and their includes
 INSTALL = "python3 -m pip install --upgrade uv"
 
 
-def problem(uv: str | None) -> str | None:
+def find_problem(uv: str | None) -> str | None:
     """Tell what keeps this uv from being used, None when nothing does."""
     if uv is None:
-        return f"uv is missing. Get it with: {INSTALL}"
+        return "uv is missing"
     try:
-        done = subprocess.run([uv, "--version"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [uv, "--version"], check=False, capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"uv does not start ({type(error).__name__}: {uv}). Get it anew with: {INSTALL}"
+        return f"uv does not start ({uv}: {type(error).__name__})"
     version = re.match(r"uv (\d+)\.(\d+)\.(\d+)", done.stdout)
     if done.returncode or not version:
-        return f"uv does not work here ({uv}). Get it with: {INSTALL}"
+        return f"uv does not work in this folder ({uv})"
     if tuple(map(int, version.groups())) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        return f"{version[0]} is too old, {oldest} is needed. Get a newer one with: {INSTALL}"
+        return f"{version[0]} is too old, {'.'.join(map(str, OLDEST))} is needed"
     return None
 
 
 if __name__ == "__main__":
-    if trouble := problem(os.environ.get("UV") or shutil.which("uv")):
-        sys.exit(f"\n{trouble}\nThen type the same command again; nothing was created.")
+    if problem := find_problem(os.environ.get("UV") or shutil.which("uv")):
+        sys.exit(f"{problem}: type `{INSTALL}`, then the same command again")

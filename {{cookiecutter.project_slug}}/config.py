@@ -94,8 +94,8 @@ class Settings(BaseSettings):
 
 
 REMEDIES = {
-    "database_url": "run: uv run manage.py env",
-    "better_auth_secret": "run: uv run manage.py env --new-secret",
+    "database_url": "uv run manage.py env",
+    "better_auth_secret": "uv run manage.py env --new-secret",
 }
 
 
@@ -121,8 +121,10 @@ def describe(mistake: Any) -> str:
             reason = str(context["error"])
         case _:
             reason = mistake["msg"]
-    remedy = f"; {REMEDIES[field]}" if field in REMEDIES else ""
-    return f"{field.upper()}: {reason}{remedy}"
+    remedy = REMEDIES.get(field, "")
+    if not remedy or remedy in reason:
+        return f"{field.upper()}: {reason}"
+    return f"{field.upper()}: {reason}; run: {remedy}"
 
 
 @lru_cache

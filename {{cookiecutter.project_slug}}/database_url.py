@@ -56,15 +56,15 @@ AROUND_VARIABLES = re.compile(r"(?i)(?:\s|;|export\s|set\s|\$env:|#.*)*")
 NOT_A_URL = re.compile(r"(?i)\s*(?:(?:export\s+|set\s+|\$env:)?PG[A-Z_]+[ \t]*=|#)")
 URL = re.compile(
     r"""(?aix)
-    (?:(?P<name>\w+)["']?[ \t]*[=:][ \t]*["'`]?)?
+    (?<![\w+.-])(?:(?P<name>\w+)["']?[ \t]*[=:][ \t]*["'`]?)?
     (?P<scheme>(?P<ours>(?:postgres|postgresql|psql|pgsql)(?:\+\w+)?)|[a-z][a-z\d+.-]*)
     ://(?P<rest>\S*)(?P<after>.*)"""
 )
 # What follows the log-in: hosts with their ports, the database, parameters.
 NODE = r"(?:[\w.-]*|\[[\da-fA-F:.]+\]|%2[Ff][\w.%~-]*)(?::\d*)?"
 PLACE = re.compile(rf"(?a)({NODE}(?:,{NODE})*)(?:/([^@?]*))?(?:\?(.*))?")
-# Parts that only stand for something: <host>, [password], $PGPASSWORD, your-password, xxxx. A
-# password that really looks like this is taken when it is percent-encoded.
+# Parts that only stand for something: <host>, [password], $PGPASSWORD, your-password, xxxx. A real
+# password with such brackets, dollars or asterisks is taken when they are percent-encoded.
 STAND_IN = re.compile(
     r"""(?aix)
     [:@](?:<[^>]*>|\[[a-z][\w\ -]*\]|\{[^}]*\}|\$\{?\w+\}?|x{4,}|\.{3,}|(?-i:PASSWORD)
@@ -299,16 +299,16 @@ def split_login(text: str, changes: list[str]) -> tuple[str, re.Match[str]]:
 
 
 def split_query(query: str | None) -> dict[str, str]:
-    """Split "a=1&b=2", also with the "&amp;" of a web page. The last of several values counts."""
-    pairs = (query or "").replace("&amp;", "&").split("&")
-    return {name: value for name, _, value in (pair.partition("=") for pair in pairs) if name}
+    """Split "a=1&b=2". The last of several values counts."""
+    pairs = (pair.partition("=") for pair in (query or "").split("&"))
+    return {name: value for name, _, value in pairs if name}
 
 
 def refuse_stand_ins(*parts: str) -> None:
     if any(STAND_IN.search(f"@{part}") for part in parts):
         raise DatabaseUrlError(
             "the text still holds a placeholder: type `uv run manage.py env` and paste your own "
-            "connection string (a password that looks like a placeholder: percent-encoded)"
+            "connection string, with special characters of the password percent-encoded"
         )
     if any(MASK.search(part) for part in parts):
         raise DatabaseUrlError("the password is masked: choose to show it, and copy again")
@@ -347,6 +347,7 @@ def assemble(settings: dict[str, str], changes: list[str]) -> DatabaseUrl:
     if not re.fullmatch(r"(?a)\d{1,5}", port) or not 0 < int(port) < 65536:
         raise DatabaseUrlError("the port is not a number from 1 to 65535: write HOST:5432")
     url = DatabaseUrl(user, password, host, int(port), database)
+    refuse_stand_ins(url.for_libpq().removeprefix("postgresql://"))  # it will be read again
     if NEON_ENDPOINT.fullmatch(host) and not url.is_neon:
         raise DatabaseUrlError(f'the host "{host}" is cut off: those of Neon end in .neon.tech')
     if url.is_neon and not password:

@@ -37,7 +37,7 @@ SETTING = re.compile(
 )
 # These characters mean themselves to python-dotenv, to `docker run --env-file`, which knows no
 # quotes, and in `export $(cat .env)`.
-PLAIN = re.compile(r"(?a)[\w.,:;/@%?&=+~^!-]*")
+PLAIN = re.compile(r"(?a)[\w.,:;/@%?&=+~^!\[\]-]*")
 
 
 def create(path: Path, example: Path, values: Mapping[str, str]) -> None:
@@ -142,7 +142,10 @@ def free_port() -> int:
 
 def embedded_url(database: str) -> DatabaseUrl:
     """Return where a new embedded server shall listen, with a new password."""
-    return DatabaseUrl(EMBEDDED_USER, secrets.token_urlsafe(24), LOOPBACK, free_port(), database)
+    # It has no TLS; a PGSSLMODE in the environment, meant for another server, shall not ask for it.
+    options = (("sslmode", "disable"),)
+    password = secrets.token_urlsafe(24)
+    return DatabaseUrl(EMBEDDED_USER, password, LOOPBACK, free_port(), database, options)
 
 
 def ask_database_url(

@@ -170,9 +170,13 @@ def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
         start_new_session=True,
     ) as watcher:
         assert watcher.stdout  # noqa: S101  (a pipe, as asked for above)
-        line = watcher.stdout.readline()
-        if not line.startswith("postgresql://"):
-            raise LocalPostgresError((line + watcher.stdout.read()).strip())
+        output = ""
+        for line in watcher.stdout:
+            if line.startswith("postgresql://"):
+                break
+            output += line
+        else:
+            raise LocalPostgresError(output.strip())
         yield parse(line)
 
 
@@ -284,10 +288,10 @@ def _stop(folder: Path, mode: str, timeout: float) -> bool:
     if not status(folder).running:
         return False
     for way, seconds in ((mode, timeout), ("immediate", min(timeout, 5))):
-        with suppress(LocalPostgresError):
+        with suppress(LocalPostgresError):  # it took too long
             _pg_ctl(folder, "stop", f"--mode={way}", timeout=seconds)
-        if _wait(lambda: not status(folder).running, 1):
-            return True
+            if _wait(lambda: not status(folder).running, 5):
+                return True
     _clear_crash(folder, grace=0)
     return True
 
@@ -324,8 +328,9 @@ def _is_free(port: int) -> bool:
 
 
 def _pg_ctl(folder: Path, command: str, *options: str, timeout: float) -> None:
-    """Have pg_ctl start or stop the server. Its output is not read: on Windows the server would
-    inherit the pipe and keep it open. Raises LocalPostgresError.
+    """Have pg_ctl start or stop the server. Raises LocalPostgresError.
+
+    Its output is not read: on Windows the server would inherit the pipe and keep it open.
     """
     programs = binaries()
     if sys.platform != "win32" and command == "start":

@@ -82,12 +82,13 @@ def env(
 
 def ask_database_url() -> DatabaseUrl | None:
     """Return what was pasted, None for an empty answer."""
-    if sys.stdin.isatty():
-        return env_file.ask_database_url()
-    text = sys.stdin.read()
-    if not text.strip():
-        return None
     try:
+        if sys.stdin.isatty():
+            typer.echo("An empty answer chooses the embedded PostgreSQL.")
+            return env_file.ask_database_url()
+        text = sys.stdin.read()
+        if not text.strip():
+            return None
         reading = read(text)
     except DatabaseUrlError as error:
         raise fail(f"DATABASE_URL: {error}") from None
