@@ -7,10 +7,13 @@ event loop, in order, and gives it back before its response is sent.
 
 import asyncio
 import select
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar, copy_context
 from typing import Annotated, Any
 
 import psycopg2
@@ -23,7 +26,8 @@ from config import Settings
 from database_url import DatabaseUrl
 
 CONNECT_SECONDS = 5  # a whole number, as libpq wants it
-WAIT_SECONDS = 5.0  # how long a request waits for a connection of the pool
+WAIT_SECONDS = 4.0  # how long a request waits for a connection of the pool
+ANSWER_SECONDS = 10.0  # how long it may keep one
 IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
 TRANSPORT: dict[str, Any] = {
     # A peer that vanished without a word is noticed by the kernel, within about 15 seconds.
@@ -50,13 +54,50 @@ def create_db_engine(url: DatabaseUrl, *, pool_size: int = 1, echo: bool = False
         pool_timeout=WAIT_SECONDS,
         pool_use_lifo=True,  # lets connections that are not needed go idle
     )
-    event.listen(engine, "checkin", note_time_of_return)
     event.listen(engine, "checkout", replace_dead_connection)
+    event.listen(engine, "checkout", note_use)
+    event.listen(engine, "checkin", note_return)
     return engine
 
 
-def note_time_of_return(_connection: Any, record: Any) -> None:
+class Slot:
+    """The right to use one connection of the pool, and a way to end a wait that takes too long.
+
+    A server that is frozen, or cut off, leaves its clients waiting for ever, in a call that no
+    other thread can interrupt; but it ends at once when its socket is shut down.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: Any = None
+
+    def use(self, connection: Any) -> None:
+        with self._lock:
+            self._connection = connection
+
+    def abort(self) -> None:
+        """End what the connection waits for, with an error. A connection given back stays whole."""
+        with self._lock, suppress(OSError, psycopg2.Error):
+            if self._connection is not None:
+                stream = socket.socket(fileno=self._connection.fileno())
+                try:
+                    stream.shutdown(socket.SHUT_RDWR)
+                finally:
+                    stream.detach()  # it is psycopg2 that closes it
+
+
+current_slot: ContextVar[Slot | None] = ContextVar("current_slot", default=None)
+
+
+def note_use(connection: Any, _record: Any, _proxy: Any) -> None:
+    if slot := current_slot.get():
+        slot.use(connection)
+
+
+def note_return(_connection: Any, record: Any) -> None:
     record.info["returned_at"] = time.monotonic()
+    if slot := current_slot.get():
+        slot.use(None)
 
 
 def replace_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
@@ -117,22 +158,29 @@ class Database:
     async def connection_slot(self) -> AsyncIterator[None]:
         """Wait in order, on the event loop, for the right to use a connection of the pool.
 
-        Raises DatabaseUnavailable after WAIT_SECONDS.
+        Raises DatabaseUnavailable after WAIT_SECONDS. What then takes longer than ANSWER_SECONDS
+        is ended: it raises sqlalchemy.exc.OperationalError.
         """
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await self._free.acquire()
         except TimeoutError:
             raise DatabaseUnavailable("all connections are in use") from None
+        slot = Slot()
+        reset = current_slot.set(slot)
+        limit = asyncio.get_running_loop().call_later(ANSWER_SECONDS, slot.abort)
         try:
             yield
         finally:
+            limit.cancel()
+            current_slot.reset(reset)
             self._free.release()
 
     async def in_thread[T](self, work: Callable[[], T]) -> T:
         """Run blocking work, which a slot was waited for. Raises DatabaseUnavailable."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, copy_context().run, work)
         except exc.OperationalError as error:
             raise DatabaseUnavailable("the database does not answer") from error
 

@@ -4,13 +4,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
-from fastapi import FastAPI, Request, status
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
 
+from auth import OwnTokens, document_bearer_tokens
+from better_auth import BetterAuth
 from config import ENV_FILE, PROJECT_DIR, VERSION, Settings, get_settings
-from db import Database, DatabaseUnavailable
-from routes import health
+from db import Database
+from errors import add_error_handlers
+from logs import RequestLog, configure_logging
+from paging import Cursors
+from passwords import Passwords, Throttle
+from routes import auth, health, tasks
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -18,10 +23,19 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings)
-        app.state.database = database
+        app.state.database = database = Database(settings)
         app.state.readiness = health.Readiness(database)
-        yield
+        app.state.cursors = Cursors(settings.better_auth_secret)
+        app.state.passwords = passwords = Passwords()
+        app.state.throttle = Throttle()
+        if settings.better_auth_url:
+            app.state.verifier = verifier = BetterAuth(settings.better_auth_url)
+            yield
+            await verifier.aclose()
+        else:
+            app.state.verifier = OwnTokens(settings)
+            yield
+        passwords.close()
         database.close()
 
     app = FastAPI(
@@ -31,35 +45,39 @@ def create_app(settings: Settings) -> FastAPI:
         # Client generators make function names of these: get_health, getHealth.
         generate_unique_id_function=lambda route: route.name,
     )
+    app.include_router(health.router)
+    app.include_router(tasks.router)
+    if settings.better_auth_url:
+        document_bearer_tokens(app)
+    else:
+        app.include_router(auth.router)
+
+    # The last one added is the outermost: the log sees all that the others answer.
+    add_error_handlers(app)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.frontend_url,
         allow_credentials=True,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["Link", "Location", "Retry-After"],
+        expose_headers=["Link", "Location", "Retry-After", "X-Request-ID"],
     )
-    app.add_exception_handler(DatabaseUnavailable, answer_unavailable)
-    app.include_router(health.router)
+    app.add_middleware(RequestLog)
     return app
 
 
-async def answer_unavailable(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(
-        {"detail": str(error)},
-        status.HTTP_503_SERVICE_UNAVAILABLE,
-        headers={"Retry-After": str(health.RETRY_SECONDS)},
-    )
-
-
-def serve(settings: Settings) -> None:
+def serve() -> None:
     """Serve the app on this machine; in development anew after each change of a file."""
+    settings = get_settings()
     if settings.database_url.is_embedded:
         import local_postgres  # noqa: PLC0415  (a development dependency, absent in production)
 
-        local_postgres.ensure_running(ENV_FILE)
+        try:
+            local_postgres.ensure_running(ENV_FILE)
+        except local_postgres.LocalPostgresError as error:
+            raise SystemExit(f"Cannot start the embedded PostgreSQL: {error}") from None
     uvicorn.run(
-        "main:app",
+        "main:app",  # a process of its own imports it, and finds the settings as they are by now
         app_dir=str(PROJECT_DIR),
         host=settings.host,
         port=settings.port,
@@ -69,7 +87,8 @@ def serve(settings: Settings) -> None:
     )
 
 
+configure_logging(get_settings())
 app = create_app(get_settings())
 
 if __name__ == "__main__":
-    serve(get_settings())
+    serve()

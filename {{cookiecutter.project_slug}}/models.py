@@ -37,6 +37,10 @@ class Priority(StrEnum):
     HIGH = "high"
 
 
+# A type of PostgreSQL's, which sorts in the order of declaration.
+PRIORITY = Enum(Priority, name="task_priority", values_callable=lambda _: list(map(str, Priority)))
+
+
 class User(SQLModel, table=True):
     """An account that logs in with us; accounts of a Better Auth server have no row here."""
 
@@ -64,12 +68,7 @@ class Task(SQLModel, table=True):
     order: int | None = None
     priority: Priority = Field(
         default=Priority.MEDIUM,
-        # A type of PostgreSQL's, which sorts in the order of declaration.
-        sa_type=Enum(
-            Priority,
-            name="task_priority",
-            values_callable=lambda priorities: [priority.value for priority in priorities],
-        ),
+        sa_type=PRIORITY,
         sa_column_kwargs={"server_default": Priority.MEDIUM.value},
     )
     due_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)

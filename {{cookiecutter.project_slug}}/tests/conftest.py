@@ -6,8 +6,10 @@ Nothing here reads .env, or reaches the database that is developed on.
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from uuid import uuid4
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 from sqlmodel import Session
@@ -90,3 +92,27 @@ def settings(database_url: DatabaseUrl, settings_for: Callable[..., Settings]) -
 def client(settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(settings)) as client:
         yield client
+
+
+@pytest.fixture
+def client_of(client: TestClient) -> Callable[[str], TestClient]:
+    """Return a client that is logged in as the user of an id."""
+
+    def log_in(user_id: str) -> TestClient:
+        app = client.app
+        assert isinstance(app, FastAPI)
+        token = app.state.verifier.issue(user_id)
+        # The app runs already: a second lifespan would give it a second database.
+        return TestClient(app, headers={"Authorization": f"Bearer {token}"})
+
+    return log_in
+
+
+@pytest.fixture
+def ada(client_of: Callable[[str], TestClient]) -> TestClient:
+    return client_of(str(uuid4()))
+
+
+@pytest.fixture
+def bob(client_of: Callable[[str], TestClient]) -> TestClient:
+    return client_of(str(uuid4()))

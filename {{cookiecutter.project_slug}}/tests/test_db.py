@@ -18,7 +18,7 @@ import db
 import migrations
 from config import PROJECT_DIR, Settings
 from database_url import DatabaseUrl
-from db import SessionDep, create_db_and_tables, create_db_engine, ping
+from db import SessionDep, StatementDep, create_db_and_tables, create_db_engine, ping
 from main import create_app
 from models import Priority, RefreshToken, Task, User
 
@@ -88,10 +88,11 @@ def test_the_database_fills_in_defaults(session: Session) -> None:
 def test_ids_grow_in_the_order_of_creation(session: Session) -> None:
     titles = [str(number) for number in range(50)]
     for title in titles:
-        session.add(Task(owner_id="someone", title=title))
+        session.add(Task(owner_id="in-order", title=title))
         session.commit()
 
-    assert session.exec(select(Task.title).order_by(col(Task.id))).all() == titles
+    own = select(Task.title).where(Task.owner_id == "in-order")
+    assert session.exec(own.order_by(col(Task.id))).all() == titles
 
 
 def test_an_email_belongs_to_one_account(session: Session) -> None:
@@ -107,6 +108,7 @@ def test_a_deleted_account_takes_its_refresh_tokens_along(session: Session) -> N
     user = ada()
     session.add(user)
     session.commit()
+    family_id = user.id
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     token = RefreshToken(
         user_id=user.id, family_id=user.id, token_hash=b"0" * 32, expires_at=tomorrow
@@ -117,17 +119,22 @@ def test_a_deleted_account_takes_its_refresh_tokens_along(session: Session) -> N
     session.delete(user)
     session.commit()
 
-    assert session.exec(select(RefreshToken)).all() == []
+    own = select(RefreshToken).where(RefreshToken.family_id == family_id)
+    assert session.exec(own).all() == []
 
 
 def test_priorities_sort_by_weight_not_by_name(session: Session) -> None:
     for priority in (Priority.MEDIUM, Priority.HIGH, Priority.LOW):
-        session.add(Task(owner_id="someone", title="x", priority=priority))
+        session.add(Task(owner_id="by-weight", title="x", priority=priority))
     session.commit()
 
-    ordered = session.exec(select(Task.priority).order_by(col(Task.priority))).all()
+    own = select(Task.priority).where(Task.owner_id == "by-weight")
 
-    assert ordered == [Priority.LOW, Priority.MEDIUM, Priority.HIGH]
+    assert session.exec(own.order_by(col(Task.priority))).all() == [
+        Priority.LOW,
+        Priority.MEDIUM,
+        Priority.HIGH,
+    ]
 
 
 def test_migrations_and_models_agree(database_url: DatabaseUrl) -> None:
@@ -245,3 +252,24 @@ def test_no_connection_is_held_after_an_answer(app_of_size: AppOfSize) -> None:
         client.get("/slow")
 
         assert app.state.database.engine.pool.checkedout() == 0
+
+
+def test_a_frozen_server_costs_a_503_and_no_connection(
+    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
+    app = app_of_size(1)
+
+    @app.get("/endless")
+    async def endless(statement: StatementDep) -> None:
+        await statement.all(text("SELECT pg_sleep(60)"))
+
+    @app.get("/endless-session")
+    def endless_session(session: SessionDep) -> None:
+        session.execute(text("SELECT pg_sleep(60)"))
+
+    with TestClient(app) as client:
+        endless_ones = [client.get("/endless"), client.get("/endless-session")]
+
+        assert [answer.status_code for answer in endless_ones] == [503, 503]
+        assert client.get("/slow").status_code == 200

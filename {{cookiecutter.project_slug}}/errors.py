@@ -1,0 +1,151 @@
+"""Errors, all in FastAPI's shape, `{"detail": …}`: what was wrong and where, never what was sent.
+
+An answer that repeated its input would put passwords into browsers' and proxies' logs, and could
+fail itself: JSON can spell text ("\\ud800") that no answer can carry.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, status
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy import exc
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars, get_contextvars
+
+from db import DatabaseUnavailable
+
+RETRY_SECONDS = 2
+MAX_BODY_BYTES = 1_000_000
+MAX_MISTAKES = 20  # a body can make a hundred thousand; who mends these few comes back anyway
+MAX_PLACES = 10
+MAX_CHARACTERS = 200
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Have all errors answered here. Call it before other middleware is added.
+
+    Then this is the innermost: a 413 and a 500 get their CORS headers and their line in the log.
+    """
+    app.add_exception_handler(RequestValidationError, refuse_request)
+    app.add_exception_handler(exc.DataError, refuse_value)
+    for error in (DatabaseUnavailable, exc.OperationalError, exc.InterfaceError, exc.TimeoutError):
+        app.add_exception_handler(error, answer_unavailable)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(InternalErrors)
+
+
+async def refuse_request(_request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that breaks the documented rules: 422."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101  (Starlette's type is wider)
+    mistakes = [
+        {
+            "type": mistake["type"],
+            "loc": [clean(place) for place in mistake["loc"][:MAX_PLACES]],
+            "msg": clean(mistake["msg"]),
+        }
+        for mistake in error.errors()[:MAX_MISTAKES]
+    ]
+    return JSONResponse({"detail": mistakes}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
+
+def clean(place: Any) -> Any:
+    """Shorten text that the client may have made, such as a field's name, to what UTF-8 holds."""
+    if not isinstance(place, str):
+        return place  # the number of an element
+    return place[:MAX_CHARACTERS].encode(errors="replace").decode()
+
+
+async def refuse_value(_request: Request, error: Exception) -> JSONResponse:
+    """Answer when the database refused a value that a route let through: a net, and a hint."""
+    bind_contextvars(error=f"a value that no schema refused: {type(error.__cause__).__name__}")
+    mistake = {
+        "type": "database_value",
+        "loc": ["request"],
+        "msg": "The database cannot hold one of the values",
+    }
+    return JSONResponse({"detail": [mistake]}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
+
+async def answer_unavailable(_request: Request, error: Exception) -> JSONResponse:
+    """Answer when the database is away or busy: 503. Why, stands in the log."""
+    bind_contextvars(error=str(error.__cause__ or error))
+    ours = isinstance(error, DatabaseUnavailable)
+    return JSONResponse(
+        {"detail": str(error) if ours else "the database does not answer"},
+        status.HTTP_503_SERVICE_UNAVAILABLE,
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
+
+
+class BodyLimit:
+    """Refuse larger bodies: 413.
+
+    FastAPI's `max_body_size` would do it around all other middleware, in plain text: browsers
+    would see a CORS error, and the log nothing.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.detail = f"the body is larger than {max_bytes} bytes"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit():  # what the server holds bodies to
+                if len(value) > 18 or int(value) > self.max_bytes:
+                    answer = JSONResponse(
+                        {"detail": self.detail}, status.HTTP_413_CONTENT_TOO_LARGE
+                    )
+                    await answer(scope, receive, send)
+                else:
+                    await self.app(scope, receive, send)
+                return
+
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, self.detail)
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+
+class InternalErrors:
+    """Answer what nobody foresaw: 500, with the id under which the log has the traceback.
+
+    The exception goes on to the server, which logs it, and to tests, which shall fail of it.
+    FastAPI's own handler for this stands around all middleware: its answer has no CORS headers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noted)
+        except Exception:
+            if not started:
+                answer = JSONResponse(
+                    {"detail": "internal error", "request_id": get_contextvars().get("request_id")},
+                    status.HTTP_500_INTERNAL_SERVER_ERROR,
+                )
+                await answer(scope, receive, send)
+            raise

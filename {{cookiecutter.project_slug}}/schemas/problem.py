@@ -1,0 +1,88 @@
+"""The shape of every error, and how the OpenAPI of a route tells which ones it answers with."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+
+class Problem(BaseModel):
+    """An error: what went wrong, in a sentence for people."""
+
+    detail: Annotated[str, Field(examples=["Not Found"])]
+
+
+class Mistake(BaseModel):
+    """One mistake in a request. It tells where, and never repeats what was sent."""
+
+    type: Annotated[
+        str,
+        Field(description="The rule that was broken, for programs.", examples=["string_too_short"]),
+    ]
+    loc: Annotated[
+        list[str | int],
+        Field(
+            description="Where: `body`, `query` or `path`, and the field.",
+            examples=[["body", "title"]],
+        ),
+    ]
+    msg: Annotated[
+        str,
+        Field(
+            description="What is wrong, for people.",
+            examples=["String should have at least 1 character"],
+        ),
+    ]
+
+
+class ValidationProblem(BaseModel):
+    """The mistakes in a request: all of them, or the first few of very many."""
+
+    detail: list[Mistake]
+
+
+TOO_SHORT = {
+    "type": "string_too_short",
+    "loc": ["body", "title"],
+    "msg": "String should have at least 1 character",
+}
+RETRY_AFTER = {"Retry-After": "Seconds until another try makes sense."}
+
+# Status: what it means, an example of `detail`, headers that come with it.
+PROBLEMS: dict[int, tuple[str, Any, dict[str, str]]] = {
+    400: ("The body cannot be read.", "There was an error parsing the body", {}),
+    401: (
+        "Not logged in, or no longer.",
+        "Not authenticated",
+        {"WWW-Authenticate": "The scheme that is asked for: `Bearer`."},
+    ),
+    404: ("There is no such thing, or it is not the caller's.", "Not Found", {}),
+    409: ("It conflicts with what is there already.", "this e-mail address is taken", {}),
+    413: ("The body is too large.", "Content Too Large", {}),
+    422: ("The request breaks the rules that are documented here.", [TOO_SHORT], {}),
+    429: ("Too many tries.", "too many tries, wait a while", RETRY_AFTER),
+    503: ("Out of reach for the moment.", "the database does not answer", RETRY_AFTER),
+}
+BODY = (400, 413, 422)  # what a route that takes a body can always answer with
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document errors: `responses=problems(401, 404, *BODY)` on a route or a router.
+
+    422 stands there too, in place of FastAPI's own, which promises an `input` that is not sent.
+    """
+    return {status: document(status) for status in statuses}
+
+
+def document(status: int) -> dict[str, Any]:
+    description, detail, headers = PROBLEMS[status]
+    response: dict[str, Any] = {
+        "model": ValidationProblem if status == 422 else Problem,
+        "description": description,
+        "content": {"application/json": {"example": {"detail": detail}}},
+    }
+    if headers:
+        response["headers"] = {
+            name: {"description": meaning, "schema": {"type": "string"}}
+            for name, meaning in headers.items()
+        }
+    return response

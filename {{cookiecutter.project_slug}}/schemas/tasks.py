@@ -1,0 +1,103 @@
+"""What goes over the wire about tasks."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from models import Priority
+from schemas.text import PlainText, Strict
+
+# A day inside what Python can hold, so that no time zone moves a date out of it.
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def require_text(value: object) -> object:
+    """Refuse the numbers that Pydantic would take for seconds since 1970."""
+    if isinstance(value, str) and not value.strip().lstrip("+-").replace(".", "").isdigit():
+        return value
+    raise ValueError("write a date and time with its zone, such as 2030-01-31T12:00:00Z")
+
+
+def in_utc(value: datetime) -> datetime:
+    try:
+        moved = value.astimezone(UTC)
+    except OverflowError:
+        moved = None
+    if moved is None or not EARLIEST <= moved <= LATEST:
+        raise ValueError("the date is out of range")
+    return moved
+
+
+Title = Annotated[PlainText, Field(min_length=1, max_length=200, examples=["Buy milk"])]
+Description = Annotated[PlainText, Field(max_length=5000, examples=["Two litres, semi-skimmed"])]
+Order = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+PriorityName = Annotated[Priority, Field(strict=False)]
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(require_text),
+    AfterValidator(in_utc),
+    Field(strict=False, examples=["2030-01-31T12:00:00Z"]),
+]
+
+
+def left_out() -> Any:
+    """Fill a field that was not sent; nothing reads it."""
+
+
+class TaskCreate(Strict):
+    """A new task, and with PUT all of a task: what is left out gets its default."""
+
+    title: Title
+    description: Description | None = None
+    completed: bool = False
+    order: Order | None = None
+    priority: PriorityName = Priority.MEDIUM
+    due_at: Moment | None = None
+
+
+class TaskUpdate(Strict):
+    """A change of a task: what is left out stays as it is."""
+
+    title: Title = Field(default_factory=left_out)
+    description: Description | None = Field(default_factory=left_out)
+    completed: bool = Field(default_factory=left_out)
+    order: Order | None = Field(default_factory=left_out)
+    priority: PriorityName = Field(default_factory=left_out)
+    due_at: Moment | None = Field(default_factory=left_out)
+
+
+class TaskPublic(BaseModel):
+    """A task, as its owner sees it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "019a8f3e-5c1d-7b2a-9e4f-0123456789ab",
+                    "url": "http://127.0.0.1:8000/tasks/019a8f3e-5c1d-7b2a-9e4f-0123456789ab",
+                    "title": "Buy milk",
+                    "description": "Two litres, semi-skimmed",
+                    "completed": False,
+                    "order": 1,
+                    "priority": "medium",
+                    "due_at": "2030-01-31T12:00:00Z",
+                    "created_at": "2030-01-30T09:30:00Z",
+                    "updated_at": "2030-01-30T09:30:00Z",
+                }
+            ]
+        }
+    )
+
+    id: UUID
+    url: str
+    title: str
+    description: str | None
+    completed: bool
+    order: int | None
+    priority: Priority
+    due_at: datetime | None
+    created_at: datetime
+    updated_at: datetime

@@ -1,0 +1,781 @@
+"""Tokens of a Better Auth server, whose part a small server plays here: good ones and all others.
+
+Time is moved by hand where keys grow old; everything else is real, sockets included.
+"""
+
+import asyncio
+import base64
+import gzip
+import hashlib
+import hmac
+import itertools
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fastapi.testclient import TestClient
+from jwt.algorithms import get_default_algorithms
+
+import better_auth
+from auth import RETRY_SECONDS, AuthUnavailable, InvalidToken
+from better_auth import (
+    COOLDOWN_SECONDS,
+    FETCH_SECONDS,
+    JWKS_PATH,
+    LEEWAY_SECONDS,
+    MAX_JWKS_BYTES,
+    REFRESH_SECONDS,
+    STALE_SECONDS,
+    BetterAuth,
+)
+from config import Settings
+from database_url import DatabaseUrl
+from main import create_app
+
+pytestmark = pytest.mark.anyio
+
+type Answer = Callable[[BaseHTTPRequestHandler], None]
+type Changes = dict[str, Any]
+
+USER_ID = "YxBiJmSNqN92fnT6ydGjtXRxox5c3zma"
+MAKE_KEY: dict[str, Callable[[], Any]] = {
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "ES384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "ES512": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "RS256": lambda: rsa.generate_private_key(65537, 2048),
+    "PS256": lambda: rsa.generate_private_key(65537, 2048),
+}
+key_ids = (f"key-{number}" for number in itertools.count())
+
+
+@dataclass(frozen=True)
+class Key:
+    id: str
+    algorithm: str
+    private: Any
+
+    @classmethod
+    def new(cls, algorithm: str = "EdDSA") -> "Key":
+        return cls(next(key_ids), algorithm, MAKE_KEY[algorithm]())
+
+    def published(self, **changes: object) -> Changes:
+        """Return the public key the way Better Auth publishes it."""
+        numbers = get_default_algorithms()[self.algorithm].to_jwk(
+            self.private.public_key(), as_dict=True
+        )
+        numbers.pop("key_ops", None)
+        return {"alg": self.algorithm, **numbers, "kid": self.id, **changes}
+
+    def pem(self) -> bytes:
+        pem: bytes = self.private.public_key().public_bytes(
+            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+        )
+        return pem
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: "AuthServer"
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        self.server.answer(self)
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+class AuthServer(ThreadingHTTPServer):
+    """Publishes `keys`, or gives another `answer`; counts the requests, and signs tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.origin = f"http://127.0.0.1:{self.server_port}"
+        self.keys: list[object] = []
+        self.requests: list[str] = []
+        self.answer: Answer = self.publish
+
+    def publish(self, request: BaseHTTPRequestHandler) -> None:
+        reply(json.dumps({"keys": self.keys}).encode())(request)
+
+    def new_key(self, algorithm: str = "EdDSA") -> Key:
+        """Publish one more key."""
+        key = Key.new(algorithm)
+        self.keys.append(key.published())
+        return key
+
+    def token(self, key: Key, header: Changes | None = None, **changes: object) -> str:
+        """Sign a token such as Better Auth's. A change to None leaves a claim out."""
+        now = int(time.time())
+        claims = {
+            "iat": now,
+            "name": "Ada",
+            "email": "ada@example.com",
+            "sub": USER_ID,
+            "exp": now + 900,
+            "iss": self.origin,
+            "aud": self.origin,
+        } | changes
+        return jwt.encode(
+            {name: value for name, value in claims.items() if value is not None},
+            key.private,
+            key.algorithm,
+            {"kid": key.id, "typ": None} | (header or {}),
+        )
+
+
+def reply(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        for name, value in (headers or {}).items():
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+def hang_up(request: BaseHTTPRequestHandler) -> None:
+    request.close_connection = True
+
+
+def after(event: Event, answer: Answer) -> Answer:
+    def answer_late(request: BaseHTTPRequestHandler) -> None:
+        event.wait(10)
+        answer(request)
+
+    return answer_late
+
+
+def drip(request: BaseHTTPRequestHandler) -> None:
+    """Send without an end: each piece comes in time, the whole never does."""
+    reply(b"")(request)
+    try:
+        while True:
+            request.wfile.write(b" ")
+            time.sleep(0.02)
+    except OSError:
+        pass
+
+
+def flood(request: BaseHTTPRequestHandler) -> None:
+    reply(b"")(request)
+    try:
+        while True:
+            request.wfile.write(b" " * 65536)
+    except OSError:
+        pass
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def auth_server() -> Iterator[AuthServer]:
+    with AuthServer() as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+async def verifier(auth_server: AuthServer) -> AsyncIterator[BetterAuth]:
+    verifier = BetterAuth(auth_server.origin)
+    yield verifier
+    await verifier.aclose()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(better_auth, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def app_settings(
+    auth_server: AuthServer, database_url: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> Settings:
+    return settings_for(database_url, better_auth_url=auth_server.origin)
+
+
+@pytest.fixture
+def app_client(app_settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(app_settings)) as client:
+        yield client
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def outcomes(verifier: BetterAuth, tokens: Iterable[str]) -> set[object]:
+    """Verify all at once. Returns the users' ids, and the types of exceptions."""
+    answers = await asyncio.gather(*map(verifier.user_id, tokens), return_exceptions=True)
+    return {type(answer) if isinstance(answer, Exception) else answer for answer in answers}
+
+
+# Which tokens are good.
+
+
+@pytest.mark.parametrize("algorithm", better_auth.ALGORITHMS)
+async def test_every_algorithm_of_better_auth_is_accepted(
+    algorithm: str, verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = auth_server.new_key(algorithm)
+
+    assert await verifier.user_id(auth_server.token(key)) == USER_ID
+
+
+async def test_clocks_may_differ_a_little(verifier: BetterAuth, auth_server: AuthServer) -> None:
+    key = auth_server.new_key()
+    just_expired = auth_server.token(key, exp=time.time() - LEEWAY_SECONDS + 2)
+    from_the_future = auth_server.token(key, iat=time.time() + LEEWAY_SECONDS - 2)
+
+    assert await outcomes(verifier, [just_expired, from_the_future]) == {USER_ID}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exp": None},
+        {"sub": None},
+        {"iss": None},
+        {"aud": None},
+        {"exp": time.time() - 3600},
+        {"exp": "soon"},
+        {"exp": float("inf")},
+        {"nbf": time.time() + 3600},
+        {"iat": time.time() + 3600},
+        {"iss": "https://elsewhere.example.com"},
+        {"aud": "https://elsewhere.example.com"},
+        {"aud": ["https://elsewhere.example.com"]},
+        {"aud": "better-auth:session-cache"},
+        {"sub": 7},
+        {"sub": ""},
+        {"sub": "a" * 256},
+        {"sub": "nul\0"},
+        {"sub": "\ud800"},
+    ],
+    ids=str,
+)
+async def test_wrong_or_missing_claims_are_refused(
+    changes: Changes, verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = auth_server.new_key()
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(auth_server.token(key, **changes))
+
+
+def encode(part: bytes | Changes) -> str:
+    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def unsigned(server: AuthServer, key: Key) -> str:
+    payload = server.token(key).split(".")[1]
+    return f"{encode({'alg': 'none', 'kid': key.id})}.{payload}."
+
+
+def signed_with_the_public_key_as_secret(server: AuthServer, key: Key) -> str:
+    payload = server.token(key).split(".")[1]
+    signed = f"{encode({'alg': 'HS256', 'kid': key.id})}.{payload}"
+    return f"{signed}.{encode(hmac.digest(key.pem(), signed.encode(), hashlib.sha256))}"
+
+
+def relabelled(algorithm: str) -> Callable[[AuthServer, Key], str]:
+    """Sign right, and name another algorithm."""
+
+    def forge(server: AuthServer, key: Key) -> str:
+        _, payload, signature = server.token(key).split(".")
+        return f"{encode({'alg': algorithm, 'kid': key.id})}.{payload}.{signature}"
+
+    return forge
+
+
+def signed_by_another_type_of_key(server: AuthServer, key: Key) -> str:
+    return server.token(Key(key.id, "ES256", MAKE_KEY["ES256"]()))
+
+
+def signed_with_the_sister_algorithm(server: AuthServer, _: Key) -> str:
+    """The right RSA key, its signature right too, by an algorithm that the key is not for."""
+    key = server.new_key("RS256")
+    return server.token(Key(key.id, "PS256", key.private))
+
+
+def with_anothers_key_id(server: AuthServer, key: Key) -> str:
+    return server.token(key, {"kid": server.new_key().id})
+
+
+def with_a_key_of_its_own(server: AuthServer, key: Key) -> str:
+    stranger = Key.new()
+    header = {
+        "kid": key.id,
+        "jwk": stranger.published(),
+        "jku": f"{server.origin}/of-a-stranger",
+        "x5u": f"{server.origin}/of-a-stranger",
+    }
+    return server.token(stranger, header)
+
+
+def with_key_id(key_id: object) -> Callable[[AuthServer, Key], str]:
+    def forge(server: AuthServer, key: Key) -> str:
+        _, payload, signature = server.token(key).split(".")
+        return f"{encode({'alg': 'EdDSA', 'kid': key_id})}.{payload}.{signature}"
+
+    return forge
+
+
+def tampered(server: AuthServer, key: Key) -> str:
+    header, _, signature = server.token(key).split(".")
+    payload = server.token(key, sub="somebody-else").split(".")[1]
+    return f"{header}.{payload}.{signature}"
+
+
+def without_signature(server: AuthServer, key: Key) -> str:
+    return server.token(key).rpartition(".")[0] + "."
+
+
+def demanding_an_unknown_extension(server: AuthServer, key: Key) -> str:
+    return server.token(key, {"crit": ["exp"], "exp": 1})
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        unsigned,
+        signed_with_the_public_key_as_secret,
+        *map(relabelled, ("none", "HS256", "RS256", "PS256", "ES256", "ES512", "ES384", "")),
+        signed_by_another_type_of_key,
+        signed_with_the_sister_algorithm,
+        with_anothers_key_id,
+        with_a_key_of_its_own,
+        *map(with_key_id, (None, "", 7, ["key"], {"key": 1}, "unheard-of")),
+        tampered,
+        without_signature,
+        demanding_an_unknown_extension,
+    ],
+)
+async def test_every_confusion_is_refused(
+    forge: Callable[[AuthServer, Key], str], verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    token = forge(auth_server, auth_server.new_key())
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(token)
+    assert set(auth_server.requests) <= {JWKS_PATH}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "..",
+        "a.b.c",
+        "é.é.é",
+        "\ud800",
+        "\0.\0.\0",
+        f"{encode(b'[]')}.e30.",
+        f"{encode(b'[' * 4000)}.e30.",
+        f"{encode(b'\xff\xfe')}.e30.",
+        "A" * 100_000,
+    ],
+    ids=lambda text: ascii(text[:10]),
+)
+async def test_what_is_no_token_is_refused_without_a_fetch(
+    text: str, verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(text)
+    assert auth_server.requests == []
+
+
+# Which keys are good.
+
+
+def unusable(name: str, **changes: object) -> Any:
+    return pytest.param(changes, id=name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        unusable("for encryption", use="enc"),
+        unusable("for encryption, told otherwise", key_ops=["encrypt"]),
+        unusable("names no algorithm", alg=None),
+        unusable("for an algorithm of secrets", alg="HS256"),
+        unusable("for no algorithm", alg="none"),
+        unusable("for the algorithm of another type", alg="RS256"),
+        unusable("for the algorithm of another curve", alg="ES512"),
+        unusable("private", d="AAAA"),
+    ],
+)
+async def test_a_key_that_is_not_for_this_signs_nothing(
+    changes: Changes, verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = Key.new("ES256")
+    auth_server.keys = [key.published(**changes)]
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(auth_server.token(key))
+
+
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")  # from signing
+async def test_a_key_that_is_too_short_signs_nothing(
+    verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = Key("short", "RS256", rsa.generate_private_key(65537, 1024))  # noqa: S505
+    auth_server.keys = [key.published()]
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(auth_server.token(key))
+
+
+async def test_keys_that_cannot_be_used_do_not_disturb_the_others(
+    verifier: BetterAuth, auth_server: AuthServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = Key.new()
+    ec_key = Key.new("ES256").published()
+    no_texts: list[object] = [None, 7, [], {}]
+    auth_server.keys = [
+        *("key", *no_texts),
+        {"kty": "oct", "alg": "HS256", "kid": "secret", "k": "c2VjcmV0"},
+        {"kty": "AKP", "alg": "ML-DSA-44", "kid": "of tomorrow", "pub": "AAAA"},
+        Key.new("ES384").published(),
+        *({**ec_key, "kid": key_id} for key_id in no_texts),
+        *({**ec_key, "alg": algorithm} for algorithm in no_texts),
+        *({**ec_key, "x": x} for x in ("", "é", "AAAA", ec_key["y"], *no_texts)),
+        {**ec_key, "key_ops": 7},
+        {**ec_key, "use": []},
+        good.published(use="sig", key_ops=["verify"]),
+    ]
+
+    assert await verifier.user_id(auth_server.token(good)) == USER_ID
+    assert "1 can be used" in caplog.text
+
+
+# When keys are fetched.
+
+
+async def test_a_known_key_costs_no_fetch(verifier: BetterAuth, auth_server: AuthServer) -> None:
+    key = auth_server.new_key()
+
+    for _ in range(20):
+        await verifier.user_id(auth_server.token(key))
+
+    assert auth_server.requests == [JWKS_PATH]
+
+
+async def test_one_fetch_serves_all_who_wait(verifier: BetterAuth, auth_server: AuthServer) -> None:
+    token = auth_server.token(auth_server.new_key())
+
+    assert await outcomes(verifier, [token] * 100) == {USER_ID}
+    assert auth_server.requests == [JWKS_PATH]
+
+
+async def test_a_client_that_hangs_up_does_not_end_the_fetch_for_others(
+    verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    go = Event()
+    auth_server.answer = after(go, auth_server.publish)
+    token = auth_server.token(auth_server.new_key())
+    impatient, patient = (asyncio.create_task(verifier.user_id(token)) for _ in range(2))
+    await asyncio.sleep(0.05)
+
+    impatient.cancel()
+    await asyncio.sleep(0.05)
+    go.set()
+
+    assert await patient == USER_ID
+    assert auth_server.requests == [JWKS_PATH]
+
+
+async def test_unknown_keys_cause_one_fetch_in_a_cooldown(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    await verifier.user_id(auth_server.token(auth_server.new_key()))
+
+    for _ in range(3):
+        clock.now += COOLDOWN_SECONDS
+        for _ in range(2):
+            strangers = [auth_server.token(Key.new()) for _ in range(100)]
+            assert await outcomes(verifier, strangers) == {InvalidToken}
+
+    assert len(auth_server.requests) == 1 + 3
+
+
+async def test_a_new_key_is_noticed_after_the_cooldown(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    old = auth_server.new_key()
+    await verifier.user_id(auth_server.token(old))
+    new = auth_server.new_key()
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(auth_server.token(new))
+    clock.now += COOLDOWN_SECONDS
+
+    assert await outcomes(verifier, map(auth_server.token, [new, old])) == {USER_ID}
+
+
+async def test_a_withdrawn_key_is_refused_soon_after_its_refresh_is_due(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    token = auth_server.token(auth_server.new_key())
+    await verifier.user_id(token)
+    auth_server.keys = []
+
+    clock.now += REFRESH_SECONDS
+    await verifier.user_id(token)  # has the keys fetched behind it
+
+    async with asyncio.timeout(5):
+        while await outcomes(verifier, [token]) != {InvalidToken}:  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.02)
+
+
+async def test_a_withdrawn_key_is_refused_at_once_when_nobody_came_for_long(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    token = auth_server.token(auth_server.new_key())
+    await verifier.user_id(token)
+    auth_server.keys = []
+
+    clock.now += STALE_SECONDS
+    assert await outcomes(verifier, [token] * 10) == {InvalidToken}
+    assert len(auth_server.requests) == 2
+
+
+async def test_nobody_waits_for_a_refresh(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    token = auth_server.token(auth_server.new_key())
+    await verifier.user_id(token)
+    go = Event()
+    auth_server.answer = after(go, auth_server.publish)
+
+    clock.now += REFRESH_SECONDS
+    async with asyncio.timeout(1):
+        for _ in range(20):
+            await verifier.user_id(token)
+            await asyncio.sleep(0.01)
+    go.set()
+
+    assert len(auth_server.requests) == 2
+
+
+# When the server is away, or worse.
+
+
+async def test_while_the_server_is_away_only_unknown_keys_are_turned_away(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    known = auth_server.token(auth_server.new_key())
+    await verifier.user_id(known)
+    unknown = auth_server.token(auth_server.new_key())
+    auth_server.answer = hang_up
+
+    for seconds in (COOLDOWN_SECONDS, REFRESH_SECONDS, STALE_SECONDS, 86_400):
+        clock.now += seconds
+        assert await outcomes(verifier, [known]) == {USER_ID}
+        assert await outcomes(verifier, [unknown]) == {AuthUnavailable}
+    auth_server.answer = auth_server.publish
+    clock.now += RETRY_SECONDS
+
+    assert await outcomes(verifier, [unknown, known]) == {USER_ID}
+
+
+async def test_a_server_that_is_away_is_not_flooded(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    auth_server.answer = hang_up
+    token = auth_server.token(auth_server.new_key())
+
+    for _ in range(2):
+        assert await outcomes(verifier, [token] * 100) == {AuthUnavailable}
+    assert auth_server.requests == [JWKS_PATH]
+    clock.now += RETRY_SECONDS
+    auth_server.answer = auth_server.publish
+
+    assert await verifier.user_id(token) == USER_ID
+
+
+def to_the_keys(request: BaseHTTPRequestHandler) -> None:
+    server = request.server
+    assert isinstance(server, AuthServer)
+    if request.path == JWKS_PATH:
+        reply(b"", 302, {"Location": f"{server.origin}/elsewhere"})(request)
+    else:
+        server.publish(request)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(hang_up, id="none"),
+        pytest.param(drip, id="one that never ends"),
+        pytest.param(flood, id="one that never ends, fast"),
+        pytest.param(to_the_keys, id="a redirect"),
+        pytest.param(reply(b'{"keys": []}', 500), id="an error"),
+        pytest.param(reply(b""), id="nothing"),
+        pytest.param(reply(b"<html></html>"), id="HTML"),
+        pytest.param(reply(b"\xff\xfe\xff"), id="bytes"),
+        pytest.param(reply(b"[" * 100_000), id="deeply nested"),
+        pytest.param(reply(b"9" * 100_000), id="a long number"),
+        pytest.param(reply(b"[]"), id="a list"),
+        pytest.param(reply(b"{}"), id="no keys"),
+        pytest.param(reply(b'{"keys": null}'), id="null for keys"),
+        pytest.param(reply(b'{"keys": "keys"}'), id="text for keys"),
+        pytest.param(reply(b'{"keys": {"keys": []}}'), id="an object for keys"),
+        pytest.param(reply(b" " * MAX_JWKS_BYTES + b'{"keys": []}'), id="too large"),
+        pytest.param(
+            reply(gzip.compress(b'{"keys": []}'), headers={"Content-Encoding": "gzip"}),
+            id="packed, though not asked for",
+        ),
+        pytest.param(
+            reply(b'{"keys": []}', headers={"Content-Length": "1000"}), id="less than it promises"
+        ),
+    ],
+)
+async def test_an_answer_that_is_no_jwks_is_an_outage_and_stalls_nothing(
+    answer: Answer,
+    verifier: BetterAuth,
+    auth_server: AuthServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(better_auth, "FETCH_SECONDS", 0.5)
+    token = auth_server.token(auth_server.new_key())
+    auth_server.answer = answer
+    pauses = []
+
+    async def watch() -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.001)
+            pauses.append(time.perf_counter() - start)
+
+    watching = asyncio.create_task(watch())
+    async with asyncio.timeout(5):
+        with pytest.raises(AuthUnavailable):
+            await verifier.user_id(token)
+    watching.cancel()
+
+    assert auth_server.requests == [JWKS_PATH]
+    assert max(pauses) < 0.4  # a fetch on the event loop could take the whole 0.5
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+async def test_no_token_is_logged(
+    verifier: BetterAuth, auth_server: AuthServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = auth_server.token(auth_server.new_key())
+    auth_server.answer = hang_up
+
+    for text in (token, tampered(auth_server, Key.new())):
+        with pytest.raises(AuthUnavailable) as caught:
+            await verifier.user_id(text)
+        for part in text.split("."):
+            assert part not in caplog.text + str(caught.value)
+
+
+# The app with it.
+
+
+def test_the_app_takes_tokens_of_better_auth_and_no_others(
+    app_client: TestClient, auth_server: AuthServer
+) -> None:
+    key = auth_server.new_key()
+
+    taken = app_client.get("/tasks", headers=bearer(auth_server.token(key)))
+    refused = app_client.get("/tasks", headers=bearer(tampered(auth_server, key)))
+
+    assert taken.status_code == 200
+    assert refused.status_code == 401
+    assert refused.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_a_user_sees_the_tasks_of_this_user_alone(
+    app_client: TestClient, auth_server: AuthServer
+) -> None:
+    key = auth_server.new_key()
+    ada, bob = (bearer(auth_server.token(key, sub=f"{name}-{key.id}")) for name in ("ada", "bob"))
+
+    created = app_client.post("/tasks", json={"title": "Ada's"}, headers=ada)
+
+    assert created.status_code == 201
+    assert [task["title"] for task in app_client.get("/tasks", headers=ada).json()] == ["Ada's"]
+    assert app_client.get("/tasks", headers=bob).json() == []
+    assert app_client.get(created.json()["url"], headers=bob).status_code == 404
+
+
+def test_unavailable_with_a_hint_when_to_retry_while_no_key_is_known(
+    app_client: TestClient, auth_server: AuthServer
+) -> None:
+    auth_server.answer = hang_up
+
+    answer = app_client.get("/tasks", headers=bearer(auth_server.token(auth_server.new_key())))
+
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_slow_auth_server_stalls_nobody_else(
+    app_client: TestClient, auth_server: AuthServer
+) -> None:
+    go = Event()
+    auth_server.answer = after(go, auth_server.publish)
+    headers = bearer(auth_server.token(auth_server.new_key()))
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(app_client.get, "/tasks", headers=headers)
+        while not auth_server.requests:
+            time.sleep(0.01)
+        start = time.perf_counter()
+        health = app_client.get("/health")
+        seconds = time.perf_counter() - start
+        go.set()
+        tasks = waiting.result()
+
+    assert health.status_code == 200
+    assert seconds < FETCH_SECONDS / 2
+    assert tasks.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["register", "login", "refresh", "logout", "password"])
+def test_passwords_are_better_auths_affair(path: str, app_client: TestClient) -> None:
+    assert app_client.post(f"/auth/{path}").status_code == 404
+    assert f"/auth/{path}" not in app_client.get("/openapi.json").json()["paths"]
+
+
+def test_the_auth_server_is_not_needed_to_start(
+    app_client: TestClient, auth_server: AuthServer
+) -> None:
+    assert app_client.get("/health").status_code == 200
+    assert auth_server.requests == []

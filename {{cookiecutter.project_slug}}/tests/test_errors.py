@@ -1,0 +1,476 @@
+"""Bad input, faults and bugs: each gets an answer in the one shape, and none repeats what was sent.
+
+What there is to send is read from the OpenAPI, so that a new route is tested as it is written.
+"""
+
+import http.client
+import itertools
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from threading import Thread
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+import pytest
+import uvicorn
+from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+import main
+from config import Settings
+from database_url import DatabaseUrl
+from db import SessionDep
+from errors import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_MISTAKES
+from schemas.text import MAX_FIELDS
+
+type Schema = dict[str, Any]
+
+SENT = "kangaroo"  # stands in all that is sent, and must stand in no answer
+JSON = {"Content-Type": "application/json"}
+ORIGIN = {"Origin": "http://localhost:3000"}
+DEEP = 100_000
+
+OPENAPI = main.app.openapi()
+OPERATIONS: list[tuple[str, str, Schema]] = [
+    (method.upper(), path, operation)
+    for path, methods in OPENAPI["paths"].items()
+    for method, operation in methods.items()
+]
+
+
+def resolve(schema: Schema) -> Schema:
+    return OPENAPI["components"]["schemas"][schema["$ref"].split("/")[-1]] if "$ref" in schema else schema
+
+
+def body_schema(operation: Schema, media_type: str) -> Schema | None:
+    content = operation.get("requestBody", {}).get("content", {})
+    return resolve(content[media_type]["schema"]) if media_type in content else None
+
+
+def address(path: str) -> str:
+    """Fill the parameters of a path with something that is well-formed, and does not exist."""
+    return path.replace("{task_id}", str(uuid4()))
+
+
+BAD_BODIES: dict[str, bytes] = {
+    "nothing": b"",
+    "no JSON": SENT.encode(),
+    "cut off": f'{{"{SENT}": '.encode(),
+    "null": b"null",
+    "a list": f'["{SENT}"]'.encode(),
+    "a text": f'"{SENT}"'.encode(),
+    "a number": b"7",
+    "an unknown field": f'{{"{SENT * 100}": 1}}'.encode(),
+    "very many unknown fields": json.dumps(dict.fromkeys(map(str, range(50_000)))).encode(),
+    "a lone surrogate as a value": rb'{"title": "\ud800", "email": "\ud800", "x": "\udfff"}',
+    "a lone surrogate in a name": rb'{"\ud800": "kangaroo"}',
+    "a lone surrogate as bytes": b'{"x": "kangaroo \xed\xa0\x80"}',
+    "NUL in a name": rb'{"\u0000": "kangaroo"}',
+    "NUL itself": b'{"x": "kangaroo \0"}',
+    "invalid UTF-8": b'{"x": "kangaroo \xff"}',
+    "UTF-16 cut off": '{"x": "kangaroo"}'.encode("utf-16")[:-1],
+    "deeply nested lists": b"[" * DEEP + b"]" * DEEP,
+    "deeply nested objects": b'{"x":' * DEEP + b"1" + b"}" * DEEP,
+    "a number of many digits": b'{"x": ' + b"7" * 5_000 + b"}",
+    "not a number": b'{"x": NaN}',
+    "too much": b'{"x": "' + b"kangaroo" * (MAX_BODY_BYTES // 8) + b'"}',
+}
+
+NO_TEXT = [7, True, [SENT], {SENT: SENT}]
+BAD_TEXT = [f"{SENT} \ud800", f"{SENT} \udfff\ud800", f"{SENT} \0"]
+BAD_TIMES = [
+    SENT,
+    "",
+    "2030-01-31",
+    "2030-01-31T12:00:00",  # in which zone?
+    "2030-02-30T12:00:00Z",
+    "0001-01-01T00:00:00+23:59",  # in UTC, before the first day there is
+    "9999-12-31T23:59:59-23:59",
+    "1893456000",  # seconds since 1970 are guesswork
+]
+BAD_INTEGERS = [2**31, -(2**31) - 1, 2**63, 10**400, -(10**400)]
+
+
+def bad_values(schema: Schema) -> list[Any]:
+    """What a field of a body must not be."""
+    options = [resolve(option) for option in schema.get("anyOf", [schema])]
+    types = {option.get("type") for option in options}
+    values: list[Any] = [] if "null" in types else [None]
+    for option in options:
+        match option:
+            case {"enum": _}:
+                values += [SENT, *NO_TEXT]
+            case {"type": "string", "format": "date-time"}:
+                values += BAD_TIMES + NO_TEXT
+            case {"type": "string"}:
+                values += BAD_TEXT + NO_TEXT + [SENT * option["maxLength"]]
+            case {"type": "integer"}:
+                values += [*BAD_INTEGERS, 1.5, float("nan"), float("inf"), "7", True, SENT, [7]]
+            case {"type": "boolean"}:
+                values += ["true", "yes", 1, 0, SENT, [True]]
+    return values
+
+
+def bad_parameters(schema: Schema) -> list[str]:
+    """What a parameter in a query or a path must not be, as it stands in the address."""
+    values: list[str] = []
+    for option in [resolve(option) for option in schema.get("anyOf", [schema])]:
+        match option:
+            case {"enum": _} | {"type": "boolean"} | {"format": "uuid"}:
+                values += [SENT, "%00", "%FF", "%ED%A0%80", SENT * 1000]
+            case {"type": "string", "format": "date-time"}:
+                values += [quote(value) for value in BAD_TIMES] + ["%00"]
+            case {"type": "string"}:
+                values += ["%00", SENT * option["maxLength"]]
+            case {"type": "integer"}:
+                low, high = option["minimum"] - 1, option["maximum"] + 1
+                values += [SENT, "%00", "1.5", "", "7" * 5_000, str(low), str(high)]
+                values += map(str, BAD_INTEGERS)
+    return values
+
+
+def with_body(media_type: str) -> list[Any]:
+    return [
+        pytest.param(method, path, schema, id=f"{method} {path}")
+        for method, path, operation in OPERATIONS
+        if (schema := body_schema(operation, media_type))
+    ]
+
+
+FIELDS = [
+    pytest.param(method, path, name, bad_values(field), id=f"{method} {path} {name}")
+    for method, path, operation in OPERATIONS
+    for name, field in (body_schema(operation, "application/json") or {})
+    .get("properties", {})
+    .items()
+]
+PARAMETERS = [
+    pytest.param(method, path, parameter, id=f"{method} {path} {parameter['name']}")
+    for method, path, operation in OPERATIONS
+    for parameter in operation.get("parameters", [])
+]
+SECURED = [
+    pytest.param(method, path, id=f"{method} {path}")
+    for method, path, operation in OPERATIONS
+    if "security" in operation
+]
+
+probe = APIRouter(prefix="/probe")
+
+
+@probe.get("/bug")
+async def bug() -> None:
+    raise RuntimeError(SENT)
+
+
+@probe.get("/bug-in-thread")
+def bug_in_thread() -> None:
+    raise RuntimeError(SENT)
+
+
+@probe.get("/refusal")
+async def refusal() -> None:
+    raise HTTPException(418, "a teapot", headers={"X-Kind": "oolong"})
+
+
+@probe.get("/value")
+def value(session: SessionDep) -> None:
+    session.execute(text(f"SELECT CAST('{SENT}' AS integer)"))
+
+
+@pytest.fixture(scope="module")
+def app(settings: Settings) -> FastAPI:
+    app = main.create_app(settings)
+    app.include_router(probe)
+    return app
+
+
+@pytest.fixture(scope="module")
+def caller(app: FastAPI) -> Iterator[TestClient]:
+    """A client that is logged in, and fails the test when the app raises."""
+    with TestClient(app) as client:
+        token = app.state.verifier.issue(str(uuid4()))
+        client.headers["Authorization"] = f"Bearer {token}"
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser(app: FastAPI, caller: TestClient) -> TestClient:
+    """A client that takes a 500 for an answer, as browsers do."""
+    return TestClient(app, raise_server_exceptions=False, headers={**caller.headers, **ORIGIN})
+
+
+@pytest.fixture(scope="module")
+def port(app: FastAPI, caller: TestClient) -> Iterator[int]:  # noqa: ARG001  (starts the app)
+    """The app behind a real server and a real socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def refusal_of(answer: Any) -> list[Schema]:
+    """Check that an answer is a 4xx in the documented shape. Returns its mistakes, if any."""
+    assert 400 <= answer.status_code < 500, answer.text
+    assert SENT * (MAX_CHARACTERS // len(SENT) + 1) not in answer.text
+    assert len(answer.content) < 10_000
+    detail = answer.json()["detail"]
+    if answer.status_code != 422:
+        assert isinstance(detail, str)
+        assert SENT not in detail
+        return []
+    for mistake in detail:
+        assert mistake.keys() == {"type", "loc", "msg"}
+        assert SENT not in mistake["msg"]
+    assert detail
+    return list(detail)
+
+
+@pytest.mark.parametrize("kind", BAD_BODIES)
+@pytest.mark.parametrize(("method", "path", "_schema"), with_body("application/json"))
+def test_a_bad_body_is_refused(
+    caller: TestClient, method: str, path: str, _schema: Schema, kind: str
+) -> None:
+    answer = caller.request(method, address(path), content=BAD_BODIES[kind], headers=JSON)
+
+    mistakes = refusal_of(answer)
+    assert answer.status_code in {400, 413, 422}
+    assert all(mistake["loc"][0] == "body" for mistake in mistakes)
+
+
+@pytest.mark.parametrize(("method", "path", "name", "values"), FIELDS)
+def test_a_bad_value_is_refused_by_name(
+    caller: TestClient, method: str, path: str, name: str, values: list[Any]
+) -> None:
+    for value in values:
+        body = json.dumps({name: value})
+
+        answer = caller.request(method, address(path), content=body, headers=JSON)
+
+        places = [mistake["loc"][:2] for mistake in refusal_of(answer)]
+        # Python reads no number of more than 4,300 digits, and then nobody knows its field.
+        assert ["body", name] in places, (value, answer.text)
+
+
+@pytest.mark.parametrize(("method", "path", "parameter"), PARAMETERS)
+def test_a_bad_parameter_is_refused_by_name(
+    caller: TestClient, method: str, path: str, parameter: Schema
+) -> None:
+    name, place = parameter["name"], parameter["in"]
+    for value in bad_parameters(parameter["schema"]):
+        url = f"{address(path)}?{name}={value}" if place == "query" else path.replace(f"{{{name}}}", value)
+
+        answer = caller.request(method, url)
+
+        places = [mistake["loc"] for mistake in refusal_of(answer)]
+        assert [place, name] in places, (value, answer.text)
+
+
+@pytest.mark.parametrize(("method", "path", "schema"), with_body("application/x-www-form-urlencoded"))
+def test_a_bad_form_is_refused(caller: TestClient, method: str, path: str, schema: Schema) -> None:
+    urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
+    multipart = {"Content-Type": "multipart/form-data; boundary=x"}
+    names = list(schema["properties"])
+    forms: list[tuple[bytes, dict[str, str]]] = [
+        (b"", {}),
+        (b"", urlencoded),
+        (b'{"kangaroo": 1}', JSON),
+        (b"\xff\xfe=\xff&%FF=%FF&%00=%00", urlencoded),
+        (b"&".join(b"kangaroo=%d" % number for number in range(2_000)), urlencoded),
+        (b"kangaroo=" + b"7" * MAX_BODY_BYTES, urlencoded),
+        (b"kangaroo", multipart),
+        (b"kangaroo", {"Content-Type": "multipart/form-data"}),
+        (b'--x\r\nContent-Disposition: form-data; name="kangaroo', multipart),
+        *((f"{name}=%00".encode(), urlencoded) for name in names),
+        *((f"{name}=".encode() + b"kangaroo" * 10_000, urlencoded) for name in names),
+    ]
+    for form, headers in forms:
+        refusal_of(caller.request(method, path, content=form, headers=headers))
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "\xff", "application/", "x" * 10_000])
+@pytest.mark.parametrize(("method", "path", "_schema"), with_body("application/json"))
+def test_only_json_passes_for_json(
+    caller: TestClient, method: str, path: str, _schema: Schema, content_type: str
+) -> None:
+    headers = {b"Content-Type": content_type.encode("latin-1")}
+
+    answer = caller.request(method, address(path), content=b'{"title": "kangaroo"}', headers=headers)
+
+    refusal_of(answer)
+    assert answer.status_code in {415, 422}
+
+
+@pytest.mark.parametrize(("method", "path"), SECURED)
+def test_a_bad_token_is_refused(caller: TestClient, method: str, path: str) -> None:
+    credentials: list[bytes] = [
+        b"",
+        b"kangaroo",
+        b"Bearer",
+        b"Bearer ",
+        b"Bearer kangaroo",
+        b"Bearer \xff\xfe",
+        b"Bearer " + b"." * 10_000,
+        b"Bearer e30.e30.e30",
+        b"Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZGEifQ.",  # alg: none
+        b"Basic a2FuZ2Fyb28=",
+    ]
+    for credential in credentials:
+        answer = caller.request(method, address(path), headers={b"Authorization": credential})
+
+        refusal_of(answer)
+        assert answer.status_code == 401, credential
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "[::1"},
+        {"Host": "kangaroo:99999999"},
+        {"Host": "\xff"},
+        {"Host": ""},
+        {"Host": "kangaroo/?#@"},
+        {"Origin": "\xff"},
+        {"Cookie": "\xff=\xff; ;;"},
+        {"X-Request-ID": "\xff"},
+        {"X-Forwarded-For": "kangaroo"},
+        {"X-Forwarded-Proto": "kangaroo"},
+        {"Accept": "\xff"},
+        {"Range": "bytes=-"},
+        {"Content-Length": "-1"},
+    ],
+    ids=str,
+)
+def test_odd_headers_break_nothing(caller: TestClient, headers: dict[str, str]) -> None:
+    raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
+
+    answers = [
+        caller.get("/health", headers=raw),
+        caller.get("/tasks", headers=raw),
+        caller.post("/tasks", headers=raw, json={"title": "odd"}),
+    ]
+
+    assert {answer.status_code for answer in answers} <= {200, 201, 400}
+
+
+def test_only_the_first_mistakes_are_told(caller: TestClient) -> None:
+    fields = dict.fromkeys(map(str, range(MAX_FIELDS)))
+
+    answer = caller.post("/tasks", json=fields)
+
+    assert len(refusal_of(answer)) == MAX_MISTAKES
+
+
+def test_no_route_and_no_method_are_problems_too(caller: TestClient) -> None:
+    not_found = caller.get(f"/{SENT}")
+    not_allowed = caller.post("/health")
+
+    assert (not_found.status_code, not_found.json()) == (404, {"detail": "Not Found"})
+    assert (not_allowed.status_code, not_allowed.json()) == (405, {"detail": "Method Not Allowed"})
+    assert not_allowed.headers["Allow"] == "GET"
+
+
+def test_a_routes_own_refusal_is_kept(caller: TestClient) -> None:
+    answer = caller.get("/probe/refusal")
+
+    assert (answer.status_code, answer.json()) == (418, {"detail": "a teapot"})
+    assert answer.headers["X-Kind"] == "oolong"
+
+
+@pytest.mark.parametrize("path", ["/probe/bug", "/probe/bug-in-thread"])
+def test_a_bug_is_a_500_that_tells_no_more_than_an_id(browser: TestClient, path: str) -> None:
+    answer = browser.get(path, headers={"X-Request-ID": "id-of-a-proxy"})
+
+    assert answer.status_code == 500
+    assert answer.json() == {"detail": "internal error", "request_id": "id-of-a-proxy"}
+    assert answer.headers["X-Request-ID"] == "id-of-a-proxy"
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN["Origin"]
+
+
+def test_a_bug_fails_a_test(caller: TestClient) -> None:
+    with pytest.raises(RuntimeError, match=SENT):
+        caller.get("/probe/bug")
+
+
+def test_a_value_that_only_the_database_refuses_is_the_clients_mistake(caller: TestClient) -> None:
+    answer = caller.get("/probe/value")
+
+    (mistake,) = refusal_of(answer)
+    assert answer.status_code == 422
+    assert mistake["type"] == "database_value"
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/probe/value"])
+def test_without_its_database_the_app_asks_for_another_try(
+    database_url: DatabaseUrl, settings_for: Callable[..., Settings], path: str
+) -> None:
+    app = main.create_app(settings_for(database_url.replace(port=1)))
+    app.include_router(probe)
+    with TestClient(app) as client:
+        token = app.state.verifier.issue("ada")
+
+        answer = client.get(path, headers={"Authorization": f"Bearer {token}"})
+
+    assert (answer.status_code, answer.json()) == (503, {"detail": "the database does not answer"})
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def in_chunks(size: int) -> Iterator[bytes]:
+    yield from itertools.repeat(b"7" * 1_000, size // 1_000)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with Content-Length", "in chunks"])
+@pytest.mark.parametrize("path", ["/tasks", "/auth/login"])
+def test_a_large_body_is_refused(browser: TestClient, path: str, chunked: bool) -> None:
+    size = MAX_BODY_BYTES + 1_000
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+
+    answer = browser.post(
+        path,
+        content=in_chunks(size) if chunked else b"7" * size,
+        headers=JSON if path == "/tasks" else form,
+    )
+
+    assert answer.status_code == 413
+    assert answer.json() == {"detail": f"the body is larger than {MAX_BODY_BYTES} bytes"}
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN["Origin"]
+    assert answer.headers["X-Request-ID"]
+
+
+def test_a_body_at_the_limit_is_read(caller: TestClient) -> None:
+    answer = caller.post("/tasks", content=b" " * MAX_BODY_BYTES, headers=JSON)
+
+    assert answer.status_code == 422
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with Content-Length", "in chunks"])
+def test_a_large_body_is_refused_over_a_real_socket(
+    port: int, caller: TestClient, chunked: bool
+) -> None:
+    size = 10 * MAX_BODY_BYTES
+    length = {} if chunked else {"Content-Length": str(size)}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    authorization = {"Authorization": caller.headers["Authorization"]}
+
+    connection.request(
+        "POST",
+        "/tasks",
+        body=in_chunks(size),
+        headers={**JSON, **authorization, **length},
+        encode_chunked=chunked,
+    )
+    answer = connection.getresponse()
+
+    assert answer.status == 413
+    assert "detail" in json.load(answer)
+    connection.close()

@@ -1,0 +1,340 @@
+"""The log of a real server: every request has its one line there, and no secret has any."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import pytest
+from starlette.types import Scope
+
+from config import PROJECT_DIR
+from database_url import DatabaseUrl
+from logs import read_request_id, redact
+
+EMAIL = "ada.kangaroo@example.com"
+PASSWORD = "wallaby battery staple"
+NEW_PASSWORD = "wombat battery staple"
+TEXTS = "platypus"  # stands in titles, searches and paths
+IN_BUG = "postgresql://owner:quokka@db.example.com/todo"
+BUG = f'''
+from main import app
+
+@app.get("/bug/{{number}}")
+async def bug(number: int) -> None:
+    a_local_variable = "numbat"
+    raise RuntimeError("{IN_BUG} says (email)=({EMAIL})")
+'''
+
+
+@dataclass
+class Run:
+    """A server in production, and all that it logged until it was stopped."""
+
+    url: str
+    answers: dict[str, httpx2.Response] = field(default_factory=dict)
+    output: str = ""
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.output.splitlines()]
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == "request"]
+
+    def line_of(self, name: str) -> dict[str, Any]:
+        """Return the line about an answer, by the request's id."""
+        request_id = self.answers[name].headers["X-Request-ID"]
+        (line,) = (line for line in self.requests if line["request_id"] == request_id)
+        return line
+
+
+@contextmanager
+def served(folder: Path, url: DatabaseUrl, **environment: str) -> Iterator[Run]:
+    """Run the app, with a route that has a bug, as a platform would run it."""
+    (folder / "with_bug.py").write_text(BUG, "utf-8")
+    settings = {
+        "PYTHONPATH": str(PROJECT_DIR),
+        "PYTHONUTF8": "1",
+        "DATABASE_URL": url.for_libpq(),
+        "BETTER_AUTH_SECRET": "a secret of the tests, numbat numbat numbat",
+        "ENVIRONMENT": "production",
+    }
+    command = [sys.executable, "-m", "uvicorn", "with_bug:app", "--port", "0"]
+    output = folder / "output"
+    with (
+        output.open("w", encoding="utf-8") as stdout,
+        subprocess.Popen(  # noqa: S603  (our own program)
+            command,
+            cwd=folder,
+            env=os.environ | settings | environment,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+        ) as server,
+    ):
+        try:
+            while not (found := re.search(r"running on (http://[\d.:]+)", output.read_text("utf-8"))):
+                assert server.poll() is None, output.read_text("utf-8")
+                time.sleep(0.05)
+            run = Run(found[1])
+            yield run
+        finally:
+            server.terminate()
+    run.output = output.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, database_url: DatabaseUrl) -> Run:
+    """A day in the life: people register, log in, mistype, work, and meet a bug. SQL is echoed."""
+    with served(tmp_path_factory.mktemp("run"), database_url, DEBUG="true") as run:
+        tell_everything(run)
+    return run
+
+
+def tell_everything(run: Run) -> None:
+    answers = run.answers
+    with httpx2.Client(base_url=run.url) as client:
+        answers["health"] = client.get("/health")
+        answers["ready"] = client.get("/ready")
+        account = {"email": EMAIL, "password": PASSWORD, "name": "Ada Wallaby"}
+        answers["register"] = client.post("/auth/register", json=account)
+        answers["register again"] = client.post("/auth/register", json=account)
+        form = {"username": EMAIL, "password": NEW_PASSWORD}
+        answers["wrong password"] = client.post("/auth/login", data=form)
+        form["password"] = PASSWORD
+        answers["login"] = client.post("/auth/login", data=form)
+        answers["refresh"] = client.post(
+            "/auth/refresh", json={"refresh_token": answers["login"].json()["refresh_token"]}
+        )
+        token = answers["login"].json()["access_token"]
+        answers["bad token"] = client.get("/tasks", headers={"Authorization": f"Bearer {token}x"})
+        client.headers["Authorization"] = f"Bearer {token}"
+        answers["create"] = client.post("/tasks", json={"title": TEXTS})
+        answers["search"] = client.get("/tasks", params={"q": TEXTS})
+        answers["one"] = client.get(f"/tasks/{uuid4()}", headers={"X-Request-ID": "of-a-proxy"})
+        answers["mistake"] = client.post("/tasks", json={TEXTS: PASSWORD})
+        answers["no route"] = client.get(f"/{TEXTS}", headers={"X-Request-ID": "not an id"})
+        answers["large"] = client.post("/tasks", content=TEXTS.encode() * 1_000_000)
+        answers["bug"] = client.get("/bug/7")
+        answers["preflight"] = client.options(
+            "/tasks",
+            headers={"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"},
+        )
+        answers["password"] = client.post(
+            "/auth/password", json={"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+        )
+
+
+@pytest.fixture(scope="module")
+def run_without_database(
+    tmp_path_factory: pytest.TempPathFactory, database_url: DatabaseUrl
+) -> Run:
+    nowhere = database_url.replace(port=1, user="owner", password="quokka")
+    with served(tmp_path_factory.mktemp("run"), nowhere) as run:
+        run.answers["ready"] = httpx2.get(f"{run.url}/ready")
+        account = {"email": EMAIL, "password": PASSWORD, "name": "Ada Wallaby"}
+        run.answers["register"] = httpx2.post(f"{run.url}/auth/register", json=account)
+    return run
+
+
+def test_the_day_went_as_it_should(run: Run) -> None:
+    statuses = {name: answer.status_code for name, answer in run.answers.items()}
+
+    assert statuses == {
+        "health": 200,
+        "ready": 200,
+        "register": 201,
+        "register again": 409,
+        "wrong password": 401,
+        "login": 200,
+        "refresh": 200,
+        "bad token": 401,
+        "create": 201,
+        "search": 200,
+        "one": 404,
+        "mistake": 422,
+        "no route": 404,
+        "large": 413,
+        "bug": 500,
+        "preflight": 200,
+        "password": 204,
+    }
+
+
+def test_every_line_is_json_whoever_wrote_it(run: Run) -> None:
+    assert all(line.keys() >= {"event", "level", "timestamp"} for line in run.lines)
+    writers = {line.get("logger") for line in run.lines}
+    assert {"uvicorn.error", "sqlalchemy.engine.Engine"} <= writers
+    assert "uvicorn.access" not in writers
+
+
+def test_every_request_has_one_line_and_probes_have_none(run: Run) -> None:
+    answers = [answer for name, answer in run.answers.items() if name not in {"health", "ready"}]
+
+    assert [line["request_id"] for line in run.requests] == [
+        answer.headers["X-Request-ID"] for answer in answers
+    ]
+    assert [line["status"] for line in run.requests] == [answer.status_code for answer in answers]
+
+
+def test_the_line_names_method_route_status_time_and_user(run: Run) -> None:
+    line = run.line_of("create")
+
+    user_id = line["user_id"]
+    assert line == {
+        "event": "request",
+        "level": "info",
+        "timestamp": line["timestamp"],
+        "request_id": line["request_id"],
+        "method": "POST",
+        "path": "/tasks",
+        "status": 201,
+        "duration_ms": line["duration_ms"],
+        "user_id": user_id,
+    }
+    assert user_id
+    assert 0 < line["duration_ms"] < 60_000
+    assert run.line_of("search")["user_id"] == user_id
+    assert run.line_of("bad token")["user_id"] is None
+
+
+def test_the_path_is_the_routes_without_ids(run: Run) -> None:
+    assert run.line_of("one")["path"] == "/tasks/{task_id}"
+    assert run.line_of("no route")["path"] is None
+
+
+def test_a_sane_request_id_is_kept_and_another_replaced(run: Run) -> None:
+    assert run.answers["one"].headers["X-Request-ID"] == "of-a-proxy"
+    assert re.fullmatch(r"[0-9a-f]{32}", run.answers["no route"].headers["X-Request-ID"])
+
+
+def test_a_bug_leaves_its_traceback_under_the_id_of_the_answer(run: Run) -> None:
+    request_id = run.answers["bug"].json()["request_id"]
+
+    (line,) = (line for line in run.lines if "exception" in line)
+    assert line["request_id"] == request_id == run.line_of("bug")["request_id"]
+    assert line["level"] == run.line_of("bug")["level"] == "error"
+    assert "RuntimeError" in line["exception"]
+    assert "with_bug.py" in line["exception"]
+
+
+def test_no_secret_is_in_any_line(
+    run: Run, run_without_database: Run, database_url: DatabaseUrl
+) -> None:
+    tokens = [run.answers[name].json() for name in ("login", "refresh")]
+    secrets = [
+        EMAIL,
+        PASSWORD,
+        NEW_PASSWORD,
+        TEXTS,
+        "kangaroo",
+        "Wallaby",
+        "quokka",
+        "numbat",
+        *(token[kind] for token in tokens for kind in ("access_token", "refresh_token")),
+        database_url.for_libpq(),
+    ]
+
+    found = [secret for secret in secrets if secret in run.output + run_without_database.output]
+
+    assert found == []
+    assert "127.0.0.1" in run_without_database.output  # what helps to find a fault stays
+
+
+def test_without_its_database_the_line_tells_why(run_without_database: Run) -> None:
+    line = run_without_database.line_of("register")
+
+    assert run_without_database.answers["register"].status_code == line["status"] == 503
+    assert line["level"] == "error"
+    assert "refused" in line["error"]
+
+
+def test_a_probe_that_fails_has_a_line(run_without_database: Run) -> None:
+    line = run_without_database.line_of("ready")
+
+    assert (line["path"], line["status"], line["level"]) == ("/ready", 503, "error")
+
+
+def test_requests_at_the_same_time_keep_their_ids_apart(
+    tmp_path: Path, database_url: DatabaseUrl
+) -> None:
+    with (
+        served(tmp_path, database_url) as run,
+        httpx2.Client(base_url=run.url) as client,
+        ThreadPoolExecutor(10) as threads,
+    ):
+        for number in range(50):
+            headers = {"X-Request-ID": f"number-{number}"}
+            threads.submit(client.get, f"/bug/{number}", headers=headers)
+
+    for event in ("request", "Exception in ASGI application"):
+        ids = [line["request_id"] for line in run.lines if line["event"].strip() == event]
+        assert sorted(ids) == sorted(f"number-{number}" for number in range(50))
+
+
+def test_in_development_lines_are_for_people(tmp_path: Path, database_url: DatabaseUrl) -> None:
+    with served(tmp_path, database_url, ENVIRONMENT="development", LOG_LEVEL="debug") as run:
+        httpx2.get(f"{run.url}/health")
+        httpx2.get(f"{run.url}/bug/7")
+
+    assert re.search(r"\[debug *\] request .*path=/health .*status=200", run.output)
+    assert "\nTraceback (most recent call last):" in run.output
+    assert "numbat" not in run.output
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (b"019a8f3e-5c1d-7b2a-9e4f-0123456789ab", True),
+        (b"Root=1-67891233-abcdef012345678912345678", True),
+        (b"x" * 128, True),
+        (b"x" * 129, False),
+        (b"", False),
+        (b"two words", False),
+        (b'{"json": 1}', False),
+        (b"line\nbreak", False),
+        (b"\xff", False),
+    ],
+    ids=str,
+)
+def test_what_passes_for_a_request_id(sent: bytes, kept: bool) -> None:
+    scope: Scope = {"headers": [(b"host", b"x"), (b"x-request-id", sent)]}
+
+    request_id = read_request_id(scope)
+
+    assert (request_id == sent.decode("latin-1")) is kept
+    assert kept or re.fullmatch(r"[0-9a-f]{32}", request_id)
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("postgresql://ada:s3cret@db.example.com/x", "postgresql://***@db.example.com/x"),
+        ("postgresql+psycopg2://ada:p:w/x?@host:5432/x", "postgresql+psycopg2://***@host:5432/x"),
+        ("host=db password=s3cret user=ada", "host=db *** user=ada"),
+        ("Authorization: Bearer abc.def.ghi, next", "Authorization: ***, next"),
+        ("token eyJhbGciOi.eyJzdWIi.c2ln ends", "token *** ends"),
+        ("to ada+todo@mail.example.com now", "to *** now"),
+        ("duplicate key\nDETAIL:  Key (a)=(b) exists.\nmore", "duplicate key\nDETAIL:***\nmore"),
+        ('connection to server at "db", port 5432 failed', None),
+        ('File "/app/main.py", line 7, in bug', None),
+    ],
+)
+def test_secrets_are_taken_out_of_other_peoples_texts(text: str, redacted: str | None) -> None:
+    assert redact(None, "error", {"event": text})["event"] == (redacted or text)
+
+
+def test_redaction_is_quick_for_any_text() -> None:
+    for text in ("a" * 100_000, "://" * 30_000, "a@" * 50_000, "eyJ" * 30_000, "a." * 50_000):
+        redact(None, "error", {"event": text})

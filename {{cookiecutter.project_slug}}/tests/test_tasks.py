@@ -1,0 +1,460 @@
+"""Tasks of two owners, who never see each other's."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from itsdangerous import URLSafeSerializer
+from sqlalchemy import Engine, insert, text
+from sqlmodel import Session
+from uuid_utils.compat import uuid7
+
+from db import StatementDep
+from models import Priority, Task
+from paging import Sort
+
+type ClientOf = Callable[[str], TestClient]
+
+MOMENT = "2030-01-31T12:00:00Z"
+
+
+def create(client: TestClient, **fields: object) -> dict[str, Any]:
+    answer = client.post("/tasks", json={"title": "Write a test", **fields})
+    assert answer.status_code == 201, answer.text
+    task: dict[str, Any] = answer.json()
+    return task
+
+
+def titles(client: TestClient, **query: object) -> list[str]:
+    answer = client.get("/tasks", params={name: str(value) for name, value in query.items()})
+    assert answer.status_code == 200, answer.text
+    return [task["title"] for task in answer.json()]
+
+
+def pages(client: TestClient, **query: object) -> Iterator[list[dict[str, Any]]]:
+    """Follow the Link headers from the first page to the last."""
+    answer = client.get("/tasks", params={name: str(value) for name, value in query.items()})
+    while True:
+        assert answer.status_code == 200, answer.text
+        yield answer.json()
+        if "next" not in answer.links:
+            return
+        answer = client.get(answer.links["next"]["url"])
+
+
+def test_a_new_task_has_defaults_and_an_address(ada: TestClient) -> None:
+    answer = ada.post("/tasks", json={"title": "Write a test"})
+
+    task = answer.json()
+    assert answer.status_code == 201
+    assert task == {
+        "id": task["id"],
+        "url": f"http://testserver/tasks/{task['id']}",
+        "title": "Write a test",
+        "description": None,
+        "completed": False,
+        "order": None,
+        "priority": "medium",
+        "due_at": None,
+        "created_at": task["created_at"],
+        "updated_at": task["created_at"],
+    }
+    assert answer.headers["Location"] == task["url"]
+    assert ada.get(task["url"]).json() == task
+
+
+def test_every_field_is_kept(ada: TestClient) -> None:
+    fields = {
+        "title": "Παρα\u0301δειγμα 👩‍💻 \\ % _ ' \"",
+        "description": "first line\nsecond line",
+        "completed": True,
+        "order": -7,
+        "priority": "high",
+        "due_at": MOMENT,
+    }
+
+    task = create(ada, **fields)
+
+    assert {name: ada.get(task["url"]).json()[name] for name in fields} == fields
+
+
+def test_a_date_comes_back_in_utc(ada: TestClient) -> None:
+    assert create(ada, due_at="2030-01-31T12:00:00+05:30")["due_at"] == "2030-01-31T06:30:00Z"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("title", "Something else"),
+        ("description", "More on it"),
+        ("description", None),
+        ("completed", True),
+        ("order", 95),
+        ("order", None),
+        ("priority", "low"),
+        ("due_at", MOMENT),
+        ("due_at", None),
+    ],
+)
+def test_a_patch_changes_what_is_sent_and_nothing_else(
+    ada: TestClient, field: str, value: object
+) -> None:
+    before = create(ada, description="d", order=1, due_at="2031-01-01T00:00:00Z")
+
+    answer = ada.patch(before["url"], json={field: value})
+
+    after = answer.json()
+    assert answer.status_code == 200
+    assert after == before | {field: value, "updated_at": after["updated_at"]}
+    assert ada.get(before["url"]).json() == after
+
+
+def test_an_empty_patch_changes_nothing(ada: TestClient) -> None:
+    task = create(ada)
+
+    assert ada.patch(task["url"], json={}).json() == task
+
+
+@pytest.mark.parametrize("field", ["title", "completed", "priority"])
+def test_a_patch_cannot_empty_a_required_field(ada: TestClient, field: str) -> None:
+    task = create(ada)
+
+    answer = ada.patch(task["url"], json={field: None})
+
+    assert answer.status_code == 422
+    assert ada.get(task["url"]).json() == task
+
+
+def test_a_put_replaces_all_that_a_client_can_set(ada: TestClient) -> None:
+    before = create(ada, description="d", completed=True, order=1, priority="high", due_at=MOMENT)
+
+    after = ada.put(before["url"], json={"title": "All new"}).json()
+
+    assert after == before | {
+        "title": "All new",
+        "description": None,
+        "completed": False,
+        "order": None,
+        "priority": "medium",
+        "due_at": None,
+        "updated_at": after["updated_at"],
+    }
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
+def test_every_change_moves_updated_at(ada: TestClient, method: str) -> None:
+    before = create(ada)
+
+    after = ada.request(method, before["url"], json={"title": "Changed"}).json()
+
+    assert after["updated_at"] > before["updated_at"]
+    assert after["created_at"] == before["created_at"]
+
+
+def test_a_deleted_task_is_gone(ada: TestClient) -> None:
+    kept, gone = create(ada), create(ada)
+
+    answer = ada.delete(gone["url"])
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert ada.get(gone["url"]).status_code == 404
+    assert ada.get("/tasks").json() == [kept]
+
+
+def test_deleting_the_list_leaves_an_empty_one(ada: TestClient) -> None:
+    create(ada)
+    create(ada)
+
+    assert ada.delete("/tasks").status_code == 204
+
+    assert ada.get("/tasks").json() == []
+
+
+@pytest.mark.parametrize(("completed", "left"), [("true", ["open"]), ("false", ["done"])])
+def test_only_the_done_or_the_open_ones_can_be_deleted(
+    ada: TestClient, completed: str, left: list[str]
+) -> None:
+    create(ada, title="open")
+    create(ada, title="done", completed=True)
+
+    ada.delete("/tasks", params={"completed": completed})
+
+    assert titles(ada) == left
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [("GET", None), ("PATCH", {"title": "Mine now"}), ("PUT", {"title": "Mine"}), ("DELETE", None)],
+)
+def test_another_owners_task_is_as_unknown_as_one_that_does_not_exist(
+    ada: TestClient, bob: TestClient, method: str, body: object
+) -> None:
+    task = create(ada)
+
+    others = bob.request(method, task["url"], json=body)
+    nobodys = bob.request(method, f"/tasks/{uuid4()}", json=body)
+
+    assert others.status_code == nobodys.status_code == 404
+    assert others.content == nobodys.content
+    assert ada.get(task["url"]).json() == task
+
+
+def test_an_empty_patch_does_not_show_another_owners_task(ada: TestClient, bob: TestClient) -> None:
+    assert bob.patch(create(ada)["url"], json={}).status_code == 404
+
+
+def test_lists_and_deletions_reach_the_callers_tasks_only(ada: TestClient, bob: TestClient) -> None:
+    adas, bobs = create(ada, title="ada's"), create(bob, title="bob's")
+
+    assert (titles(ada), titles(bob)) == (["ada's"], ["bob's"])
+    assert titles(bob, q="ada") == []
+    bob.delete("/tasks")
+
+    assert ada.get("/tasks").json() == [adas]
+    assert bob.get(bobs["url"]).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_without_a_token_there_is_no_list(client: TestClient, method: str) -> None:
+    answer = client.request(method, "/tasks", json={"title": "x"})
+
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_the_newest_task_comes_first(ada: TestClient) -> None:
+    for title in ("first", "second", "third"):
+        create(ada, title=title)
+
+    assert titles(ada) == ["third", "second", "first"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"completed": "true"}, ["cow"]),
+        ({"completed": "false"}, ["bee", "ant"]),
+        ({"priority": "high"}, ["bee"]),
+        ({"due_before": "2030-06-01T00:00:00Z"}, ["ant"]),
+        ({"due_after": "2030-06-01T00:00:00Z"}, ["bee"]),
+        ({"due_after": "2030-01-01T00:00:00Z", "due_before": MOMENT}, []),
+        ({"q": "NT"}, ["ant"]),
+        ({"q": "six legs"}, ["bee", "ant"]),
+        ({"priority": "low", "q": "six legs"}, ["ant"]),
+        ({"sort": "created_at"}, ["ant", "bee", "cow"]),
+        ({"sort": "due_at"}, ["ant", "bee", "cow"]),
+        ({"sort": "-due_at"}, ["cow", "bee", "ant"]),
+        ({"sort": "order"}, ["bee", "ant", "cow"]),
+        ({"sort": "-order"}, ["cow", "ant", "bee"]),
+        ({"sort": "priority"}, ["ant", "cow", "bee"]),
+        ({"sort": "-priority"}, ["bee", "cow", "ant"]),
+        ({"limit": "2"}, ["cow", "bee"]),
+    ],
+)
+def test_a_list_is_filtered_sorted_and_cut(
+    ada: TestClient, query: dict[str, str], expected: list[str]
+) -> None:
+    six = {"description": "It has six legs"}
+    create(ada, title="ant", order=2, due_at=MOMENT, priority="low", **six)
+    create(ada, title="bee", order=1, due_at="2031-01-31T12:00:00Z", priority="high", **six)
+    create(ada, title="cow", completed=True)
+
+    assert titles(ada, **query) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("100%", ["100% done"]),
+        ("%", ["100% done"]),
+        ("_", ["snake_case"]),
+        ("e_c", ["snake_case"]),
+        ("\\", ["back\\slash"]),
+        ("\\%", []),
+        ("'; DROP TABLE tasks; --", []),
+        ("ПРИВЕТ", ["привет, мир"]),
+        ("世界", ["你好，世界"]),
+        ("عالم", ["مرحبا يا عالم"]),
+        ("👩‍💻", ["👩‍💻 at work"]),
+        ("ÉTÉ", ["cet été"]),
+    ],
+)
+def test_search_takes_every_character_at_its_word(
+    ada: TestClient, text: str, found: list[str]
+) -> None:
+    for title in (
+        "100% done", "snake_case", "back\\slash", "привет, мир", "你好，世界", "مرحبا يا عالم",
+        "👩‍💻 at work", "cet été", "plain",
+    ):  # fmt: skip
+        create(ada, title=title)
+
+    assert titles(ada, q=text) == found
+
+
+@pytest.fixture(scope="module")
+def many_tasks(engine: Engine) -> str:
+    """An owner of 3,000 tasks, whose dates, orders and priorities repeat and are missing."""
+    owner_id = f"owner-{uuid4()}"
+    pick = random.Random(1)  # noqa: S311  (the same tasks each time)
+    start = datetime(2030, 1, 1, tzinfo=UTC)
+    tasks = [
+        {
+            "id": uuid7(),
+            "owner_id": owner_id,
+            "title": f"Task {number}",
+            "completed": pick.random() < 0.3,
+            "priority": pick.choice(list(Priority)),
+            "order": pick.choice([None, *range(20)]),
+            "due_at": pick.choice([None, *(start + timedelta(days=n) for n in range(30))]),
+        }
+        for number in range(3000)
+    ]
+    with Session(engine) as session:
+        session.execute(insert(Task), tasks)
+        session.commit()
+    return owner_id
+
+
+def sort_value(task: dict[str, Any], sort: Sort) -> tuple[Any, str]:
+    """Return what a task is sorted by, the way the API promises it."""
+    value = task[sort.field]
+    if sort.field == "priority":
+        value = list(Priority).index(Priority(value))
+    elif sort.field == "created_at":
+        value = ""
+    return ((value is None, value if value is not None else 0), task["id"])
+
+
+@pytest.mark.parametrize("sort", Sort)
+def test_pages_show_every_task_once_and_in_order(
+    client_of: ClientOf, many_tasks: str, sort: Sort
+) -> None:
+    client = client_of(many_tasks)
+
+    tasks = list(itertools.chain.from_iterable(pages(client, sort=sort, limit=100)))
+
+    assert len(tasks) == len({task["id"] for task in tasks}) == 3000
+    assert tasks == sorted(tasks, key=lambda task: sort_value(task, sort), reverse=sort.descending)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"completed": "true"}, {"priority": "high", "sort": "due_at"}, {"q": "7", "sort": "-order"}],
+)
+def test_pages_of_a_filtered_list_are_all_of_it(
+    client_of: ClientOf, many_tasks: str, query: dict[str, str]
+) -> None:
+    client = client_of(many_tasks)
+
+    small = list(itertools.chain.from_iterable(pages(client, limit=33, **query)))
+    large = list(itertools.chain.from_iterable(pages(client, limit=100, **query)))
+
+    assert small == large
+    assert 100 < len(small) < 3000
+
+
+@pytest.mark.parametrize("sort", [Sort.NEWEST, Sort.CREATED, Sort.ORDER])
+def test_pages_neither_skip_nor_repeat_while_tasks_are_added(ada: TestClient, sort: Sort) -> None:
+    before = {create(ada, title=f"Task {n}", order=n)["id"] for n in range(25)}
+
+    seen = []
+    for page in pages(ada, sort=sort, limit=4):
+        seen += [task["id"] for task in page]
+        if len(seen) < 40:
+            create(ada, title="Added meanwhile", order=-1)
+
+    assert len(seen) == len(set(seen))
+    assert before <= set(seen)
+
+
+def test_the_last_page_has_no_next(ada: TestClient) -> None:
+    for _ in range(4):
+        create(ada)
+
+    first, second = pages(ada, limit=2)
+
+    assert (len(first), len(second)) == (2, 2)
+
+
+def test_a_page_of_nothing_is_an_empty_list(ada: TestClient) -> None:
+    answer = ada.get("/tasks")
+
+    assert (answer.json(), "Link" in answer.headers) == ([], False)
+
+
+def test_the_next_page_keeps_the_filters(ada: TestClient) -> None:
+    for n in range(4):
+        create(ada, title=f"a&b {n}", completed=n % 2 == 0)
+
+    answer = ada.get("/tasks", params={"q": "a&b", "completed": "true", "limit": 1})
+    following = ada.get(answer.links["next"]["url"])
+
+    assert [task["title"] for task in following.json()] == ["a&b 0"]
+
+
+@pytest.mark.parametrize("mangle", ["cut", "longer", "changed", "empty", "foreign", "binary"])
+def test_a_mangled_cursor_is_refused(ada: TestClient, mangle: str) -> None:
+    create(ada)
+    create(ada)
+    link = ada.get("/tasks", params={"limit": 1}).links["next"]["url"]
+    cursor = parse_qs(urlsplit(link).query)["cursor"][0]
+    mangled = {
+        "cut": cursor[:-1],
+        "longer": f"{cursor}x",
+        "changed": f"{'B' if cursor[0] == 'A' else 'A'}{cursor[1:]}",
+        "empty": "x",
+        "foreign": URLSafeSerializer("another secret", salt="cursor").dumps(["-created_at", "x"]),
+        "binary": "\xff\x00",
+    }[mangle]
+
+    answer = ada.get("/tasks", params={"cursor": mangled})
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", "cursor"]
+
+
+def test_a_cursor_of_another_order_is_refused(ada: TestClient) -> None:
+    create(ada)
+    create(ada)
+    link = ada.get("/tasks", params={"limit": 1}).links["next"]["url"]
+
+    assert ada.get(f"{link}&sort=order").status_code == 422
+
+
+def test_a_cursor_of_another_owner_shows_the_callers_tasks(
+    ada: TestClient, bob: TestClient
+) -> None:
+    create(bob, title="bob's")
+    create(ada)
+    create(ada)
+    link = ada.get("/tasks", params={"limit": 1}).links["next"]["url"]
+
+    assert {task["title"] for task in bob.get(link).json()} <= {"bob's"}
+
+
+@pytest.mark.parametrize("name", ["limit", "completed", "priority", "due_before", "sort", "typo"])
+def test_a_filter_that_cannot_work_is_refused(ada: TestClient, name: str) -> None:
+    answer = ada.get("/tasks", params={name: "-1x"})
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", name]
+
+
+def test_a_second_statement_needs_a_transaction(ada: TestClient) -> None:
+    app = ada.app
+    assert isinstance(app, FastAPI)
+
+    @app.get("/two-statements")
+    async def two_statements(statement: StatementDep) -> None:
+        await statement.all(text("SELECT 1"))
+        await statement.all(text("SELECT 2"))
+
+    with pytest.raises(RuntimeError, match="transaction"):
+        ada.get("/two-statements")
