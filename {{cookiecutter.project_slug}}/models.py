@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Enum, Index, LargeBinary, String, false, func
+from sqlalchemy import DDL, DateTime, Enum, Index, LargeBinary, String, event, false, func, text
 from sqlmodel import Field, SQLModel
 from uuid_utils.compat import uuid7
 
@@ -18,7 +18,14 @@ SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
 }
 
+# Extensions that an index wants. A migration that needs another one creates it itself.
+for extension in ("btree_gin", "pg_trgm"):
+    create = DDL(f"CREATE EXTENSION IF NOT EXISTS {extension}")  # type: ignore[no-untyped-call]
+    event.listen(SQLModel.metadata, "before_create", create)
+
 TIMESTAMP = DateTime(timezone=True)
+FOREVER = "'infinity'::timestamptz"  # where tasks without a date stand in a list, as SQL
+LAST = 2**31 - 1  # and where those without an order do
 
 
 def set_by_database(**column: Any) -> Any:
@@ -57,7 +64,24 @@ class Task(SQLModel, table=True):
     """A todo of one owner."""
 
     __tablename__ = "tasks"
-    __table_args__ = (Index(None, "owner_id", "id"),)  # an owner's tasks, in order of creation
+    # An index for each order of a list, and for the filters that most lists have. Each begins
+    # with the owner, so that no list costs more because of what others have.
+    __table_args__ = (
+        Index("ix_tasks_created", "owner_id", "created_at", "id"),
+        Index("ix_tasks_completed", "owner_id", "completed", "created_at", "id"),
+        Index("ix_tasks_priority", "owner_id", "priority", "created_at", "id"),
+        Index("ix_tasks_due", "owner_id", text(f"coalesce(due_at, {FOREVER})"), "id"),
+        Index("ix_tasks_order", "owner_id", text(f'coalesce("order", {LAST})'), "id"),
+        # Finds any part of a text: the extension pg_trgm splits it into threes of letters.
+        Index(
+            "ix_tasks_text",
+            "owner_id",
+            "title",
+            "description",
+            postgresql_using="gin",
+            postgresql_ops={"title": "gin_trgm_ops", "description": "gin_trgm_ops"},
+        ),
+    )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     # Text without a foreign key: it is a user's id of ours or of a Better Auth server.

@@ -5,7 +5,6 @@ by the id, which settles ties. It is signed, so that only one of ours ever reach
 """
 
 import hashlib
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from itsdangerous import BadData, URLSafeSerializer
 from pydantic import SecretStr
 from sqlalchemy import (
+    ColumnElement,
     Integer,
     RowMapping,
     Select,
@@ -23,15 +23,13 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    literal_column,
     tuple_,
 )
 from sqlalchemy.types import TypeEngine
 from sqlmodel import col
 
-from models import PRIORITY, TIMESTAMP, Task
-
-FOREVER = "infinity"  # where tasks without a date stand, in PostgreSQL's words
-LAST = 2**31 - 1  # and those without an order
+from models import FOREVER, LAST, PRIORITY, TIMESTAMP, Task
 
 
 class Sort(StrEnum):
@@ -56,28 +54,35 @@ class Sort(StrEnum):
         return self.startswith("-")
 
 
-# What each order compares, beside the id, and its type. Ids grow with time: alone, they sort by it.
+# As the indexes spell them: an expression is found in an index only if it is the same.
+NEVER_DUE: ColumnElement[Any] = literal_column(FOREVER)
+effective_due = func.coalesce(col(Task.due_at), NEVER_DUE)
+effective_order = func.coalesce(col(Task.order), literal_column(str(LAST)))
+
+CREATED_AT = (col(Task.created_at), TIMESTAMP)
+# What each order compares, before the id, and its type. That creation is told by a column of its
+# own keeps PostgreSQL from walking the primary key through everybody's tasks.
 KEYS: dict[str, tuple[tuple[SQLColumnExpression[Any], TypeEngine[Any]], ...]] = {
-    "created_at": (),
-    "due_at": ((func.coalesce(col(Task.due_at), cast(literal(FOREVER), TIMESTAMP)), TIMESTAMP),),
-    "order": ((func.coalesce(col(Task.order), LAST), Integer()),),
-    "priority": ((col(Task.priority), PRIORITY),),
+    "created_at": (CREATED_AT,),
+    "due_at": ((effective_due, TIMESTAMP),),
+    "order": ((effective_order, Integer()),),
+    "priority": ((col(Task.priority), PRIORITY), CREATED_AT),
 }
 ID = (col(Task.id), Uuid())
 
 
 def key_of(task: RowMapping, sort: Sort) -> list[str]:
-    """Return what a cursor keeps of a task, as text."""
+    """Return what a cursor keeps of a task, as text: the values of KEYS, and the id."""
     match sort.field:
         case "due_at":
-            due_at: datetime | None = task["due_at"]
-            return [due_at.isoformat() if due_at else FOREVER, str(task["id"])]
+            key = [task["due_at"].isoformat() if task["due_at"] else "infinity"]
         case "order":
-            return [str(LAST if task["order"] is None else task["order"]), str(task["id"])]
+            key = [str(LAST if task["order"] is None else task["order"])]
         case "priority":
-            return [str(task["priority"]), str(task["id"])]
+            key = [str(task["priority"]), task["created_at"].isoformat()]
         case _:
-            return [str(task["id"])]
+            key = [task["created_at"].isoformat()]
+    return [*key, str(task["id"])]
 
 
 class Cursors:

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from auth import CurrentUserId
 from db import StatementDep
 from models import Priority, Task
-from paging import CursorsDep, Sort, sorted_page
+from paging import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
 from schemas.problem import BODY, problems
 from schemas.tasks import Moment, TaskCreate, TaskPublic, TaskUpdate
 from schemas.text import PlainText
@@ -37,7 +37,9 @@ class TaskFilter(BaseModel):
     due_after: Moment | None = None
     sort: Sort = Sort.NEWEST
     limit: Annotated[int, Field(ge=1, le=100)] = 20
-    cursor: Annotated[str | None, Field(max_length=500, description="From a Link header")] = None
+    cursor: Annotated[PlainText | None, Field(max_length=500, description="From a Link header")] = (
+        None
+    )
 
     def conditions(self) -> list[ColumnElement[bool]]:
         wanted: list[ColumnElement[bool]] = []
@@ -49,9 +51,9 @@ class TaskFilter(BaseModel):
         if self.priority:
             wanted.append(col(Task.priority) == self.priority)
         if self.due_before:
-            wanted.append(col(Task.due_at) < self.due_before)
+            wanted.append(effective_due < self.due_before)
         if self.due_after:
-            wanted.append(col(Task.due_at) > self.due_after)
+            wanted += [effective_due > self.due_after, effective_due < NEVER_DUE]
         return wanted
 
 

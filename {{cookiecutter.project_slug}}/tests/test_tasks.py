@@ -326,9 +326,7 @@ def sort_value(task: dict[str, Any], sort: Sort) -> tuple[Any, str]:
     """Return what a task is sorted by, the way the API promises it."""
     value = task[sort.field]
     if sort.field == "priority":
-        value = list(Priority).index(Priority(value))
-    elif sort.field == "created_at":
-        value = ""
+        value = (list(Priority).index(Priority(value)), task["created_at"])
     return ((value is None, value if value is not None else 0), task["id"])
 
 

@@ -46,7 +46,24 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
     )
-    op.create_index(op.f("ix_tasks_owner_id_id"), "tasks", ["owner_id", "id"], unique=False)
+    op.create_index("ix_tasks_created", "tasks", ["owner_id", "created_at", "id"])
+    completed = ["owner_id", "completed", "created_at", "id"]
+    op.create_index("ix_tasks_completed", "tasks", completed)
+    op.create_index("ix_tasks_priority", "tasks", ["owner_id", "priority", "created_at", "id"])
+    due_at = sa.text("coalesce(due_at, 'infinity'::timestamptz)")
+    op.create_index("ix_tasks_due", "tasks", ["owner_id", due_at, "id"])
+    order = sa.text('coalesce("order", 2147483647)')
+    op.create_index("ix_tasks_order", "tasks", ["owner_id", order, "id"])
+    # Both come with PostgreSQL, and need no superuser. btree_gin lets the owner into the index.
+    op.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
+    op.execute("CREATE EXTENSION IF NOT EXISTS btree_gin")
+    op.create_index(
+        "ix_tasks_text",
+        "tasks",
+        ["owner_id", "title", "description"],
+        postgresql_using="gin",
+        postgresql_ops={"title": "gin_trgm_ops", "description": "gin_trgm_ops"},
+    )
     op.create_table(
         "users",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -97,6 +114,5 @@ def downgrade() -> None:
     op.drop_table("refresh_tokens")
     op.drop_index(op.f("ix_users_email"), table_name="users")
     op.drop_table("users")
-    op.drop_index(op.f("ix_tasks_owner_id_id"), table_name="tasks")
     op.drop_table("tasks")
     op.execute("DROP TYPE task_priority")
