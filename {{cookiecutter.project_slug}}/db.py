@@ -10,15 +10,24 @@ import select
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Annotated, Any
 
 import psycopg2
 from fastapi import Depends, Request
-from sqlalchemy import Engine, Executable, RowMapping, create_engine, event, exc, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    RowMapping,
+    create_engine,
+    event,
+    exc,
+    text,
+)
 from sqlmodel import Session, SQLModel
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
@@ -94,7 +103,9 @@ def note_use(connection: Any, _record: Any, _proxy: Any) -> None:
         slot.use(connection)
 
 
-def note_return(_connection: Any, record: Any) -> None:
+def note_return(connection: Any, record: Any) -> None:
+    if connection is not None and not connection.closed:
+        connection.autocommit = False
     record.info["returned_at"] = time.monotonic()
     if slot := current_slot.get():
         slot.use(None)
@@ -128,6 +139,20 @@ def has_news(connection: Any) -> bool:
     return bool(select.select([connection], [], [], 0)[0])  # Windows
 
 
+@contextmanager
+def autocommitting(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection whose statements are transactions by themselves, without a BEGIN.
+
+    It is told by psycopg2's own switch, which sends nothing. SQLAlchemy's isolation level
+    AUTOCOMMIT has psycopg2 send a SET as the connection is given back.
+    """
+    with engine.connect() as connection:
+        driver_connection = connection.connection.driver_connection
+        assert driver_connection is not None  # noqa: S101  (it is, until it is given back)
+        driver_connection.autocommit = True
+        yield connection
+
+
 def create_db_and_tables(engine: Engine) -> None:
     """Create the tables that are missing, straight from the models: for a scratch database.
 
@@ -138,7 +163,7 @@ def create_db_and_tables(engine: Engine) -> None:
 
 def ping(engine: Engine) -> float:
     """Ask the database for an answer. Returns seconds. Raises sqlalchemy.exc.DBAPIError."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with autocommitting(engine) as connection:
         start = time.perf_counter()
         connection.execute(text("SELECT 1"))
         return time.perf_counter() - start
@@ -150,7 +175,6 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         size = settings.db_pool_size
         self.engine = create_db_engine(settings.database_url, pool_size=size, echo=settings.debug)
-        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="database")
         self._free = asyncio.Semaphore(size)
 
@@ -193,7 +217,7 @@ class Database:
         """
 
         def run() -> Sequence[RowMapping]:
-            with self._autocommit.connect() as connection:
+            with autocommitting(self.engine) as connection:
                 result = connection.execute(statement, parameters)
                 return result.mappings().all() if result.returns_rows else []
 

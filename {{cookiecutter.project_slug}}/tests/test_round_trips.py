@@ -1,0 +1,169 @@
+"""How often a request goes to the database and back, as the database sees it."""
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlmodel import Session, select
+
+from config import Settings
+from database_url import DatabaseUrl
+from db import DatabaseDep
+from main import create_app
+from models import Task
+
+
+class CountingProxy:
+    """Stands before PostgreSQL, and keeps the queries that pass: each is one round trip."""
+
+    def __init__(self, server: DatabaseUrl) -> None:
+        self.queries: list[str] = []
+        self._server = (server.host, server.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._server)
+                self._sockets += [client, server]
+                threading.Thread(target=self._forward, args=(server, client), daemon=True).start()
+                threading.Thread(target=self._read, args=(client, server), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def _read(self, client: socket.socket, server: socket.socket) -> None:
+        """Pass on what the client says, message by message, and note the queries."""
+        stream = client.makefile("rb")
+        with suppress(OSError, struct.error):
+            (length,) = struct.unpack("!i", stream.read(4))  # the first message has no type
+            server.sendall(struct.pack("!i", length) + stream.read(length - 4))
+            while kind := stream.read(1):
+                (length,) = struct.unpack("!i", stream.read(4))
+                body = stream.read(length - 4)
+                if kind in b"QP":
+                    self.queries.append(body.decode(errors="replace").rstrip("\0"))
+                server.sendall(kind + struct.pack("!i", length) + body)
+            server.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@pytest.fixture
+def proxy(database_url: DatabaseUrl) -> Iterator[CountingProxy]:
+    proxy = CountingProxy(database_url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def caller(
+    proxy: CountingProxy, database_url: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> Iterator[TestClient]:
+    """A user with a task, whose app has a connection already."""
+    app = create_app(settings_for(database_url.replace(port=proxy.port)))
+    with TestClient(app) as client:
+        client.headers["Authorization"] = f"Bearer {app.state.verifier.issue('round-trips')}"
+        client.post("/tasks", json={"title": "The first"}).raise_for_status()
+        yield client
+
+
+def queries_of(
+    proxy: CountingProxy, client: TestClient, method: str, url: str, **kwargs: Any
+) -> list[str]:
+    proxy.queries.clear()
+    client.request(method, url, **kwargs).raise_for_status()
+    return list(proxy.queries)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/tasks", None),
+        ("GET", "/tasks?completed=false&q=first&sort=-due_at&limit=5", None),
+        ("POST", "/tasks", {"title": "x", "due_at": "2030-01-01T00:00:00Z"}),
+        ("GET", "/tasks/{id}", None),
+        ("PATCH", "/tasks/{id}", {"title": "y"}),
+        ("PATCH", "/tasks/{id}", {}),
+        ("PUT", "/tasks/{id}", {"title": "z"}),
+        ("DELETE", "/tasks/{id}", None),
+        ("DELETE", "/tasks?completed=true", None),
+        ("GET", "/ready", None),
+    ],
+)
+def test_a_request_is_one_round_trip(
+    proxy: CountingProxy, caller: TestClient, method: str, path: str, body: object
+) -> None:
+    task = caller.get("/tasks").json()[0]
+    url = path.replace("{id}", task["id"])
+
+    queries = queries_of(proxy, caller, method, url, json=body)
+
+    assert len(queries) == 1, queries
+
+
+def test_health_and_a_bad_token_cost_none(proxy: CountingProxy, caller: TestClient) -> None:
+    proxy.queries.clear()
+
+    caller.get("/health")
+    caller.get("/tasks", headers={"Authorization": "Bearer x"})
+
+    assert proxy.queries == []
+
+
+def test_the_work_of_a_transaction_is_committed_as_a_whole(
+    proxy: CountingProxy, caller: TestClient
+) -> None:
+    app = caller.app
+    assert isinstance(app, FastAPI)
+
+    @app.post("/two-tasks")
+    async def create_two_tasks(database: DatabaseDep) -> None:
+        def work(session: Session) -> None:
+            for title in ("one", "two"):
+                session.add(Task(owner_id="round-trips", title=title))
+                session.flush()
+
+        await database.transaction(work)
+
+    queries = queries_of(proxy, caller, "POST", "/two-tasks")
+
+    assert [query.split()[0] for query in queries] == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+
+
+def test_a_transaction_that_fails_leaves_nothing(caller: TestClient) -> None:
+    app = caller.app
+    assert isinstance(app, FastAPI)
+
+    @app.post("/half")
+    async def half(database: DatabaseDep) -> None:
+        def work(session: Session) -> None:
+            session.add(Task(owner_id="round-trips", title="half of it"))
+            session.flush()
+            raise ValueError("in the middle")
+
+        await database.transaction(work)
+
+    with pytest.raises(ValueError, match="in the middle"):
+        caller.post("/half")
+
+    assert "half of it" not in caller.get("/tasks").text
+    with Session(app.state.database.engine) as session:
+        assert session.exec(select(Task).where(Task.title == "half of it")).all() == []
