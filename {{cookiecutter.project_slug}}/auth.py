@@ -12,6 +12,7 @@ from fastapi.security import OAuth2PasswordBearer
 from config import PYPROJECT, Settings
 
 ACCESS_TOKEN_SECONDS = 15 * 60
+LEEWAY_SECONDS = 5  # how far the clocks of replicas may be apart
 ALGORITHM = "HS256"
 # Who issues tokens, and whom for: this project. Not APP_NAME, which is for people to read, and
 # whose change would log everybody out.
@@ -75,6 +76,7 @@ class OwnTokens:
                 algorithms=[ALGORITHM],  # never the one that the token names
                 issuer=ISSUER,
                 audience=ISSUER,
+                leeway=LEEWAY_SECONDS,
                 options={"require": CLAIMS},
             )
         except jwt.PyJWTError as error:

@@ -115,7 +115,7 @@ class BetterAuth:
             self._fetch = None
 
     async def _download(self) -> bytes:
-        """Raises httpx2.HTTPError, or ValueError for an answer that is no JWKS."""
+        """Return the body of the answer. Raises httpx2.HTTPError, and ValueError for a bad one."""
         body = bytearray()
         async with self._client.stream("GET", self._url) as answer:
             if answer.status_code != httpx2.codes.OK:
@@ -161,10 +161,11 @@ def read_key(jwk: Any) -> jwt.PyJWK | None:
     try:
         if jwk["alg"] not in ALGORITHMS or not isinstance(jwk["kid"], str) or "d" in jwk:
             return None  # "d": a private key, which everybody may have read
-        if jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ["verify"]):
+        if jwk.get("use") not in (None, "sig") or "verify" not in jwk.get("key_ops", ["verify"]):
             return None
         key = jwt.PyJWK(jwk)
         public_key = key.Algorithm.prepare_key(key.key)  # refuses another algorithm's curve
-        return None if key.Algorithm.check_key_length(public_key) else key  # a complaint
+        complaint = key.Algorithm.check_key_length(public_key)
+        return None if complaint else key
     except (jwt.PyJWTError, UnsupportedAlgorithm, LookupError, TypeError, ValueError):
         return None

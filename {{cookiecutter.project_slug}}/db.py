@@ -265,7 +265,7 @@ class OneStatement:
     a failure between them would leave half the work done: the second is refused.
     """
 
-    def __init__(self, database: DatabaseDep) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._sent = False
 
@@ -285,7 +285,11 @@ class OneStatement:
         return rows[0] if rows else None
 
 
-StatementDep = Annotated[OneStatement, Depends()]
+async def get_statement(database: DatabaseDep) -> OneStatement:
+    return OneStatement(database)  # FastAPI would run the class itself in a thread
+
+
+StatementDep = Annotated[OneStatement, Depends(get_statement)]
 
 
 async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:

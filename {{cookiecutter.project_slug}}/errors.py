@@ -146,6 +146,9 @@ class InternalErrors:
                 answer = JSONResponse(
                     {"detail": "internal error", "request_id": get_contextvars().get("request_id")},
                     status.HTTP_500_INTERNAL_SERVER_ERROR,
+                    # uvicorn hangs up after an exception: a client that did not know would send
+                    # its next request into a closed connection.
+                    headers={"Connection": "close"},
                 )
                 await answer(scope, receive, send)
             raise

@@ -4,6 +4,7 @@ Log with `structlog.get_logger().info("task imported", count=3)`: a constant tex
 name. The request's id is added to every line that is written while the request is answered.
 """
 
+import io
 import json
 import logging
 import re
@@ -52,6 +53,8 @@ def redact_errors(logger: WrappedLogger, method: str, event: EventDict) -> Event
 
 def configure_logging(settings: Settings) -> None:
     """Send our lines, uvicorn's and SQLAlchemy's to standard output, in one format."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no text makes a line, or its route, fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     level = logging.getLevelNamesMapping()[settings.log_level]
     common: list[Processor] = [
         merge_contextvars,
@@ -87,7 +90,9 @@ def configure_logging(settings: Settings) -> None:
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it would tell of each request it sends
+    # One would tell of each request that it sends, the other of each file that changes.
+    for name in ("httpx2", "watchfiles"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     access = logging.getLogger("uvicorn.access")  # RequestLog tells more
     access.handlers.clear()
     access.propagate = False

@@ -101,14 +101,13 @@ class Task(SQLModel, table=True):
 
 
 class RefreshToken(SQLModel, table=True):
-    """A log-in's right to a new access token. Each works once; a second use revokes its family."""
+    """A log-in, by the newest of its refresh tokens: each refresh puts another in its place."""
 
     __tablename__ = "refresh_tokens"
 
-    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    id: UUID = Field(primary_key=True)  # of the log-in: random, and a part of its tokens
     user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
-    family_id: UUID = Field(index=True)  # all tokens that descend from one log-in
-    token_hash: bytes = Field(sa_type=LargeBinary(32), unique=True)  # SHA-256
+    token_hash: bytes = Field(sa_type=LargeBinary(32))  # SHA-256
     expires_at: datetime = Field(sa_type=TIMESTAMP)
-    used_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)
+    replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # the token before
     created_at: datetime = set_by_database()

@@ -1,24 +1,22 @@
-"""Accounts of users who log in with us. They are not mounted where Better Auth has the accounts.
+"""Accounts of users who log in with us; with Better Auth, which has its own, they are not mounted.
 
-A log-in is one row of `refresh_tokens`, its family; each refresh replaces the hash in it. Whoever
-comes with an earlier token of the family shows that two parties have it, and ends it for both.
+A new password, and a deletion, end all log-ins of an account. Access tokens that are out already
+go on for their 15 minutes at most: to stop them, each request would need a look-up.
 """
 
-import hashlib
-import secrets
-from datetime import timedelta
 from typing import Annotated
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response, status
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy import ColumnElement, Executable, delete, func, literal, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col
 from uuid_utils.compat import uuid7
 
-from auth import ACCESS_TOKEN_SECONDS, CurrentUserId, OwnTokens, unauthorized
+import refresh_tokens
+from auth import ACCESS_TOKEN_SECONDS, CurrentUserId, OwnTokens, unauthorized, unavailable
 from db import DatabaseDep, StatementDep
 from models import RefreshToken, Task, User
 from passwords import PasswordGuardDep
@@ -32,14 +30,9 @@ from schemas.auth import (
 )
 from schemas.problem import BODY, problems
 
-REFRESH_TOKEN_LIFE = timedelta(days=30)  # from each refresh on
-# Two tabs of a browser may come with one token at the same moment, which is no theft.
-SAME_MOMENT = timedelta(seconds=5)
-
 COLUMNS = [col(getattr(User, name)) for name in UserPublic.model_fields]
 
 router = APIRouter(prefix="/auth", tags=["auth"])
-log = structlog.get_logger()
 
 
 async def get_tokens(request: Request) -> OwnTokens:
@@ -51,51 +44,13 @@ OwnTokensDep = Annotated[OwnTokens, Depends(get_tokens)]
 
 
 async def get_account_id(user_id: CurrentUserId) -> UUID:
-    return UUID(user_id)
+    try:
+        return UUID(user_id)
+    except ValueError:
+        raise gone() from None  # it was never one of ours
 
 
 AccountId = Annotated[UUID, Depends(get_account_id)]
-
-
-def new_refresh_token(family_id: UUID) -> str:
-    """Return a token that names its family. Clients need not know that."""
-    return f"{family_id.hex}.{secrets.token_urlsafe(32)}"
-
-
-def family_of(token: str) -> UUID | None:
-    family, _, _ = token.partition(".")
-    try:
-        return UUID(hex=family)
-    except ValueError:
-        return None
-
-
-def hash_token(token: str) -> bytes:
-    """A fast hash will do for a token: nobody guesses 256 random bits."""
-    return hashlib.sha256(token.encode()).digest()
-
-
-def start_family(token: str, user_id: UUID, verified: ColumnElement[bool]) -> Executable:
-    """Return the statement that stores a log-in's first token, and removes those that expired.
-
-    It yields a row if `verified` still holds for the user. Who changes the password at the same
-    time holds a lock on that row: this statement waits for it, and then sees the change.
-    """
-    family_id = literal(family_of(token))
-    expires_at = func.now() + REFRESH_TOKEN_LIFE
-    owner = select(family_id, family_id, col(User.id), literal(hash_token(token)), expires_at)
-    expired = delete(RefreshToken).where(
-        col(RefreshToken.user_id) == user_id, col(RefreshToken.expires_at) <= func.now()
-    )
-    return (
-        insert(RefreshToken)
-        .from_select(
-            ["id", "family_id", "user_id", "token_hash", "expires_at"],
-            owner.where(verified).with_for_update(read=True),
-        )
-        .add_cte(expired.cte("expired"))
-        .returning(col(RefreshToken.id))
-    )
 
 
 def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Response) -> TokenPair:
@@ -139,21 +94,20 @@ async def login(
     response: Response,
 ) -> TokenPair:
     """Log in with e-mail and password."""
-    wrong = unauthorized("wrong e-mail address or password")
     users = select(col(User.id), col(User.password_hash)).where(col(User.email) == form.username)
     user = next(iter(await database.statement(users)), None)
     stored: str | None = user["password_hash"] if user else None
     password = form.password.get_secret_value()
     valid, better = await guard.verify(form.username, password, stored)
     if not valid or user is None:
-        raise wrong
+        raise unauthorized("wrong e-mail address or password")
     verified = (col(User.id) == user["id"]) & (col(User.password_hash) == stored)
     if better:
         await database.statement(update(User).where(verified).values(password_hash=better))
         verified = (col(User.id) == user["id"]) & (col(User.password_hash) == better)
-    token = new_refresh_token(uuid4())
-    if not await database.statement(start_family(token, user["id"], verified)):
-        raise wrong  # the password was changed meanwhile
+    token = refresh_tokens.new_token()
+    if not await database.statement(refresh_tokens.start(token, user["id"], verified)):
+        raise changed_meanwhile()
     return token_pair(tokens, user["id"], token, response)
 
 
@@ -165,44 +119,20 @@ async def refresh_token(
 
     One that was used before ends the log-in, because somebody else may have got hold of it.
     """
-    presented = body.refresh_token.get_secret_value()
-    invalid = unauthorized("the refresh token is not valid, or not any more")
-    family_id = family_of(presented)
-    if family_id is None:
-        raise invalid
-    token = new_refresh_token(family_id)
-    # Of two requests with one token, the second waits for the first one's lock, and finds another.
-    current = update(RefreshToken).where(
-        col(RefreshToken.id) == family_id,
-        col(RefreshToken.token_hash) == hash_token(presented),
-        col(RefreshToken.expires_at) > func.now(),
-    )
-    rotated = current.values(
-        token_hash=hash_token(token),
-        used_at=func.now(),
-        expires_at=func.now() + REFRESH_TOKEN_LIFE,
-    )
-    for family in await database.statement(rotated.returning(col(RefreshToken.user_id))):
-        return token_pair(tokens, family["user_id"], token, response)
-
-    reused = delete(RefreshToken).where(
-        col(RefreshToken.id) == family_id,
-        col(RefreshToken.token_hash) != hash_token(presented),
-        col(RefreshToken.used_at) <= func.now() - SAME_MOMENT,
-    )
-    for family in await database.statement(reused.returning(col(RefreshToken.user_id))):
-        log.warning("refresh token reused, log-in ended", user_id=str(family["user_id"]))
-    raise invalid
+    token = body.refresh_token.get_secret_value()
+    successor = refresh_tokens.new_token(refresh_tokens.login_of(token))
+    for login in await database.statement(refresh_tokens.replace(token, successor)):
+        return token_pair(tokens, login["user_id"], successor, response)
+    for login in await database.statement(refresh_tokens.end_if_reused(token)):
+        user_id = str(login["user_id"])
+        structlog.get_logger().warning("refresh token reused, log-in ended", user_id=user_id)
+    raise unauthorized("the refresh token is not valid, or not any more")
 
 
-@router.post(
-    "/logout", status_code=status.HTTP_204_NO_CONTENT, responses=problems(503, *BODY)
-)
+@router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=problems(503, *BODY))
 async def logout(body: RefreshRequest, statement: StatementDep) -> None:
     """End a log-in: none of its refresh tokens works any more. Its access token runs out."""
-    family_id = family_of(body.refresh_token.get_secret_value())
-    if family_id is not None:
-        await statement.all(delete(RefreshToken).where(col(RefreshToken.id) == family_id))
+    await statement.all(refresh_tokens.end(body.refresh_token.get_secret_value()))
 
 
 @router.post(
@@ -234,7 +164,7 @@ async def change_password(
         return True
 
     if not await database.transaction(replace_password):
-        raise wrong_password()  # it was changed meanwhile
+        raise changed_meanwhile()
 
 
 @router.get("/me", responses=problems(401, 503))
@@ -259,6 +189,11 @@ async def delete_me(user_id: AccountId, database: DatabaseDep) -> None:
 
 def gone() -> HTTPException:
     return unauthorized("the account does not exist any more")
+
+
+def changed_meanwhile() -> HTTPException:
+    """The password that was verified is another one now, or is hashed anew. A retry will tell."""
+    return unavailable("the account is being changed, try again")
 
 
 def wrong_password() -> RequestValidationError:

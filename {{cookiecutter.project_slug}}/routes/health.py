@@ -4,15 +4,15 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Request, status
+from fastapi import APIRouter, Depends, Request
 
 from config import VERSION
 from db import Database, DatabaseUnavailable
-from schemas.health import Health, Problem, Ready
+from schemas.health import Health, Ready
+from schemas.problem import problems
 
 ANSWER_SECONDS = 2.0  # the longest that /ready takes
 SHARED_SECONDS = 1.5  # how long an answer serves all who ask; nothing asks on a timer
-RETRY_SECONDS = 2
 
 router = APIRouter(tags=["health"])
 
@@ -26,17 +26,20 @@ class Readiness:
         self._asked_at = 0.0
 
     async def latency(self) -> float:
-        """Return the database's latency in seconds. Raises DatabaseUnavailable or TimeoutError."""
+        """Return the database's latency in seconds. Raises DatabaseUnavailable."""
         question = self._question
         age = time.monotonic() - self._asked_at
         if question is None or (question.done() and age > SHARED_SECONDS):
             question = self._question = asyncio.create_task(self._database.ping())
             self._asked_at = time.monotonic()
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return await asyncio.shield(question)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await asyncio.shield(question)
+        except TimeoutError:
+            raise DatabaseUnavailable("the database does not answer") from None
 
 
-def get_readiness(request: Request) -> Readiness:
+async def get_readiness(request: Request) -> Readiness:
     readiness: Readiness = request.app.state.readiness
     return readiness
 
@@ -50,15 +53,7 @@ async def get_health(request: Request) -> Health:
     return Health(app=request.app.title, version=VERSION)
 
 
-@router.get("/ready", responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": Problem}})
+@router.get("/ready", responses=problems(503))
 async def get_ready(readiness: ReadinessDep) -> Ready:
     """Readiness: the database answers too."""
-    try:
-        latency = await readiness.latency()
-    except (DatabaseUnavailable, TimeoutError):
-        raise HTTPException(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            "the database does not answer",
-            headers={"Retry-After": str(RETRY_SECONDS)},
-        ) from None
-    return Ready(database_ms=round(latency * 1000, 1))
+    return Ready(database_ms=round(await readiness.latency() * 1000, 1))

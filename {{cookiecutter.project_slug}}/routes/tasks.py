@@ -12,7 +12,7 @@ from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from auth import CurrentUserId
-from db import StatementDep
+from db import OneStatement, StatementDep
 from models import Priority, Task
 from paging import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
 from schemas.problem import BODY, problems
@@ -74,7 +74,7 @@ class OwnTask:
     """One task of the caller's. Another's is as unknown as one that does not exist: 404."""
 
     def __init__(
-        self, task_id: UUID, owner_id: CurrentUserId, statement: StatementDep, tasks_url: TasksUrl
+        self, task_id: UUID, owner_id: str, statement: OneStatement, tasks_url: str
     ) -> None:
         self._condition = (col(Task.id) == task_id) & (col(Task.owner_id) == owner_id)
         self._statement = statement
@@ -90,7 +90,13 @@ class OwnTask:
         return public(task, self._tasks_url)
 
 
-OwnTaskDep = Annotated[OwnTask, Depends()]
+async def get_own_task(
+    task_id: UUID, owner_id: CurrentUserId, statement: StatementDep, tasks_url: TasksUrl
+) -> OwnTask:
+    return OwnTask(task_id, owner_id, statement, tasks_url)
+
+
+OwnTaskDep = Annotated[OwnTask, Depends(get_own_task)]
 
 
 def public(task: RowMapping, tasks_url: str) -> TaskPublic:

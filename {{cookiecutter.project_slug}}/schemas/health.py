@@ -1,22 +1,16 @@
 """What the health routes answer."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
-    app: str
-    version: str
+    app: Annotated[str, Field(examples=["Todo Backend"])]
+    version: Annotated[str, Field(examples=["0.1.0"])]
 
 
 class Ready(BaseModel):
     status: Literal["ready"] = "ready"
-    database_ms: float
-
-
-class Problem(BaseModel):
-    """The shape of every error."""
-
-    detail: str
+    database_ms: Annotated[float, Field(examples=[1.5])]

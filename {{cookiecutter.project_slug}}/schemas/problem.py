@@ -2,7 +2,13 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+TOO_SHORT: dict[str, Any] = {
+    "type": "string_too_short",
+    "loc": ["body", "title"],
+    "msg": "String should have at least 1 character",
+}
 
 
 class Problem(BaseModel):
@@ -14,37 +20,19 @@ class Problem(BaseModel):
 class Mistake(BaseModel):
     """One mistake in a request. It tells where, and never repeats what was sent."""
 
-    type: Annotated[
-        str,
-        Field(description="The rule that was broken, for programs.", examples=["string_too_short"]),
-    ]
-    loc: Annotated[
-        list[str | int],
-        Field(
-            description="Where: `body`, `query` or `path`, and the field.",
-            examples=[["body", "title"]],
-        ),
-    ]
-    msg: Annotated[
-        str,
-        Field(
-            description="What is wrong, for people.",
-            examples=["String should have at least 1 character"],
-        ),
-    ]
+    model_config = ConfigDict(json_schema_extra={"examples": [TOO_SHORT]})
+
+    type: Annotated[str, Field(description="The rule that was broken, for programs.")]
+    loc: Annotated[list[str | int], Field(description="Where: `body`, `query`, …, and the field.")]
+    msg: Annotated[str, Field(description="What is wrong, for people.")]
 
 
 class ValidationProblem(BaseModel):
     """The mistakes in a request: all of them, or the first few of very many."""
 
-    detail: list[Mistake]
+    detail: Annotated[list[Mistake], Field(examples=[[TOO_SHORT]])]
 
 
-TOO_SHORT = {
-    "type": "string_too_short",
-    "loc": ["body", "title"],
-    "msg": "String should have at least 1 character",
-}
 RETRY_AFTER = {"Retry-After": "Seconds until another try makes sense."}
 
 # Status: what it means, an example of `detail`, headers that come with it.

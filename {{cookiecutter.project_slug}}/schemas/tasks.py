@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from models import Priority
-from schemas.text import PlainText, Strict
+from schemas.text import PlainText, Strict, Whole
 
 # A day inside what Python can hold, so that no time zone moves a date out of it.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
@@ -33,7 +33,7 @@ def in_utc(value: datetime) -> datetime:
 
 Title = Annotated[PlainText, Field(min_length=1, max_length=200, examples=["Buy milk"])]
 Description = Annotated[PlainText, Field(max_length=5000, examples=["Two litres, semi-skimmed"])]
-Order = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+Order = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), Whole]
 PriorityName = Annotated[Priority, Field(strict=False)]
 Moment = Annotated[
     AwareDatetime,

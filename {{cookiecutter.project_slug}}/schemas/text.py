@@ -1,14 +1,22 @@
-"""What text, and what bodies, this API takes: nothing that the database or JSON cannot hold."""
+"""What bodies this API takes, and what values in them: nothing that the database cannot hold."""
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 # PostgreSQL's text holds every character but NUL. The pattern stands in the OpenAPI too, where
 # clients can see it. Constrained text also refuses lone surrogates ("\ud800"), which JSON can
 # spell and UTF-8 cannot; a plain `str` would let them through to a 500.
 PlainText = Annotated[str, Field(pattern=r"^[^\u0000]*$")]
+
+
+def drop_zero_fraction(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# For an integer, behind its bounds: JSON does not tell 7.0 from 7, and some languages write it so.
+Whole = BeforeValidator(drop_zero_fraction)
 
 MAX_FIELDS = 100
 

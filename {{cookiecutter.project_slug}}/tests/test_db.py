@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 from alembic import command
@@ -108,18 +109,16 @@ def test_a_deleted_account_takes_its_refresh_tokens_along(session: Session) -> N
     user = ada()
     session.add(user)
     session.commit()
-    family_id = user.id
+    user_id = user.id
     tomorrow = datetime.now(UTC) + timedelta(days=1)
-    token = RefreshToken(
-        user_id=user.id, family_id=user.id, token_hash=b"0" * 32, expires_at=tomorrow
-    )
+    token = RefreshToken(id=uuid4(), user_id=user_id, token_hash=b"0" * 32, expires_at=tomorrow)
     session.add(token)
     session.commit()
 
     session.delete(user)
     session.commit()
 
-    own = select(RefreshToken).where(RefreshToken.family_id == family_id)
+    own = select(RefreshToken).where(RefreshToken.user_id == user_id)
     assert session.exec(own).all() == []
 
 

@@ -31,6 +31,7 @@ type Schema = dict[str, Any]
 
 SENT = "kangaroo"  # stands in all that is sent, and must stand in no answer
 JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 ORIGIN = {"Origin": "http://localhost:3000"}
 DEEP = 100_000
 
@@ -43,7 +44,8 @@ OPERATIONS: list[tuple[str, str, Schema]] = [
 
 
 def resolve(schema: Schema) -> Schema:
-    return OPENAPI["components"]["schemas"][schema["$ref"].split("/")[-1]] if "$ref" in schema else schema
+    name = schema.get("$ref", "").split("/")[-1]
+    return {**OPENAPI["components"]["schemas"][name]} if name else schema
 
 
 def body_schema(operation: Schema, media_type: str) -> Schema | None:
@@ -267,31 +269,30 @@ def test_a_bad_parameter_is_refused_by_name(
 ) -> None:
     name, place = parameter["name"], parameter["in"]
     for value in bad_parameters(parameter["schema"]):
-        url = f"{address(path)}?{name}={value}" if place == "query" else path.replace(f"{{{name}}}", value)
+        in_query, in_path = f"{address(path)}?{name}={value}", path.replace(f"{{{name}}}", value)
 
-        answer = caller.request(method, url)
+        answer = caller.request(method, in_query if place == "query" else in_path)
 
         places = [mistake["loc"] for mistake in refusal_of(answer)]
         assert [place, name] in places, (value, answer.text)
 
 
-@pytest.mark.parametrize(("method", "path", "schema"), with_body("application/x-www-form-urlencoded"))
+@pytest.mark.parametrize(("method", "path", "schema"), with_body(FORM["Content-Type"]))
 def test_a_bad_form_is_refused(caller: TestClient, method: str, path: str, schema: Schema) -> None:
-    urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
     multipart = {"Content-Type": "multipart/form-data; boundary=x"}
     names = list(schema["properties"])
     forms: list[tuple[bytes, dict[str, str]]] = [
         (b"", {}),
-        (b"", urlencoded),
+        (b"", FORM),
         (b'{"kangaroo": 1}', JSON),
-        (b"\xff\xfe=\xff&%FF=%FF&%00=%00", urlencoded),
-        (b"&".join(b"kangaroo=%d" % number for number in range(2_000)), urlencoded),
-        (b"kangaroo=" + b"7" * MAX_BODY_BYTES, urlencoded),
+        (b"\xff\xfe=\xff&%FF=%FF&%00=%00", FORM),
+        (b"&".join(b"kangaroo=%d" % number for number in range(2_000)), FORM),
+        (b"kangaroo=" + b"7" * MAX_BODY_BYTES, FORM),
         (b"kangaroo", multipart),
         (b"kangaroo", {"Content-Type": "multipart/form-data"}),
         (b'--x\r\nContent-Disposition: form-data; name="kangaroo', multipart),
-        *((f"{name}=%00".encode(), urlencoded) for name in names),
-        *((f"{name}=".encode() + b"kangaroo" * 10_000, urlencoded) for name in names),
+        *((f"{name}=%00".encode(), FORM) for name in names),
+        *((f"{name}=".encode() + b"kangaroo" * 10_000, FORM) for name in names),
     ]
     for form, headers in forms:
         refusal_of(caller.request(method, path, content=form, headers=headers))
@@ -304,7 +305,9 @@ def test_only_json_passes_for_json(
 ) -> None:
     headers = {b"Content-Type": content_type.encode("latin-1")}
 
-    answer = caller.request(method, address(path), content=b'{"title": "kangaroo"}', headers=headers)
+    body = b'{"title": "kangaroo"}'
+
+    answer = caller.request(method, address(path), content=body, headers=headers)
 
     refusal_of(answer)
     assert answer.status_code in {415, 422}
@@ -361,6 +364,12 @@ def test_odd_headers_break_nothing(caller: TestClient, headers: dict[str, str]) 
     ]
 
     assert {answer.status_code for answer in answers} <= {200, 201, 400}
+
+
+def test_a_whole_number_may_be_written_with_a_fraction(caller: TestClient) -> None:
+    answer = caller.post("/tasks", content=b'{"title": "seventh", "order": 7.0}', headers=JSON)
+
+    assert answer.json()["order"] == 7
 
 
 def test_only_the_first_mistakes_are_told(caller: TestClient) -> None:
@@ -433,12 +442,11 @@ def in_chunks(size: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("path", ["/tasks", "/auth/login"])
 def test_a_large_body_is_refused(browser: TestClient, path: str, chunked: bool) -> None:
     size = MAX_BODY_BYTES + 1_000
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
 
     answer = browser.post(
         path,
         content=in_chunks(size) if chunked else b"7" * size,
-        headers=JSON if path == "/tasks" else form,
+        headers=JSON if path == "/tasks" else FORM,
     )
 
     assert answer.status_code == 413

@@ -1,0 +1,182 @@
+"""Rules that the OpenAPI keeps for every route there will ever be: clients are made from it."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import main
+
+type Schema = dict[str, Any]
+
+OPENAPI = main.app.openapi()
+SCHEMAS: dict[str, Schema] = OPENAPI["components"]["schemas"]
+OPERATIONS: dict[str, Schema] = {
+    f"{method.upper()} {path}": operation
+    for path, methods in OPENAPI["paths"].items()
+    for method, operation in methods.items()
+}
+WITHOUT_TOKEN = {"GET /health", "GET /ready"} | {
+    f"POST /auth/{action}" for action in ("register", "login", "refresh", "logout")
+}
+BODILESS = {"204"}
+
+each_operation = pytest.mark.parametrize("name", OPERATIONS)
+
+
+def answers(name: str) -> dict[str, Schema]:
+    """Return what a route answers with, by status."""
+    responses: dict[str, Schema] = OPERATIONS[name]["responses"]
+    return responses
+
+
+def model_of(answer: Schema) -> str:
+    """Return the name of an answer's model, or of the model that it is a list of."""
+    schema = answer["content"]["application/json"]["schema"]
+    reference: str = schema.get("items", schema).get("$ref", "")
+    return reference.removeprefix("#/components/schemas/")
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """Find the models that a part of the OpenAPI refers to, and those that they refer to."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "$ref":
+                name = inner.split("/")[-1]
+                yield name
+                yield from names_in(SCHEMAS[name])
+            else:
+                yield from names_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from names_in(inner)
+
+
+def scalars(value: Any) -> Iterator[Schema]:
+    """Find the schemas of single values in what a route takes."""
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield from scalars(SCHEMAS[value["$ref"].split("/")[-1]])
+        elif value.get("type") in {"string", "integer", "number"}:
+            yield value
+        else:
+            for key, inner in value.items():
+                if key not in {"example", "examples", "default"}:
+                    yield from scalars(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from scalars(inner)
+
+
+def test_operation_ids_make_unique_names_of_functions() -> None:
+    ids = Counter(operation["operationId"] for operation in OPERATIONS.values())
+
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", name) for name in ids)
+    assert set(ids.values()) == {1}
+
+
+def test_models_have_names_of_their_own() -> None:
+    # Two models of one name get their modules' names before it: schemas__health__Problem.
+    assert [name for name in SCHEMAS if not re.fullmatch(r"[A-Z][A-Za-z]+", name)] == []
+
+
+def test_fastapis_own_errors_are_not_promised() -> None:
+    assert {"HTTPValidationError", "ValidationError"}.isdisjoint(SCHEMAS)
+
+
+@each_operation
+def test_a_route_has_one_tag_and_says_what_it_does(name: str) -> None:
+    assert len(OPERATIONS[name]["tags"]) == 1
+    assert OPERATIONS[name]["description"]
+
+
+@each_operation
+def test_a_route_asks_for_a_token_unless_it_is_known_not_to(name: str) -> None:
+    assert ("security" in OPERATIONS[name]) == (name not in WITHOUT_TOKEN)
+
+
+@each_operation
+def test_a_route_answers_with_named_models(name: str) -> None:
+    for status, answer in answers(name).items():
+        expected = {"422": "ValidationProblem"}.get(status, "Problem")
+        if status in BODILESS:
+            assert "content" not in answer
+        elif status.startswith("2"):
+            assert model_of(answer) in SCHEMAS
+        else:
+            assert model_of(answer) == expected
+            assert answer["content"]["application/json"]["example"].keys() == {"detail"}
+
+
+@each_operation
+def test_a_route_names_all_its_statuses(name: str) -> None:
+    operation = OPERATIONS[name]
+    expected: set[str] = set()
+    if "security" in operation:
+        expected |= {"401"}
+    if "requestBody" in operation:
+        expected |= {"400", "413", "422"}
+    if "parameters" in operation:
+        expected |= {"422"}
+    if name != "GET /health":
+        expected |= {"503"}  # all others ask the database
+
+    assert expected <= answers(name).keys()
+
+
+@each_operation
+def test_a_refusal_tells_how_to_go_on(name: str) -> None:
+    headers = {"401": "WWW-Authenticate", "429": "Retry-After", "503": "Retry-After"}
+
+    for status, header in headers.items():
+        if status in answers(name):
+            assert header in answers(name)[status]["headers"]
+
+
+@each_operation
+def test_what_a_route_takes_has_bounds(name: str) -> None:
+    operation = OPERATIONS[name]
+
+    for value in scalars([operation.get("requestBody"), operation.get("parameters")]):
+        if value["type"] == "string":
+            bounded = value.keys() & {"enum", "const"} or value.get("format") in {
+                "uuid",
+                "date-time",
+            }
+            assert bounded or {"maxLength", "pattern"} <= value.keys(), value
+        else:
+            assert {"minimum", "maximum"} <= value.keys(), value
+
+
+@pytest.mark.parametrize("name", sorted({*names_in(OPENAPI["paths"])}))
+def test_a_model_has_an_example(name: str) -> None:
+    model = SCHEMAS[name]
+    fields = model.get("properties", {}).values()
+
+    has_example = any("examples" in field for field in [model, *fields])
+    is_secret = all(field.get("format") == "password" for field in fields)
+    assert has_example or is_secret or "enum" in model
+
+
+def test_bodies_take_no_other_fields() -> None:
+    bodies = [
+        content["schema"]
+        for operation in OPERATIONS.values()
+        for media_type, content in operation.get("requestBody", {}).get("content", {}).items()
+        if media_type == "application/json"
+    ]
+
+    assert bodies
+    assert all(
+        SCHEMAS[name]["additionalProperties"] is False
+        for name in names_in(bodies)
+        if "properties" in SCHEMAS[name]
+    )
+
+
+def test_the_docs_can_log_in() -> None:
+    schemes = OPENAPI["components"]["securitySchemes"].values()
+
+    assert [scheme["flows"]["password"]["tokenUrl"] for scheme in schemes] == ["auth/login"]
