@@ -13,9 +13,9 @@ from sqlalchemy import exc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
 
+from auth import RETRY_SECONDS
 from db import DatabaseUnavailable
 
-RETRY_SECONDS = 2
 MAX_BODY_BYTES = 1_000_000
 MAX_MISTAKES = 20  # a body can make a hundred thousand; who mends these few comes back anyway
 MAX_PLACES = 10

@@ -1,7 +1,7 @@
 """The app. `uv run main.py` serves it for development; a server runs `uvicorn main:app`."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,25 +23,29 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.database = database = Database(settings)
-        app.state.readiness = health.Readiness(database)
-        app.state.cursors = Cursors(settings.better_auth_secret)
-        app.state.passwords = passwords = Passwords()
-        app.state.throttle = Throttle()
-        if settings.better_auth_url:
-            app.state.verifier = verifier = BetterAuth(settings.better_auth_url)
+        async with AsyncExitStack() as at_the_end:
+            database = Database(settings)
+            at_the_end.callback(database.close)
+            passwords = Passwords()
+            at_the_end.callback(passwords.close)
+            app.state.database = database
+            app.state.readiness = health.Readiness(database)
+            app.state.passwords = passwords
+            app.state.throttle = Throttle()
+            app.state.cursors = Cursors(settings.better_auth_secret)
+            if settings.better_auth_url:
+                verifier = BetterAuth(settings.better_auth_url)
+                at_the_end.push_async_callback(verifier.aclose)
+                app.state.verifier = verifier
+            else:
+                app.state.verifier = OwnTokens(settings)
             yield
-            await verifier.aclose()
-        else:
-            app.state.verifier = OwnTokens(settings)
-            yield
-        passwords.close()
-        database.close()
 
     app = FastAPI(
         title=settings.app_name,
         version=VERSION,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect loses the body of some clients' requests
         # Client generators make function names of these: get_health, getHealth.
         generate_unique_id_function=lambda route: route.name,
     )

@@ -612,7 +612,7 @@ async def test_nobody_waits_for_a_refresh(
     auth_server.answer = after(go, auth_server.publish)
 
     clock.now += REFRESH_SECONDS
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(FETCH_SECONDS / 2):
         for _ in range(20):
             await verifier.user_id(token)
             await asyncio.sleep(0.01)
@@ -702,7 +702,7 @@ async def test_an_answer_that_is_no_jwks_is_an_outage_and_stalls_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(better_auth, "FETCH_SECONDS", 0.5)
+    monkeypatch.setattr(better_auth, "FETCH_SECONDS", 1.0)
     token = auth_server.token(auth_server.new_key())
     auth_server.answer = answer
     pauses = []
@@ -720,7 +720,7 @@ async def test_an_answer_that_is_no_jwks_is_an_outage_and_stalls_nothing(
     watching.cancel()
 
     assert auth_server.requests == [JWKS_PATH]
-    assert max(pauses) < 0.4  # a fetch on the event loop could take the whole 0.5
+    assert max(pauses) < 0.9  # a fetch that blocks the event loop could take the whole second
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
@@ -734,7 +734,7 @@ async def test_closing_ends_a_fetch_under_way(
     await asyncio.sleep(0.05)
 
     await verifier.aclose()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(FETCH_SECONDS / 2):
         await asyncio.wait([waiting])
     go.set()
 

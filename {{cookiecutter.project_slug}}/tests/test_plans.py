@@ -38,6 +38,8 @@ def owner_id(engine: Engine) -> str:
                 "priority": pick.choice(list(Priority)),
                 "order": pick.choice([None, *range(1000)]),
                 "due_at": pick.choice([None, start + timedelta(minutes=pick.randrange(500_000))]),
+                # One transaction would give them all the same.
+                "created_at": start + timedelta(seconds=number),
             }
             for number in range(TASKS)
         )
