@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -27,7 +26,7 @@ MEANINGS = {
         "the Python of .python-version is not installed, and uv could not download it"
     ),
     "No space left": "the disk is full",
-    "network was disabled|error sending request|dns error|timed out": (
+    "network was disabled|network timeout|error sending request|dns error": (
         "the package index cannot be reached"
     ),
 }
@@ -61,30 +60,31 @@ def environment() -> dict[str, str]:
 
 def run(*command: str) -> None:
     """Run a command to its end. Raises StepFailed."""
-    process = subprocess.Popen(
-        command,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
-    lines, start = [""], time.monotonic()
-    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
-    reader.start()
-    try:
-        while process.poll() is None and (seconds := time.monotonic() - start) < LONGEST:
-            show(f"  {seconds:.0f} s  {lines[-1].strip()}")
-            time.sleep(0.05)
-    finally:
-        show("")
-        process.terminate()  # does nothing to a process that has ended
-    if process.returncode is None:
-        raise StepFailed(f"it was stopped, {LONGEST} s are too long")
-    reader.join(1)
-    if process.returncode:
-        raise StepFailed(reason("".join(lines)))
+    # A file, since a pipe would end only when the database server does that some commands start.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        log = Path(folder, "log")
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        start = time.monotonic()
+        try:
+            while process.poll() is None and (seconds := time.monotonic() - start) < LONGEST:
+                lines = log.read_text("utf-8", "replace").splitlines()
+                show(f"  {seconds:.0f} s  {lines[-1].strip() if lines else ''}")
+                time.sleep(0.05)
+        finally:
+            show("")
+            process.terminate()  # does nothing to a process that has ended
+        if process.returncode is None:
+            process.wait(timeout=10)
+            raise StepFailed(f"it was stopped, {LONGEST} s are too long")
+        if process.returncode:
+            raise StepFailed(reason(log.read_text("utf-8", "replace")))
 
 
 def reason(output: str) -> str:
@@ -142,12 +142,12 @@ def commit(_answers: Answers) -> str | None:
     return None
 
 
-def succeeds(*command: str) -> bool:
+def succeeds(*command: str, **variables: str) -> bool:
     """Run a command that only asks."""
     done = subprocess.run(
         command,
         check=False,
-        env=environment(),
+        env=environment() | variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=60,
@@ -155,17 +155,17 @@ def succeeds(*command: str) -> bool:
     return done.returncode == 0
 
 
-def uv(*arguments: str) -> Callable[[Answers], None]:
-    return lambda _answers: run(UV, *arguments)
+def uv(arguments: str) -> tuple[Callable[[Answers], None], str]:
+    return lambda _answers: run(UV, *arguments.split()), f"uv {arguments}"
 
 
 STEPS: dict[str, tuple[Callable[[Answers], str | None], str]] = {
     # its name: (what it does, the command that does it again)
     "settings": (write_env, "uv run manage.py env"),
-    "dependencies": (uv("sync"), "uv sync"),
-    "database": (uv("run", "manage.py", "postgres", "start"), "uv run manage.py postgres start"),
-    "schema": (uv("run", "manage.py", "migrate"), "uv run manage.py migrate"),
-    "smoke test": (uv("run", "manage.py", "check"), "uv run manage.py check"),
+    "dependencies": uv("sync"),
+    "database": uv("run manage.py postgres start"),
+    "schema": uv("run manage.py migrate"),
+    "smoke test": uv("run manage.py check"),
     "git": (commit, 'git init && git add --all && git commit -m "First commit"'),
 }
 INDEPENDENT = {"settings", "dependencies", "git"}  # each of the others needs all before it
@@ -193,9 +193,10 @@ def main(answers: Answers) -> None:
     to_do = {name: command for name, (_, command) in STEPS.items()}
     if answers["database"] != "local":
         del to_do["database"]
+    way = find_way()  # now, since after Ctrl-C cookiecutter waits a quarter of a second only
     blocked = False
-    say(f"\n{answers['project_name']}, in {Path.cwd()}")
     try:
+        say(f"\n{answers['project_name']}, in {Path.cwd()}")
         for name in list(to_do):
             if blocked and name not in INDEPENDENT:
                 say(f"- {name}: later, it needs what failed")
@@ -205,34 +206,33 @@ def main(answers: Answers) -> None:
                 blocked = True
     except KeyboardInterrupt:
         say("\nStopped. What was done stays.")
-    advise(list(to_do.values()))
-
-
-def advise(unfinished: list[str]) -> None:
-    """Say what to type next."""
-    here = Path.cwd()
-    near = here.parent == Path(os.environ.get("PWD", os.devnull)).resolve()
-    commands = [subprocess.list2cmdline(["cd", here.name if near else str(here)])]
-    if not finds_uv():
-        say("\nIn the new folder your terminal finds no uv: the second line brings it.")
-        commands.append("python3 -m pip install uv")
-    if unfinished:
+    if to_do:
         say("\nThe project is whole, but not finished. To finish it, type:\n")
-        commands += unfinished
     else:
         say("\nIt is ready. Type:\n")
-        commands += ["uv run main.py", "uv run pytest"]
-    say("\n".join(f"    {command}" for command in commands))
-    if not unfinished:
-        say("\nThe first serves http://127.0.0.1:8000/docs, the second tests it.")
+    after = list(to_do.values()) or ["uv run main.py", "uv run pytest"]
+    say("\n".join(f"    {command}" for command in [*way, *after]))
+    if len(way) > 1:
+        say("\npip is in the list because a terminal in the new folder finds no uv.")
+    if not to_do:
+        say("\nuv run main.py serves http://127.0.0.1:8000/docs")
+
+
+def find_way() -> list[str]:
+    """Return the commands that lead a terminal into the project, and to uv there."""
+    here = Path.cwd()
+    near = here.parent == Path(os.environ.get("PWD", os.devnull)).resolve()
+    folder = subprocess.list2cmdline(["cd", here.name if near else str(here)])
+    return [folder] if finds_uv() else [folder, "python3 -m pip install uv"]
 
 
 def finds_uv() -> bool:
     """Would a terminal in the new folder find uv? pyenv shows what belongs to one Python only."""
     versions = Path(os.environ.get("PYENV_ROOT", os.devnull), "versions")
-    path = [entry for entry in os.get_exec_path() if versions not in Path(entry).parents]
-    program = shutil.which("uv", path=os.pathsep.join(path))
-    return program is not None and succeeds(program, "--version")
+    entries = [entry for entry in os.get_exec_path() if versions not in Path(entry).parents]
+    path = os.pathsep.join(entries)
+    program = shutil.which("uv", path=path)
+    return program is not None and succeeds(program, "--version", PATH=path)
 
 
 if __name__ == "__main__":

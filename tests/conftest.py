@@ -1,0 +1,89 @@
+"""What the tests of the template share: the template as git would hand it on, and machines."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from machine import UVX, Machine, Outcome, Project, new_machine
+from repository import REPOSITORY
+from tls_server import Server, tls_server
+
+# What a machine may lack. In CI, any other reason for skipping a test is a failure: there, all
+# that tests need is installed.
+EXCUSES = {
+    "a Python 3.14 is installed here",
+    "is about root on Linux",
+    "sends POSIX signals",
+}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if os.environ.get("CI") and report.skipped and isinstance(report.longrepr, tuple):
+        reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+        if reason not in EXCUSES:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} must not be skipped in CI ({call.when}): {reason}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as git would hand it on: caches of the working tree would be rendered too."""
+    copy = tmp_path_factory.mktemp("template")
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(listing, check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    for name in filter(None, done.stdout.split("\0")):
+        if (REPOSITORY / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def bare_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template without its last hook: it renders, and nothing else."""
+    copy = tmp_path_factory.mktemp("bare") / "template"
+    return shutil.copytree(template, copy, ignore=shutil.ignore_patterns("post_gen_project.py"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, template: Path) -> Iterator[Machine]:
+    with new_machine(tmp_path / "machine", template) as machine:
+        yield machine
+
+
+@pytest.fixture
+def offline(machine: Machine) -> Machine:
+    """A machine without network and cache, where generating takes a second."""
+    machine.go_offline()
+    return machine
+
+
+@pytest.fixture(scope="session")
+def generated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    """The README's command with the default answers, and what it printed."""
+    with new_machine(tmp_path_factory.mktemp("default") / "machine", template) as machine:
+        # A terminal has no UV: uvx itself says where uv is.
+        outcome = machine.generate(program=(UVX, "cookiecutter"), UV=None)
+        assert outcome.code == 0, outcome.output
+        yield outcome
+
+
+@pytest.fixture(scope="session")
+def project(generated: Outcome) -> Project:
+    return generated.project
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL with TLS, as a provider runs one."""
+    with tls_server() as server:
+        yield server

@@ -1,0 +1,193 @@
+"""database=neon: where the connection string comes from, what it does, and that it stays secret."""
+
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from machine import Machine, Outcome, new_machine
+from tls_server import Server, free_port, new_password
+
+NEON = "database=neon"
+PROMPT = "Connection string"
+
+
+def places_of(secret: str, machine: Machine) -> list[Path]:
+    """Return the files that hold a secret, but for the one .env that may."""
+    needle = re.match(r"[\w-]+", secret)  # as far as no encoding changes it
+    assert needle is not None
+    return [
+        file
+        for file in machine.root.glob("**/*")
+        if file.is_file() and file != machine.work / "todo-backend" / ".env"
+        if needle[0].encode() in content(file)
+    ]
+
+
+def content(file: Path) -> bytes:
+    if file.parent.parent.name == "objects":  # of git
+        return zlib.decompress(file.read_bytes())
+    return file.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def other_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with new_machine(tmp_path_factory.mktemp("neon") / "machine", template) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def connected(other_machine: Machine, server: Server) -> Outcome:
+    """A project on a provider's database, whose URL stands in the environment."""
+    return other_machine.generate(NEON, NEON_DATABASE_URL=server.url())
+
+
+@pytest.fixture(scope="module")
+def wrong_password() -> str:
+    return new_password()
+
+
+@pytest.fixture(scope="module")
+def refused_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    with new_machine(tmp_path_factory.mktemp("refused") / "machine", template) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def refused(refused_machine: Machine, server: Server, wrong_password: str) -> Outcome:
+    """A project whose URL has a wrong password."""
+    return refused_machine.generate(NEON, NEON_DATABASE_URL=server.url(wrong_password))
+
+
+def test_the_string_may_come_from_the_environment(connected: Outcome, server: Server) -> None:
+    assert f"\nDATABASE_URL={server.url()}\n" in connected.project.read(".env")
+
+
+def test_the_schema_is_there_and_the_smoke_test_passes(connected: Outcome, server: Server) -> None:
+    tables = server.ask("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+
+    assert {"users", "tasks", "alembic_version"} <= {name for (name,) in tables}
+    assert "✓ smoke test" in connected.output
+
+
+def test_no_embedded_server_is_started_where_none_is_wanted(connected: Outcome) -> None:
+    assert "database" not in re.findall(r"^. ([a-z ]+) \(", connected.output, re.MULTILINE)
+    assert not connected.project.data.exists()
+
+
+def test_the_check_sees_tls(connected: Outcome) -> None:
+    outcome = connected.project.run("uv", "run", "manage.py", "check")
+
+    assert outcome.code == 0, outcome.output
+    assert "TLS       on (sslmode=require)" in outcome.output
+
+
+def test_no_secret_is_left_anywhere_after_success(
+    connected: Outcome, other_machine: Machine, server: Server
+) -> None:
+    assert "It is ready" in connected.output
+    assert server.password[:15] not in connected.output
+    assert places_of(server.password, other_machine) == []
+
+
+def test_a_wrong_password_is_named_with_what_to_do(refused: Outcome) -> None:
+    assert refused.code == 0
+    assert "✗ schema: 127.0.0.1:" in refused.output
+    assert "wrong password" in refused.output
+    assert "uv run manage.py env" in refused.output
+
+
+def test_no_secret_is_left_anywhere_after_a_failure(
+    refused: Outcome, refused_machine: Machine, wrong_password: str
+) -> None:
+    assert wrong_password[:15] not in refused.output
+    assert places_of(wrong_password, refused_machine) == []
+
+
+def test_the_search_for_secrets_finds_what_is_committed(
+    refused: Outcome, refused_machine: Machine
+) -> None:
+    """Otherwise the two tests above would prove nothing."""
+    project = refused.project
+    (project.path / "leak.txt").write_text(project.read(".env"), "utf-8")
+    project.git("add", "leak.txt")
+    (project.path / "leak.txt").unlink()
+    secret = re.search(r"s3cr3t-\w+", project.read(".env"))
+    assert secret is not None
+
+    (place,) = places_of(secret[0], refused_machine)
+    assert place.is_relative_to(project.path / ".git" / "objects")
+
+
+def test_a_database_that_is_away_is_named_with_its_address(machine: Machine) -> None:
+    port = free_port()
+
+    outcome = machine.generate(NEON, NEON_DATABASE_URL=f"postgresql://ada:x@127.0.0.1:{port}/app")
+
+    assert outcome.code == 0
+    assert f"127.0.0.1:{port}: nothing listens on this host and port" in outcome.output
+    assert "- smoke test: later" in outcome.output
+    assert f"\nDATABASE_URL=postgresql://ada:x@127.0.0.1:{port}/app\n" in outcome.project.read(
+        ".env"
+    )
+
+
+def test_without_terminal_and_variable_a_placeholder_is_left(offline: Machine) -> None:
+    outcome = offline.generate(NEON)
+
+    env = outcome.project.path / ".env"
+    assert "\nDATABASE_URL=postgresql://USER:PASSWORD@HOST/DATABASE\n" in env.read_text("utf-8")
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+    assert "✗ settings: no connection string was given" in outcome.output
+    assert "\n    uv run manage.py env\n" in outcome.output
+
+
+def test_another_programs_database_is_left_alone(offline: Machine) -> None:
+    outcome = offline.generate(NEON, DATABASE_URL="postgresql://a:b@other/db")
+
+    assert "other" not in outcome.project.read(".env")
+
+
+def test_a_string_that_makes_no_sense_is_refused_without_being_shown(offline: Machine) -> None:
+    outcome = offline.generate(NEON, NEON_DATABASE_URL="mysql://ada:s3cr3t@h/d")
+
+    assert "✗ settings: the text starts with mysql://" in outcome.output
+    assert "s3cr3t" not in outcome.output + outcome.project.read(".env")
+
+
+def test_the_prompt_hides_what_is_typed(offline: Machine, server: Server) -> None:
+    terminal = offline.type("--no-input", NEON)
+    terminal.expect(PROMPT)
+    terminal.sendline(server.url())
+    terminal.expect("settings")
+    typed = (terminal.before or "") + terminal.read()
+
+    assert "s3cr3t" not in typed
+    assert server.url() in offline.project().read(".env")
+    assert places_of(server.password, offline) == []
+
+
+def test_the_prompt_asks_again_after_a_string_that_makes_no_sense(offline: Machine) -> None:
+    terminal = offline.type("--no-input", NEON)
+    terminal.expect(PROMPT)
+    terminal.sendline("https://console.neon.tech/s3cr3t")
+    terminal.expect("web page")
+    terminal.expect(PROMPT)
+    terminal.sendline("postgresql://ada:right@example.com/app")
+    terminal.expect("✓ settings")
+    terminal.read()
+
+    assert ":right@" in offline.project().read(".env")
+
+
+def test_an_empty_answer_at_the_prompt_leaves_a_placeholder(offline: Machine) -> None:
+    terminal = offline.type("--no-input", NEON)
+    terminal.expect(PROMPT)
+    terminal.sendline("")
+    terminal.expect("✗ settings: no connection string was given")
+    terminal.read()
+
+    assert "USER:PASSWORD@HOST" in offline.project().read(".env")

@@ -1,0 +1,186 @@
+"""The default answers, end to end: the promise of the README."""
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+
+from machine import UV, Machine, Outcome, Project
+
+STEPS = ["settings", "dependencies", "database", "schema", "smoke test", "git"]
+
+
+class Served:
+    """The app as `uv run main.py` serves it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def get(self, path: str) -> tuple[int, Any]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, json.load(response)
+        finally:
+            connection.close()
+
+    def status(self, path: str) -> int:
+        """Return the status, 0 while nobody answers."""
+        try:
+            return self.get(path)[0]
+        except OSError:
+            return 0
+
+    def wait_for(self, path: str, status: int, seconds: float) -> float:
+        """Return after how many seconds the answer had this status."""
+        start = time.monotonic()
+        while (answered := self.status(path)) != status:
+            assert time.monotonic() - start < seconds, f"{path} answers {answered}"
+            time.sleep(0.05)
+        return time.monotonic() - start
+
+
+@contextmanager
+def serving(project: Project) -> Iterator[Served]:
+    """Type `uv run main.py`, and Ctrl-C at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [UV, "run", "main.py"],
+        cwd=project.path,
+        env=project.environment | {"PORT": str(port)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # so that Ctrl-C reaches all of its processes, and only these
+    )
+    try:
+        served = Served(port)
+        served.wait_for("/health", 200, seconds=60)
+        yield served
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def served(project: Project) -> Iterator[Served]:
+    with serving(project) as served:
+        yield served
+
+
+def postgres(project: Project, command: str) -> Outcome:
+    return project.run("uv", "run", "manage.py", "postgres", command)
+
+
+def test_every_step_is_shown_with_its_time(generated: Outcome) -> None:
+    shown = re.findall(r"^✓ (.+) \(\d+\.\d s\)$", generated.output, re.MULTILINE)
+
+    assert shown == STEPS
+
+
+def test_the_screen_ends_with_commands_and_a_url(generated: Outcome) -> None:
+    _, _, end = generated.output.partition("It is ready. Type:")
+
+    lines = [line.strip() for line in end.splitlines() if line.startswith("    ")]
+    assert [line for line in lines if "pip install" not in line] == [
+        "cd todo-backend",
+        "uv run main.py",
+        "uv run pytest",
+    ]
+    assert "http://127.0.0.1:8000/docs" in end
+
+
+def test_the_output_is_plain_where_it_is_no_terminal(generated: Outcome) -> None:
+    assert re.findall(r"[^\n -~✓✗…-]", generated.output) == []
+
+
+def test_the_embedded_server_runs_after_generation(project: Project) -> None:
+    assert postgres(project, "status").code == 0
+
+
+def test_env_can_be_read_by_its_owner_only(project: Project) -> None:
+    assert stat.S_IMODE((project.path / ".env").stat().st_mode) == 0o600
+
+
+def test_each_project_gets_a_secret_of_its_own(project: Project) -> None:
+    secret = re.search(r"^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"), re.MULTILINE)
+
+    assert secret is not None
+    assert secret[1] not in project.read(".env.example")
+
+
+def test_the_first_commit_holds_the_lock_and_not_the_settings(project: Project) -> None:
+    committed = project.git("ls-tree", "-r", "--name-only", "HEAD").splitlines()
+
+    assert "uv.lock" in committed
+    assert ".env" not in committed
+    assert ".env.example" in committed
+
+
+def test_nothing_is_left_to_commit(project: Project) -> None:
+    assert project.git("status", "--porcelain") == ""
+    assert project.git("rev-list", "--count", "HEAD").strip() == "1"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ruff check",
+        "ruff format --check",
+        "mypy .",
+        "alembic check",
+        "pytest --quiet",
+    ],
+)
+def test_its_own_checks_pass(project: Project, command: str) -> None:
+    outcome = project.run("uv", "run", *command.split(), seconds=240)
+
+    assert outcome.code == 0, outcome.output
+
+
+def test_health_says_what_runs(served: Served) -> None:
+    assert served.get("/health") == (
+        200,
+        {"status": "ok", "app": "Todo Backend", "version": "0.1.0"},
+    )
+
+
+def test_ready_follows_the_database(project: Project, served: Served) -> None:
+    served.wait_for("/ready", 200, seconds=10)
+
+    postgres(project, "stop")
+    away_after = served.wait_for("/ready", 503, seconds=10)
+    postgres(project, "start")
+
+    assert away_after < 2
+    served.wait_for("/ready", 200, seconds=10)
+
+
+def test_main_starts_the_embedded_server_where_it_is_stopped(project: Project) -> None:
+    postgres(project, "stop")
+
+    with serving(project) as served:
+        served.wait_for("/ready", 200, seconds=10)
+
+
+def test_a_name_and_a_folder_full_of_surprises_work_as_well(machine: Machine) -> None:
+    folder = machine.work / "Ada's wörk folder"
+    folder.mkdir()
+    name = 'project_name=say "hi" \\ O’Brien 👩‍💻'
+    answers = [name, "project_slug=surprise", "--output-dir", str(folder)]
+
+    outcome = machine.generate(*answers, slug=f"{folder.name}/surprise")
+
+    assert "It is ready." in outcome.output
+    tests = outcome.project.run("uv", "run", "pytest", "tests/test_health.py")
+    assert tests.code == 0, tests.output

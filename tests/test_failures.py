@@ -1,0 +1,295 @@
+"""What is missing, broken or in the way on people's machines, and what they are told then."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from machine import COOKIECUTTER, UV, Machine, Project
+
+AGAIN = [
+    "uv sync",
+    "uv run manage.py postgres start",
+    "uv run manage.py migrate",
+    "uv run manage.py check",
+]
+
+
+def python_is_installed(version: str) -> bool:
+    find = [UV, "python", "find", "--offline", "--no-project", version]
+    return subprocess.run(find, check=False, capture_output=True, timeout=60).returncode == 0
+
+
+def commands_at_the_end(output: str) -> list[str]:
+    end = output.replace("\r", "").rpartition("type:\n")[2]
+    commands = re.findall(r"^    (\S.*)$", end, re.MULTILINE)
+    return [command for command in commands if not command.startswith(("cd", "python3"))]
+
+
+def is_whole(project: Project) -> bool:
+    """Tell whether the project has its first and its last file, and can be finished by hand."""
+    return all((project.path / name).is_file() for name in (".env", "README.md", "manage.py"))
+
+
+# Before the first question
+
+
+def test_without_uv_one_line_says_how_to_get_it(machine: Machine) -> None:
+    outcome = machine.generate(UV=None, PATH=machine.path_without("uv"))
+
+    assert outcome.code == 1
+    assert outcome.output.startswith("uv is missing: type `python3 -m pip install --upgrade uv`")
+    assert not outcome.project.path.exists()
+
+
+def test_without_uv_no_question_is_asked(machine: Machine) -> None:
+    terminal = machine.type(UV=None, PATH=machine.path_without("uv"))
+
+    output = terminal.read()
+
+    assert "uv is missing" in output
+    assert "project's name" not in output
+
+
+def test_a_uv_that_is_too_old_is_named(machine: Machine) -> None:
+    outcome = machine.generate(UV=machine.fake_uv("echo 'uv 0.4.30 (61ed2a236 2024-11-04)'"))
+
+    assert outcome.code == 1
+    assert outcome.output.startswith("uv 0.4.30 is too old, 0.5.0 is needed: type `")
+
+
+def test_a_uv_that_does_not_work_is_named(machine: Machine) -> None:
+    shim = machine.fake_uv("echo 'pyenv: uv: command not found' >&2; exit 127")
+
+    outcome = machine.generate(UV=shim)
+
+    assert outcome.code == 1
+    assert outcome.output.startswith(f"uv does not work in this folder ({shim}): type `")
+
+
+def test_an_existing_folder_stays_as_it_is(machine: Machine) -> None:
+    existing = machine.work / "todo-backend"
+    existing.mkdir()
+    (existing / "mine.txt").write_text("mine", "utf-8")
+
+    outcome = machine.generate()
+
+    assert outcome.code == 1
+    assert "already exists" in outcome.output
+    assert [file.name for file in existing.iterdir()] == ["mine.txt"]
+
+
+# While packages and Python are fetched
+
+
+def test_without_network_the_project_stays_and_the_rest_is_listed(offline: Machine) -> None:
+    outcome = offline.generate()
+
+    assert outcome.code == 0
+    assert (
+        "✗ dependencies: the package index cannot be reached\n    again: uv sync" in outcome.output
+    )
+    assert commands_at_the_end(outcome.output) == AGAIN
+    assert "uv run main.py" not in outcome.output
+    assert is_whole(outcome.project)
+
+
+def test_what_was_listed_finishes_the_project(machine: Machine) -> None:
+    machine.generate(UV_OFFLINE="1", UV_CACHE_DIR=str(machine.root / "empty"))
+    project = machine.project()  # with a network again
+
+    outcomes = [project.run(*command.split()) for command in AGAIN]
+
+    assert [outcome.code for outcome in outcomes] == [0, 0, 0, 0]
+
+
+def test_a_package_index_that_is_away_gets_one_clear_line(machine: Machine) -> None:
+    cache = str(machine.root / "empty")
+
+    outcome = machine.generate(
+        UV_DEFAULT_INDEX="http://127.0.0.1:9/simple", UV_CACHE_DIR=cache, UV_HTTP_RETRIES="0"
+    )
+
+    assert "✗ dependencies: the package index cannot be reached\n    again:" in outcome.output
+
+
+def test_a_password_of_the_package_index_is_not_shown(machine: Machine) -> None:
+    failing = machine.fake_uv(
+        '[ "$1" = sync ] && echo "error: https://me:s3cr3t@index/simple is odd" && exit 2\n'
+        '"$UV" "$@"'
+    )
+
+    outcome = machine.generate(UV=failing)
+
+    assert "✗ dependencies: error: https://***@index/simple is odd\n" in outcome.output
+
+
+@pytest.mark.skipif(python_is_installed("3.14"), reason="a Python 3.14 is installed here")
+def test_a_python_that_is_not_to_be_had_gets_one_clear_line(machine: Machine) -> None:
+    outcome = machine.generate("python_version=3.14", UV_PYTHON_DOWNLOADS="never")
+
+    assert outcome.code == 0
+    assert "✗ dependencies: the Python of .python-version is not installed" in outcome.output
+    assert is_whole(outcome.project)
+
+
+# git
+
+
+def test_inside_a_repository_no_other_one_is_made(offline: Machine) -> None:
+    subprocess.run(["git", "init", "--quiet", offline.work], check=True)
+
+    outcome = offline.generate()
+
+    assert "- git: left out, the folder is inside a repository already" in outcome.output
+    assert not (outcome.project.path / ".git").exists()
+    assert not any("git" in command for command in commands_at_the_end(outcome.output))
+
+
+def test_without_git_the_first_commit_is_left_out(offline: Machine) -> None:
+    outcome = offline.generate(PATH=offline.path_without("git"))
+
+    assert outcome.code == 0
+    assert "- git: left out, git is not installed" in outcome.output
+
+
+def test_a_git_that_knows_no_name_is_told_how_to_learn_it(offline: Machine) -> None:
+    (offline.home / ".gitconfig").write_text("[user]\n\tuseConfigOnly = true\n", "utf-8")
+
+    outcome = offline.generate()
+
+    assert "✗ git: who are you? git config --global user.name" in outcome.output
+    assert not (outcome.project.path / ".git").exists()
+
+
+def test_a_signature_is_not_asked_for(offline: Machine) -> None:
+    with (offline.home / ".gitconfig").open("a", encoding="utf-8") as file:
+        file.write("[commit]\n\tgpgsign = true\n[gpg]\n\tprogram = /bin/false\n")
+
+    outcome = offline.generate()
+
+    assert "✓ git" in outcome.output
+
+
+# The terminal, and the unexpected
+
+
+def test_ctrl_c_leaves_a_whole_project_and_says_how_to_go_on(machine: Machine) -> None:
+    slow = machine.fake_uv('[ "$1" = sync ] && echo "Downloading it" && sleep 60\n"$UV" "$@"')
+    terminal = machine.type("--no-input", UV=slow)
+    terminal.expect("Downloading it")
+
+    terminal.sendintr()
+    output = terminal.read()
+
+    assert "Stopped. What was done stays." in output
+    assert commands_at_the_end(output)[:4] == AGAIN
+    assert is_whole(machine.project())
+
+
+def test_ctrl_c_at_the_hidden_prompt_leaves_a_whole_project(machine: Machine) -> None:
+    terminal = machine.type("--no-input", "database=neon")
+    terminal.expect("Connection string")
+
+    terminal.sendintr()
+    output = terminal.read()
+
+    assert "\n    uv run manage.py env\r\n" in output
+    assert (machine.project().path / "README.md").exists()
+
+
+SLOW_FAILURE = """
+[ "$1" = --version ] && exec "$UV" --version
+echo "Downloading it"
+sleep 1.3
+exit 1
+"""
+
+
+def test_a_terminal_shows_signs_of_life(machine: Machine) -> None:
+    output = machine.type("--no-input", UV=machine.fake_uv(SLOW_FAILURE)).read()
+
+    assert "\r\x1b[K  1 s  Downloading it" in output
+
+
+def test_a_terminal_without_abilities_gets_plain_text(machine: Machine) -> None:
+    output = machine.type("--no-input", UV=machine.fake_uv(SLOW_FAILURE), TERM="dumb").read()
+
+    assert "✗ dependencies: Downloading it\r\n" in output
+    assert "\x1b" not in output
+
+
+def test_a_terminal_without_check_marks_shows_something_else(offline: Machine) -> None:
+    outcome = offline.generate(PYTHONIOENCODING="ascii")
+
+    assert outcome.code == 0
+    assert "? settings" in outcome.output
+
+
+def test_output_that_nobody_reads_does_not_cost_the_project(offline: Machine) -> None:
+    project = offline.project()
+    command = [*COOKIECUTTER, str(offline.template), "--no-input"]
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    subprocess.run(command, check=False, cwd=offline.work, env=project.environment, stdout=writing)
+    os.close(writing)
+
+    assert is_whole(project)
+
+
+def test_an_unexpected_error_in_a_step_does_not_cost_the_project(offline: Machine) -> None:
+    broken = shutil.copytree(offline.template, offline.root / "template")
+    (broken / "{{cookiecutter.project_slug}}" / "env_file.py").write_text("1 / 0\n", "utf-8")
+    offline.template = broken
+
+    outcome = offline.generate()
+
+    assert outcome.code == 0
+    assert "✗ settings: division by zero" in outcome.output
+    assert (outcome.project.path / "README.md").exists()
+
+
+def test_rendering_over_a_project_keeps_its_settings(offline: Machine) -> None:
+    project = offline.generate().project
+    before = project.read(".env")
+
+    outcome = offline.generate("--overwrite-if-exists")
+
+    assert "- settings: there is a .env already, and it stays" in outcome.output
+    assert project.read(".env") == before
+
+
+def test_the_folder_to_go_to_is_the_one_where_the_project_is(offline: Machine) -> None:
+    elsewhere = offline.root / "else where"
+    elsewhere.mkdir()
+
+    outcome = offline.generate("--output-dir", str(elsewhere))
+
+    assert f'\n    cd "{elsewhere / "todo-backend"}"\n' in outcome.output
+
+
+def test_a_terminal_that_finds_uv_in_the_new_folder_is_not_told_to_install_it(
+    offline: Machine,
+) -> None:
+    shims = Path(offline.fake_uv('exec "$UV" "$@"')).parent
+
+    outcome = offline.generate(PATH=f"{shims}:{offline.environment['PATH']}")
+
+    assert "pip install uv" not in outcome.output
+
+
+def test_a_terminal_whose_shim_will_fail_is_told_how_to_get_uv(offline: Machine) -> None:
+    # As pyenv does: the shim works for the Python that uvx runs on, and not in the new folder.
+    shims = Path(offline.fake_uv('case "$PATH" in *versions*) exit 0;; *) exit 127;; esac')).parent
+    chosen = offline.root / "versions" / "3.11" / "bin"
+
+    outcome = offline.generate(
+        PATH=f"{chosen}:{shims}:{offline.environment['PATH']}", PYENV_ROOT=str(offline.root)
+    )
+
+    assert "a terminal in the new folder finds no uv" in outcome.output
+    assert "\n    python3 -m pip install uv\n" in outcome.output
