@@ -53,8 +53,8 @@ def environment() -> dict[str, str]:
     """Return the environment without settings that belong to another program."""
     example = Path(".env.example").read_text("utf-8")
     foreign = {*re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE), "NEON_DATABASE_URL"}
-    # pyenv's uvx names its own Python, which hides the one that is wanted here.
-    foreign |= {"PYENV_VERSION", "VIRTUAL_ENV", "FORCE_COLOR", "CLICOLOR_FORCE"}
+    # pyenv's uvx tells of its own Python and folder, which hides the Python that is wanted here.
+    foreign |= {"PYENV_VERSION", "PYENV_DIR", "VIRTUAL_ENV", "FORCE_COLOR", "CLICOLOR_FORCE"}
     return {name: value for name, value in os.environ.items() if name not in foreign}
 
 
@@ -133,8 +133,7 @@ def commit(_answers: Answers) -> str | None:
     if succeeds("git", "rev-parse", "--is-inside-work-tree"):
         return "left out, the folder is inside a repository already"
     if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
-        name, email = 'user.name "Your Name"', "user.email you@example.com"
-        raise StepFailed(f"who are you? git config --global {name}; git config --global {email}")
+        raise StepFailed("git does not know who you are")
     run("git", "init", "--quiet")
     run("git", "add", "--all")
     # A signature may want a passphrase, and nobody could type it here.
@@ -144,6 +143,8 @@ def commit(_answers: Answers) -> str | None:
 
 def succeeds(*command: str, **variables: str) -> bool:
     """Run a command that only asks."""
+    if not shutil.which(command[0]):
+        return False
     done = subprocess.run(
         command,
         check=False,
@@ -168,12 +169,15 @@ STEPS: dict[str, tuple[Callable[[Answers], str | None], str]] = {
     "smoke test": uv("run manage.py check"),
     "git": (commit, 'git init && git add --all && git commit -m "First commit"'),
 }
+INTRODUCTION = (
+    'git config --global user.name "Your Name" && git config --global user.email you@example.com'
+)
 INDEPENDENT = {"settings", "dependencies", "git"}  # each of the others needs all before it
 
 
-def take(name: str, answers: Answers) -> bool:
+def take(name: str, again: str, answers: Answers) -> bool:
     """Take one step and tell how it went. Returns whether it succeeded."""
-    step, again = STEPS[name]
+    step, _ = STEPS[name]
     start = time.monotonic()
     try:
         note = step(answers)
@@ -193,6 +197,8 @@ def main(answers: Answers) -> None:
     to_do = {name: command for name, (_, command) in STEPS.items()}
     if answers["database"] != "local":
         del to_do["database"]
+    if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
+        to_do["git"] = f"{INTRODUCTION} && {to_do['git']}"
     way = find_way()  # now, since after Ctrl-C cookiecutter waits a quarter of a second only
     blocked = False
     try:
@@ -200,22 +206,30 @@ def main(answers: Answers) -> None:
         for name in list(to_do):
             if blocked and name not in INDEPENDENT:
                 say(f"- {name}: later, it needs what failed")
-            elif take(name, answers):
+            elif take(name, to_do[name], answers):
                 del to_do[name]
             else:
                 blocked = True
     except KeyboardInterrupt:
         say("\nStopped. What was done stays.")
-    if to_do:
-        say("\nThe project is whole, but not finished. To finish it, type:\n")
-    else:
+    advise(way, to_do)
+
+
+def advise(way: list[str], to_do: dict[str, str]) -> None:
+    """Say what to type next."""
+    if not to_do:
         say("\nIt is ready. Type:\n")
-    after = list(to_do.values()) or ["uv run main.py", "uv run pytest"]
-    say("\n".join(f"    {command}" for command in [*way, *after]))
+    elif list(to_do) == ["git"]:
+        say("\nIt is ready, but for the first commit. Type:\n")
+    else:
+        say("\nThe project is whole, but not finished. To finish it, type:\n")
+    for command in (*way, *to_do.values(), "uv run main.py", "uv run pytest"):
+        say(f"    {command}")
     if len(way) > 1:
         say("\npip is in the list because a terminal in the new folder finds no uv.")
-    if not to_do:
-        say("\nuv run main.py serves http://127.0.0.1:8000/docs")
+    say("\nuv run main.py serves http://127.0.0.1:8000/docs")
+    if (Path(".postgres") / "data").exists():
+        say("PostgreSQL goes on running; this ends it: uv run manage.py postgres stop")
 
 
 def find_way() -> list[str]:

@@ -1,10 +1,10 @@
 """Settings: every environment variable that the app reads, checked once, before anything starts."""
 
+import re
 import tomllib
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -16,6 +16,8 @@ PROJECT_DIR = Path(__file__).parent
 ENV_FILE = PROJECT_DIR / ".env"
 PYPROJECT: dict[str, Any] = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_text("utf-8"))
 VERSION: str = PYPROJECT["project"]["version"]
+# A host with other letters than these is sent in its ASCII form, xn--….
+ORIGIN = re.compile(r"(?P<scheme>https?)://([a-z\d.-]+|\[[a-f\d:.]+\])(:[1-9]\d{0,4})?", re.ASCII)
 
 
 class SettingsError(Exception):
@@ -24,24 +26,24 @@ class SettingsError(Exception):
 
 def read_origin(text: str) -> str:
     """Return `scheme://host[:port]`, the way browsers send it. Raises ValueError."""
-    origin = text.strip().rstrip("/")
+    origin = text.strip().rstrip("/").lower()
     if "*" in origin:
         raise ValueError('"*" is refused, because requests carry credentials: list every origin')
-    try:
-        parts = urlsplit(origin)
-        named = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        named = False
-    if not named or origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+    match = ORIGIN.fullmatch(origin)
+    if match is None:
         raise ValueError("write an origin such as https://app.example.com, without a path")
-    return origin.lower()
+    standard = {"http": "80", "https": "443"}[match["scheme"]]  # browsers leave it out
+    return origin.removesuffix(f":{standard}")
 
 
 def read_origins(value: object) -> object:
     """Split a comma-separated list of origins."""
     if not isinstance(value, str):
         return value
-    return tuple(read_origin(part) for part in value.split(",") if part.strip())
+    origins = tuple(read_origin(part) for part in value.split(",") if part.strip())
+    if not origins:
+        raise ValueError("is empty: write an origin such as https://app.example.com")
+    return origins
 
 
 def read_database_url(value: object) -> object:
@@ -64,14 +66,14 @@ class Settings(BaseSettings):
     """The environment comes first, `.env` second. `.env.example` has a line on each."""
 
     model_config = SettingsConfigDict(
-        env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
+        env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     database_url: Url
     database_url_direct: Url | None = None
     better_auth_secret: Annotated[SecretStr, Field(min_length=32)]
     better_auth_url: Origin | None = None
-    frontend_url: Annotated[Origins, Field(min_length=1)] = ("http://localhost:3000",)
+    frontend_url: Origins = ("http://localhost:3000",)
     app_name: str = PYPROJECT["tool"]["todo"]["title"]
     environment: Literal["development", "production"] = "development"
     debug: bool = False
@@ -99,12 +101,18 @@ REMEDIES = {
 }
 
 
-def load_settings(env_file: Path | None = ENV_FILE) -> Settings:
+def load_settings(env_file: Path | None) -> Settings:
     """Read and check all settings. Raises SettingsError, which names every mistake at once."""
     try:
         return Settings(_env_file=env_file)
     except ValidationError as error:
         mistakes = error.errors(include_url=False, include_input=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{env_file} cannot be read, save it as UTF-8: {error}") from None
+    required = {"database_url", "better_auth_secret"}
+    missing = {mistake["loc"][0] for mistake in mistakes if mistake["type"] == "missing"}
+    if env_file and not env_file.exists() and missing == required:
+        raise SettingsError(f"there is no {env_file.name} yet; run: uv run manage.py env")
     raise SettingsError("\n".join(sorted({describe(mistake) for mistake in mistakes})))
 
 
@@ -131,7 +139,7 @@ def describe(mistake: Any) -> str:
 def get_settings() -> Settings:
     """Return the process's settings, or end the process with a line for each mistake."""
     try:
-        return load_settings()
+        return load_settings(ENV_FILE)
     except SettingsError as error:
         lines = "".join(f"\n  {line}" for line in str(error).splitlines())
         raise SystemExit(f"Cannot start, the settings are not right:{lines}") from None

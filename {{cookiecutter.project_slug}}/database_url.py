@@ -368,7 +368,7 @@ def translate(options: dict[str, str], changes: list[str]) -> None:
             options.setdefault(keyword, options.pop(foreign))
             changes.append(f'wrote "{foreign}" as "{keyword}"')
     if refused := options.keys() - KEYWORDS:
-        names = [*sorted(refused & FOREIGN), *(["others"] if refused - FOREIGN else [])]
+        names = [*sorted(refused & FOREIGN), *(["unknown ones"] if refused - FOREIGN else [])]
         changes.append(f"dropped parameters that libpq refuses: {', '.join(names)}")
         for name in refused:
             del options[name]

@@ -1,4 +1,4 @@
-"""The database: the engine, its connections, and the two ways in which requests use them.
+"""The database: the engine, its connections, and the three ways in which requests use them.
 
 The usual session dependency locks an app up under load: requests that hold a connection wait for
 a thread, and the threads wait for a connection. Here a request waits for its connection on the
@@ -55,7 +55,7 @@ def create_db_engine(url: DatabaseUrl, *, pool_size: int = 1, echo: bool = False
     """Create an engine with at most `pool_size` connections. It connects when first used."""
     engine = create_engine(
         url.for_sqlalchemy(),
-        connect_args={"connect_timeout": CONNECT_SECONDS, **TRANSPORT},
+        connect_args={"connect_timeout": CONNECT_SECONDS, **TRANSPORT, **dict(url.options)},
         echo=echo,
         hide_parameters=True,  # they are the users' data, and would stand in errors and logs
         pool_size=pool_size,
@@ -63,9 +63,10 @@ def create_db_engine(url: DatabaseUrl, *, pool_size: int = 1, echo: bool = False
         pool_timeout=WAIT_SECONDS,
         pool_use_lifo=True,  # lets connections that are not needed go idle
     )
+    event.listen(engine, "checkout", note_use)  # first: the next one may have to wait, too
     event.listen(engine, "checkout", replace_dead_connection)
-    event.listen(engine, "checkout", note_use)
     event.listen(engine, "checkin", note_return)
+    event.listen(engine, "handle_error", keep_other_connections)
     return engine
 
 
@@ -79,14 +80,19 @@ class Slot:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._connection: Any = None
+        self._over = False
 
     def use(self, connection: Any) -> None:
+        """Note the connection, or None when it is given back. Raises DatabaseUnavailable."""
         with self._lock:
+            if self._over and connection is not None:
+                raise DatabaseUnavailable("the database does not answer")
             self._connection = connection
 
     def abort(self) -> None:
         """End what the connection waits for, with an error. A connection given back stays whole."""
         with self._lock, suppress(OSError, psycopg2.Error):
+            self._over = True
             if self._connection is not None:
                 stream = socket.socket(fileno=self._connection.fileno())
                 try:
@@ -99,8 +105,18 @@ current_slot: ContextVar[Slot | None] = ContextVar("current_slot", default=None)
 
 
 def note_use(connection: Any, _record: Any, _proxy: Any) -> None:
-    if slot := current_slot.get():
+    slot = current_slot.get()
+    if slot is None:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # a thread, as it should be
         slot.use(connection)
+    else:
+        raise RuntimeError(
+            "a session would block the event loop, and all requests with it: write `def` in place"
+            " of `async def`, or use StatementDep"
+        )
 
 
 def note_return(connection: Any, record: Any) -> None:
@@ -118,16 +134,24 @@ def replace_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
     to zero after five minutes. Only a connection that nobody hung up, and that a router on the
     way may have forgotten, takes a query to try.
     """
-    if has_news(connection):
-        raise exc.DisconnectionError  # the pool connects anew, and tries again
-    if time.monotonic() - record.info.get("returned_at", time.monotonic()) < IDLE_SECONDS:
+    returned_at = record.info.get("returned_at")
+    if returned_at is None:  # it is new
         return
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        connection.rollback()
+        if has_news(connection):
+            raise exc.DisconnectionError  # the pool connects anew, and tries again
+        if time.monotonic() - returned_at > IDLE_SECONDS:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            connection.autocommit = False
     except psycopg2.Error as error:
         raise exc.DisconnectionError from error
+
+
+def keep_other_connections(context: Any) -> None:
+    """Give up one connection for an error of one: the others are looked at when they are used."""
+    context.invalidate_pool_on_disconnect = False
 
 
 def has_news(connection: Any) -> bool:
@@ -185,6 +209,8 @@ class Database:
         Raises DatabaseUnavailable after WAIT_SECONDS. What then takes longer than ANSWER_SECONDS
         is ended: it raises sqlalchemy.exc.OperationalError.
         """
+        if current_slot.get() is not None:  # requests that wait for two could wait for each other
+            raise RuntimeError("this request has a connection already: use its session for all")
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await self._free.acquire()
@@ -195,6 +221,9 @@ class Database:
         limit = asyncio.get_running_loop().call_later(ANSWER_SECONDS, slot.abort)
         try:
             yield
+        except asyncio.CancelledError:
+            slot.abort()  # a thread goes on without us, and shall end soon
+            raise
         finally:
             limit.cancel()
             current_slot.reset(reset)
@@ -208,9 +237,7 @@ class Database:
         except exc.OperationalError as error:
             raise DatabaseUnavailable("the database does not answer") from error
 
-    async def statement(
-        self, statement: Executable, parameters: dict[str, Any] | None = None
-    ) -> Sequence[RowMapping]:
+    async def statement(self, statement: Executable) -> Sequence[RowMapping]:
         """Run one statement, in one round trip: it is atomic by itself. Returns all its rows.
 
         Raises DatabaseUnavailable, and sqlalchemy.exc.IntegrityError.
@@ -218,7 +245,7 @@ class Database:
 
         def run() -> Sequence[RowMapping]:
             with autocommitting(self.engine) as connection:
-                result = connection.execute(statement, parameters)
+                result = connection.execute(statement)
                 return result.mappings().all() if result.returns_rows else []
 
         async with self.connection_slot():
@@ -269,7 +296,7 @@ class OneStatement:
         self._database = database
         self._sent = False
 
-    async def all(self, statement: Executable, **parameters: Any) -> Sequence[RowMapping]:
+    async def all(self, statement: Executable) -> Sequence[RowMapping]:
         """Send it. Returns its rows. Raises DatabaseUnavailable; RuntimeError at a second call."""
         if self._sent:
             raise RuntimeError(
@@ -277,11 +304,11 @@ class OneStatement:
                 " `database.transaction(work)`, which keeps them together"
             )
         self._sent = True
-        return await self._database.statement(statement, parameters)
+        return await self._database.statement(statement)
 
-    async def first(self, statement: Executable, **parameters: Any) -> RowMapping | None:
+    async def first(self, statement: Executable) -> RowMapping | None:
         """Send it. Returns its first row, None if it has none."""
-        rows = await self.all(statement, **parameters)
+        rows = await self.all(statement)
         return rows[0] if rows else None
 
 
@@ -293,7 +320,10 @@ StatementDep = Annotated[OneStatement, Depends(get_statement)]
 
 
 async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:
-    """Yield a session that commits when it is told to, and that nobody else uses."""
+    """Yield a session that commits when it is told to, and that nobody else uses.
+
+    For `def` routes: in an `async def` route it would stop all other requests, and refuses to.
+    """
     async with database.connection_slot():
         session = Session(database.engine, expire_on_commit=False)
         try:

@@ -169,9 +169,8 @@ def walk(
 ) -> Iterator[str]:
     """Yield what each step found. Raises StepFailed, OSError or psycopg2.Error at the last."""
     start = time.monotonic()
-    with socket.create_connection((url.host, url.port), timeout=CONNECT_SECONDS) as probe:
-        yield f"{url.host}:{url.port} answers after {milliseconds(start)}"
-        probe.settimeout(CONNECT_SECONDS)
+    with reach(url) as probe:
+        yield f"{url.address} answers after {milliseconds(start)}"
         probe.sendall(SSL_REQUEST)
         tls_offered = probe.recv(1) == b"S"
     sslmode = dict(url.options).get("sslmode", "prefer")
@@ -204,6 +203,17 @@ def walk(
             "run: uv run manage.py migrate",
         )
     yield f"at head, {revision}"
+
+
+def reach(url: DatabaseUrl) -> socket.socket:
+    """Open a connection of the network alone. Raises OSError."""
+    if not url.host.startswith("/"):
+        host = dict(url.options).get("hostaddr", url.host)
+        return socket.create_connection((host, url.port), timeout=CONNECT_SECONDS)
+    probe = socket.socket(socket.AF_UNIX)
+    probe.settimeout(CONNECT_SECONDS)
+    probe.connect(f"{url.host}/.s.PGSQL.{url.port}")
+    return probe
 
 
 def connect(url: DatabaseUrl, on_wait: Callable[[float], None]) -> "psycopg2.extensions.connection":

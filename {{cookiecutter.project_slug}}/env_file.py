@@ -149,15 +149,15 @@ def embedded_url(database: str) -> DatabaseUrl:
 
 
 def ask_database_url(
-    read: Callable[[str], str] = getpass.getpass, out: TextIO | None = None
+    read: Callable[[str], str] = getpass.getpass, out: TextIO | None = None, *, empty: str = "later"
 ) -> DatabaseUrl | None:
-    """Ask on the terminal, without echo. None: nothing was answered.
+    """Ask on the terminal, without echo. None: nothing was answered, which means `empty`.
 
     Raises DatabaseUrlError when the last attempt is as wrong as those before it.
     """
     for attempts_left in reversed(range(ATTEMPTS)):
         try:
-            answer = read("Connection string (stays hidden, may be left empty): ")
+            answer = read(f"Connection string (hidden; empty: {empty}): ")
         except EOFError:
             return None
         if not answer.strip():

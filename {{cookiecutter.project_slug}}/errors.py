@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from psycopg2.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import exc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
@@ -29,6 +30,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """
     app.add_exception_handler(RequestValidationError, refuse_request)
     app.add_exception_handler(exc.DataError, refuse_value)
+    app.add_exception_handler(exc.ProgrammingError, answer_old_schema)
     for error in (DatabaseUnavailable, exc.OperationalError, exc.InterfaceError, exc.TimeoutError):
         app.add_exception_handler(error, answer_unavailable)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
@@ -42,7 +44,7 @@ async def refuse_request(_request: Request, error: Exception) -> JSONResponse:
         {
             "type": mistake["type"],
             "loc": [clean(place) for place in mistake["loc"][:MAX_PLACES]],
-            "msg": clean(mistake["msg"]),
+            "msg": clean(mistake["msg"].removeprefix("Value error, ")),
         }
         for mistake in error.errors()[:MAX_MISTAKES]
     ]
@@ -76,6 +78,14 @@ async def answer_unavailable(_request: Request, error: Exception) -> JSONRespons
         status.HTTP_503_SERVICE_UNAVAILABLE,
         headers={"Retry-After": str(RETRY_SECONDS)},
     )
+
+
+async def answer_old_schema(request: Request, error: Exception) -> JSONResponse:
+    """Answer when a table or a column is missing: 503, until the migrations have run."""
+    if not isinstance(error.__cause__, (UndefinedTable, UndefinedColumn)):
+        raise error
+    bind_contextvars(hint="the schema is behind the code: uv run manage.py migrate")
+    return await answer_unavailable(request, DatabaseUnavailable("the schema is behind the code"))
 
 
 class BodyLimit:

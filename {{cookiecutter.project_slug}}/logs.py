@@ -67,7 +67,9 @@ def configure_logging(settings: Settings) -> None:
         renderer = structlog.processors.JSONRenderer(lambda event, **_: encode(event))
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=sys.stdout.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
+            sort_keys=False,
         )
     structlog.configure(
         processors=[*common, redact_errors, renderer],

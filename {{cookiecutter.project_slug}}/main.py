@@ -78,16 +78,19 @@ def serve() -> None:
 
         try:
             local_postgres.ensure_running(ENV_FILE)
+            get_settings.cache_clear()  # its port may have changed
         except local_postgres.LocalPostgresError as error:
             raise SystemExit(f"Cannot start the embedded PostgreSQL: {error}") from None
+    reload = settings.environment == "development"
     uvicorn.run(
-        "main:app",  # a process of its own imports it, and finds the settings as they are by now
+        "main:app",
         app_dir=str(PROJECT_DIR),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level.lower(),
-        reload=settings.environment == "development",
-        reload_dirs=[str(PROJECT_DIR)],
+        reload=reload,
+        reload_dirs=[str(PROJECT_DIR)] if reload else None,
+        reload_includes=["*.py", ".env"] if reload else None,
     )
 
 

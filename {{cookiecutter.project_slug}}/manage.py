@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ def env(
         secret = {"BETTER_AUTH_SECRET": env_file.new_secret()}
         env_file.create(ENV_FILE, PROJECT_DIR / ".env.example", secret)
         typer.echo("✓ .env is new, with a BETTER_AUTH_SECRET of its own")
+        if new_secret:
+            return
     elif new_secret:
         env_file.set_value(ENV_FILE, "BETTER_AUTH_SECRET", env_file.new_secret())
         typer.echo("✓ BETTER_AUTH_SECRET is new: whoever was logged in has to log in again")
@@ -77,15 +80,14 @@ def env(
     typer.echo(f"✓ DATABASE_URL is {url}")
     if "DATABASE_URL" in os.environ:
         typer.echo("! The shell sets DATABASE_URL too, and the shell goes first: unset it there.")
-    typer.echo("  next: uv run manage.py check")
+    typer.echo("  next: uv run manage.py migrate")
 
 
 def ask_database_url() -> DatabaseUrl | None:
     """Return what was pasted, None for an empty answer."""
     try:
         if sys.stdin.isatty():
-            typer.echo("An empty answer chooses the embedded PostgreSQL.")
-            return env_file.ask_database_url()
+            return env_file.ask_database_url(empty="the embedded PostgreSQL")
         text = sys.stdin.read()
         if not text.strip():
             return None
@@ -144,14 +146,20 @@ def show_wait(seconds: float) -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the schema up to date: all of it, or nothing."""
+    """Bring the schema up to date: all of it, or nothing. Starts the embedded server."""
     import psycopg2
     from sqlalchemy.exc import DBAPIError
 
     import migrations
-    from diagnosis import explain
+    from diagnosis import explain, reach
 
     url = settings_or_fail().migration_url
+    if url.is_embedded:
+        try:
+            reach(url).close()
+        except OSError:
+            start()
+            url = settings_or_fail().migration_url  # the port may have changed
     try:
         migrations.upgrade(url)
     except DBAPIError as error:
@@ -168,9 +176,12 @@ def start() -> None:
     """Create the server on first use, and start it where it does not run."""
     import local_postgres
 
+    before = settings_or_fail().database_url
     with failing_plainly():
         url = local_postgres.ensure_running(ENV_FILE)
     typer.echo(f"✓ PostgreSQL runs at {url}")
+    if url.port != before.port:
+        typer.echo(f"! Port {before.port} was taken; .env names the new one: restart the app")
 
 
 @postgres.command()
@@ -208,10 +219,12 @@ def psql(context: typer.Context) -> None:
         program = local_postgres.binaries() / "psql"
         url = local_postgres.ensure_running(ENV_FILE)
     login = ["--host", url.host, "--port", str(url.port), "--username", url.user]
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("PG")}
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's own: it cancels a query
     done = subprocess.run(  # noqa: S603
         [str(program), *login, *context.args, url.database],
         # The password goes by the environment: a command line can be read by everybody.
-        env=os.environ | {"PGPASSWORD": url.password},
+        env=environment | {"PGPASSWORD": url.password, "PGSSLMODE": "disable"},
         check=False,
     )
     raise typer.Exit(done.returncode)

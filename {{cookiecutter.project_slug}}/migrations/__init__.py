@@ -8,6 +8,9 @@ from alembic.script import ScriptDirectory
 
 from database_url import DatabaseUrl
 
+# Any number will do, as long as all replicas of this app use the same.
+LOCK_KEY = 7_206_041
+
 
 def alembic_config(url: DatabaseUrl | None = None) -> Config:
     """Return what Alembic's commands want. url: the database, the one in the settings if None."""

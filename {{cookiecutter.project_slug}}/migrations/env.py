@@ -7,9 +7,8 @@ from sqlmodel import SQLModel
 import models  # noqa: F401  (autogenerate must know the tables)
 from config import get_settings
 from database_url import DatabaseUrl
+from migrations import LOCK_KEY
 
-# Any number will do, as long as all replicas of this app use the same.
-LOCK_KEY = 7_206_041
 LOCK_WAIT = "60s"
 CONNECT_SECONDS = 30  # a compute that sleeps has to wake up first
 

@@ -57,6 +57,14 @@ class TaskFilter(BaseModel):
         return wanted
 
 
+class TaskDeletion(BaseModel):
+    """Which tasks are deleted: all, unless it says which. A typing error must not mean all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    completed: bool | None = None
+
+
 def escape_like(text: str) -> str:
     r"""Have "%", "_" and "\" stand for themselves in a LIKE pattern."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
@@ -80,14 +88,18 @@ class OwnTask:
         self._statement = statement
         self._tasks_url = tasks_url
 
-    async def send[S: (Select[Any], ReturningUpdate[Any], ReturningDelete[Any])](
+    async def row_of[S: (Select[Any], ReturningUpdate[Any], ReturningDelete[Any])](
         self, statement: S
-    ) -> TaskPublic:
-        """Send a statement to this task alone. Returns the task. Raises HTTPException."""
-        task = await self._statement.first(statement.where(self._condition))
-        if task is None:
+    ) -> RowMapping:
+        """Send a statement to this task alone. Returns what it returns. Raises HTTPException."""
+        row = await self._statement.first(statement.where(self._condition))
+        if row is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such task")
-        return public(task, self._tasks_url)
+        return row
+
+    async def result_of[S: (Select[Any], ReturningUpdate[Any])](self, statement: S) -> TaskPublic:
+        """Send a statement that returns COLUMNS. Returns the task. Raises HTTPException."""
+        return public(await self.row_of(statement), self._tasks_url)
 
 
 async def get_own_task(
@@ -147,19 +159,19 @@ async def create_task(
 
 @router.delete("", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 422, 503))
 async def delete_tasks(
-    owner_id: CurrentUserId, statement: StatementDep, completed: bool | None = None
+    owner_id: CurrentUserId, statement: StatementDep, which: Annotated[TaskDeletion, Query()]
 ) -> None:
     """Delete all tasks, or with `completed` only those that are done, or are not."""
     tasks = delete(Task).where(col(Task.owner_id) == owner_id)
-    if completed is not None:
-        tasks = tasks.where(col(Task.completed).is_(completed))
+    if which.completed is not None:
+        tasks = tasks.where(col(Task.completed).is_(which.completed))
     await statement.all(tasks)
 
 
 @router.get("/{task_id}", responses=problems(401, 404, 422, 503))
 async def get_task(task: OwnTaskDep) -> TaskPublic:
     """Read one task."""
-    return await task.send(select(*COLUMNS))
+    return await task.result_of(select(*COLUMNS))
 
 
 @router.patch("/{task_id}", responses=problems(401, 404, *BODY, 503))
@@ -167,14 +179,14 @@ async def update_task(task: OwnTaskDep, body: TaskUpdate) -> TaskPublic:
     """Change what is sent, leave the rest."""
     changes = body.model_dump(exclude_unset=True)
     if not changes:
-        return await task.send(select(*COLUMNS))
-    return await task.send(update(Task).values(changes).returning(*COLUMNS))
+        return await task.result_of(select(*COLUMNS))
+    return await task.result_of(update(Task).values(changes).returning(*COLUMNS))
 
 
 @router.put("/{task_id}", responses=problems(401, 404, *BODY, 503))
 async def replace_task(task: OwnTaskDep, body: TaskCreate) -> TaskPublic:
     """Change all of a task: what is not sent gets its default."""
-    return await task.send(update(Task).values(body.model_dump()).returning(*COLUMNS))
+    return await task.result_of(update(Task).values(body.model_dump()).returning(*COLUMNS))
 
 
 @router.delete(
@@ -184,4 +196,4 @@ async def replace_task(task: OwnTaskDep, body: TaskCreate) -> TaskPublic:
 )
 async def delete_task(task: OwnTaskDep) -> None:
     """Delete one task."""
-    await task.send(delete(Task).returning(*COLUMNS))
+    await task.row_of(delete(Task).returning(col(Task.id)))

@@ -2,7 +2,6 @@
 shows asterisks wherever it is printed."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -18,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from schemas.text import PlainText, Strict
+from schemas.text import PlainText, Strict, Utc
 
 
 def normalize_email(text: str) -> str:
@@ -124,4 +123,4 @@ class UserPublic(BaseModel):
     id: UUID
     email: str
     name: str
-    created_at: datetime
+    created_at: Utc

@@ -1,5 +1,6 @@
 """What goes over the wire about tasks."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -7,7 +8,7 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from models import Priority
-from schemas.text import PlainText, Strict, Whole
+from schemas.text import PlainText, Strict, Utc, Whole
 
 # A day inside what Python can hold, so that no time zone moves a date out of it.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
@@ -16,7 +17,7 @@ LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 def require_text(value: object) -> object:
     """Refuse the numbers that Pydantic would take for seconds since 1970."""
-    if isinstance(value, str) and not value.strip().lstrip("+-").replace(".", "").isdigit():
+    if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
         return value
     raise ValueError("write a date and time with its zone, such as 2030-01-31T12:00:00Z")
 
@@ -98,6 +99,6 @@ class TaskPublic(BaseModel):
     completed: bool
     order: int | None
     priority: Priority
-    due_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
+    due_at: Utc | None
+    created_at: Utc
+    updated_at: Utc

@@ -1,14 +1,18 @@
 """What bodies this API takes, and what values in them: nothing that the database cannot hold."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 # PostgreSQL's text holds every character but NUL. The pattern stands in the OpenAPI too, where
 # clients can see it. Constrained text also refuses lone surrogates ("\ud800"), which JSON can
 # spell and UTF-8 cannot; a plain `str` would let them through to a 500.
 PlainText = Annotated[str, Field(pattern=r"^[^\u0000]*$")]
+
+# A moment to be answered: the database tells it in the time zone that it is set to.
+Utc = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 
 
 def drop_zero_fraction(value: Any) -> Any:

@@ -14,6 +14,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 from sqlmodel import Session
 
+import config
+
+# What the developer has set must not reach the tests.
+for name in config.Settings.model_fields:
+    os.environ.pop(name.upper(), None)
+config.ENV_FILE = None  # type: ignore[assignment]
 # main.py builds an app as it is imported; this one is never served.
 os.environ["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"
 os.environ["BETTER_AUTH_SECRET"] = secrets.token_urlsafe(48)

@@ -125,7 +125,7 @@ LOCAL = "postgresql://ann:{}@localhost:5432/todo"
         (
             "postgresql://ann:pw@localhost/todo?connection_limit=1&what=ever",
             LOCAL,
-            "dropped parameters that libpq refuses: connection_limit, others",
+            "dropped parameters that libpq refuses: connection_limit, unknown ones",
         ),
         (
             "postgresql://ann:pw@localhost/todo?ssl=true",

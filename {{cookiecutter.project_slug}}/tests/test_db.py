@@ -1,8 +1,10 @@
 """The engine, the sessions and the schema, on a real PostgreSQL."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,7 +14,7 @@ import pytest
 from alembic import command
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, exc, func, inspect, text
+from sqlalchemy import Engine, event, exc, func, inspect, text
 from sqlmodel import Session, col, select
 
 import db
@@ -21,6 +23,7 @@ from config import PROJECT_DIR, Settings
 from database_url import DatabaseUrl
 from db import SessionDep, StatementDep, create_db_and_tables, create_db_engine, ping
 from main import create_app
+from migrations import LOCK_KEY
 from models import Priority, RefreshToken, Task, User
 
 
@@ -181,20 +184,26 @@ def test_every_migration_can_be_taken_back(new_database: Callable[[], DatabaseUr
     engine.dispose()
 
 
-def test_replicas_that_migrate_at_once_take_turns(
-    new_database: Callable[[], DatabaseUrl],
-) -> None:
+def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], DatabaseUrl]) -> None:
     url = new_database()
     command_line = [sys.executable, "manage.py", "migrate"]
     environment = os.environ | {"DATABASE_URL": url.for_libpq()}
-
-    replicas = [
-        subprocess.Popen(command_line, cwd=PROJECT_DIR, env=environment)  # noqa: S603
-        for _ in range(3)
-    ]
-
-    assert [replica.wait(timeout=60) for replica in replicas] == [0, 0, 0]
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     engine = create_db_engine(url)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+
+        replicas = [
+            subprocess.Popen(command_line, cwd=PROJECT_DIR, env=environment)  # noqa: S603
+            for _ in range(2)
+        ]
+
+        deadline = time.monotonic() + 60
+        while connection.scalar(waiting) != 2:
+            assert time.monotonic() < deadline, "the replicas do not wait for each other"
+            time.sleep(0.05)
+
+    assert [replica.wait(timeout=60) for replica in replicas] == [0, 0]
     assert "tasks" in inspect(engine).get_table_names()
     engine.dispose()
 
@@ -272,3 +281,72 @@ def test_a_frozen_server_costs_a_503_and_no_connection(
 
         assert [answer.status_code for answer in endless_ones] == [503, 503]
         assert client.get("/slow").status_code == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
+@pytest.mark.parametrize("idle_seconds", [-1.0, 30.0])
+def test_a_frozen_connection_costs_a_503_and_is_replaced(
+    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+) -> None:
+    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(db, "IDLE_SECONDS", idle_seconds)
+    app = app_of_size(1)
+
+    @app.get("/pid")
+    def get_pid(session: SessionDep) -> int:
+        return session.scalar(text("SELECT pg_backend_pid()")) or 0
+
+    with TestClient(app) as client:
+        pid = client.get("/pid").json()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            frozen = client.get("/pid")
+            following = client.get("/pid")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    assert frozen.status_code == 503
+    assert following.status_code == 200
+    assert following.json() != pid
+
+
+def test_a_session_refuses_to_block_the_event_loop(app_of_size: AppOfSize) -> None:
+    app = app_of_size(1)
+
+    @app.get("/blocking")
+    async def blocking(session: SessionDep) -> None:
+        session.execute(text("SELECT 1"))
+
+    with TestClient(app) as client, pytest.raises(RuntimeError, match="StatementDep"):
+        client.get("/blocking")
+
+
+def test_a_request_cannot_wait_for_a_second_connection(app_of_size: AppOfSize) -> None:
+    app = app_of_size(5)
+
+    @app.get("/both")
+    async def both(session: SessionDep, statement: StatementDep) -> None:
+        assert session.is_active
+        await statement.all(text("SELECT 1"))
+
+    with TestClient(app) as client, pytest.raises(RuntimeError, match="already"):
+        client.get("/both")
+
+
+def test_an_error_of_one_connection_leaves_the_others(app_of_size: AppOfSize) -> None:
+    app = app_of_size(2)
+
+    @app.get("/suicide")
+    def end_own_connection(session: SessionDep) -> None:
+        session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with TestClient(app) as client, ThreadPoolExecutor(2) as clients:
+        list(clients.map(lambda _: client.get("/slow"), range(2)))
+        opened: list[object] = []
+        event.listen(app.state.database.engine, "connect", lambda *made: opened.append(made))
+
+        ended = client.get("/suicide")
+        list(clients.map(lambda _: client.get("/slow"), range(2)))
+
+    assert ended.status_code == 503
+    assert len(opened) == 1

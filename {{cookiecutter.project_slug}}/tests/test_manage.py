@@ -160,7 +160,7 @@ def test_check_names_every_setting_that_is_wrong(env_file: Path) -> None:
 def test_migrate_tells_why_it_cannot(
     use: Callable[[DatabaseUrl], None], server: DatabaseUrl
 ) -> None:
-    use(server.replace(port=1))
+    use(server.replace(port=1, user="me"))
 
     code, output = run("migrate")
 

@@ -46,7 +46,7 @@ def test_the_environment_goes_before_the_file(
 
 
 def test_several_front_ends_are_separated_by_commas(tmp_path: Path) -> None:
-    origins = "https://app.example.com/, http://localhost:3000"
+    origins = "https://App.example.com:443/, http://localhost:3000"
 
     settings = load(tmp_path, DATABASE_URL=URL, BETTER_AUTH_SECRET=SECRET, FRONTEND_URL=origins)
 
@@ -74,7 +74,8 @@ def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
         ("FRONTEND_URL", "https://*.example.com", 'FRONTEND_URL: "*" is refused'),
         ("FRONTEND_URL", "app.example.com", "FRONTEND_URL: write an origin"),
         ("FRONTEND_URL", "https://example.com/app", "FRONTEND_URL: write an origin"),
-        ("FRONTEND_URL", " , ", "FRONTEND_URL: is too short"),
+        ("FRONTEND_URL", " , ", "FRONTEND_URL: is empty"),
+        ("FRONTEND_URL", "https://bücher.example", "FRONTEND_URL: write an origin"),
         ("BETTER_AUTH_URL", "auth.example.com", "BETTER_AUTH_URL: write an origin"),
         ("ENVIRONMENT", "staging", "ENVIRONMENT: "),
         ("LOG_LEVEL", "chatty", "LOG_LEVEL: "),
