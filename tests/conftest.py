@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from machine import UVX, Machine, Outcome, Project, new_machine
 from repository import REPOSITORY
 from tls_server import Server, tls_server
+
+# A shell's job in the background ignores Ctrl-C, and all that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What a machine may lack. In CI, any other reason for skipping a test is a failure: there, all
 # that tests need is installed.

@@ -1,0 +1,138 @@
+"""The rows that all apps read and write: owners of few tasks and of many, in one table."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import NAMESPACE_DNS, uuid5
+
+import psycopg2
+
+PAGE = 20  # tasks, the apps' default
+CROWD = 10_000  # owners beside each other
+CROWD_TASKS = 100  # of each of them
+WRITERS_FIRST = 10_000_000  # number of the writer's first task, behind all others
+BATCH = 100_000  # rows that are made between two steps of the progress display
+
+# Ids that grow with time, as the apps make them: UUIDs of version 7, one each millisecond.
+UUID7 = """(lpad(to_hex(1700000000000 + {n}), 12, '0') || '7' || substr(md5({n}::text), 1, 3)
+    || '8' || substr(md5({n}::text), 4, 15))::uuid"""
+INSERT_TASKS = f"""
+INSERT INTO tasks (id, owner_id, title, description, completed, "order", due_at, created_at)
+SELECT {UUID7.format(n="n")}, (%(owners)s::text[])[1 + n %% %(owner_count)s],
+    'Task number ' || n, CASE WHEN n %% 3 = 0 THEN repeat('What there is to do. ', 5) END,
+    n %% 2 = 0, CASE WHEN n %% 5 = 0 THEN n %% 1000 END,
+    CASE WHEN n %% 4 = 0 THEN timestamptz '2030-01-01 12:00Z' + n * interval '1 second' END,
+    timestamptz '2025-01-01 12:00Z' + n * interval '1 second'
+FROM generate_series(%(first)s, %(first)s + %(count)s - 1) AS n
+"""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A user with so many tasks."""
+
+    id: str
+    tasks: int
+
+    @property
+    def pages(self) -> int:
+        return max(1, self.tasks // PAGE)
+
+
+def named(name: str, tasks: int) -> Owner:
+    """Return the same owner for the same name, in every run."""
+    return Owner(str(uuid5(NAMESPACE_DNS, name)), tasks)
+
+
+WRITER = named("writer", 0)  # creates, changes and deletes, so that nobody else's tasks change
+CROWD_OWNERS = tuple(named(f"one of many, {number}", CROWD_TASKS) for number in range(CROWD))
+
+
+def owner_of(tasks: int) -> Owner:
+    """Return the owner of so many tasks."""
+    return named(f"owner of {tasks}", tasks)
+
+
+class Data:
+    """A connection to the database, past all proxies and apps."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = psycopg2.connect(url)
+        self._connection.autocommit = True
+        self._next = 0
+
+    def execute(self, statement: str, values: Any = None) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def add_owners(self, owners: Sequence[Owner]) -> None:
+        self.execute(
+            "INSERT INTO users (id, email, password_hash, name)"
+            " SELECT id::uuid, id || '@example.com', 'none', 'Ada' FROM unnest(%s) AS id",
+            ([owner.id for owner in owners],),
+        )
+
+    def add_tasks(self, owners: Sequence[Owner], count: int) -> Iterable[int]:
+        """Share out `count` new tasks among owners. Yields, step by step, how many are left."""
+        while count:
+            step = min(count, BATCH)
+            self._insert(owners, self._next, step)
+            self._next += step
+            count -= step
+            yield count
+
+    def _insert(self, owners: Sequence[Owner], first: int, count: int) -> None:
+        ids = [owner.id for owner in owners]
+        values = {"owners": ids, "owner_count": len(ids), "first": first, "count": count}
+        self.execute(INSERT_TASKS, values)
+
+    @contextmanager
+    def without_indexes(self) -> Iterator[None]:
+        """Take the indexes away, and make them anew at the end: for many rows, that is faster."""
+        statement = """
+            SELECT indexname, indexdef FROM pg_indexes
+            WHERE tablename = 'tasks' AND NOT EXISTS
+                (SELECT FROM pg_constraint WHERE conname = indexname)
+        """
+        indexes = self.execute(statement)
+        for name, _ in indexes:
+            self.execute(f'DROP INDEX "{name}"')
+        yield
+        self.execute("SET maintenance_work_mem = '512MB'")
+        for _, definition in indexes:
+            self.execute(definition)
+
+    def settle(self) -> None:
+        """Do now what the server would do at some moment of a measurement."""
+        self.execute("VACUUM (ANALYZE) tasks")
+        self.execute("VACUUM (ANALYZE) users")
+        self.execute("CHECKPOINT")
+
+    def ids(self, owner: Owner, limit: int) -> list[str]:
+        """Return the ids of an owner's newest tasks."""
+        statement = (
+            "SELECT id::text FROM tasks WHERE owner_id = %s ORDER BY created_at DESC LIMIT %s"
+        )
+        return [row[0] for row in self.execute(statement, (owner.id, limit))]
+
+    def before_last_page(self, owner: Owner) -> tuple[datetime, str]:
+        """Return date and id of the task behind which an owner's last page begins."""
+        statement = """
+            SELECT created_at, id::text FROM tasks WHERE owner_id = %s
+            ORDER BY created_at, id OFFSET %s LIMIT 1
+        """
+        created_at, task = self.execute(statement, (owner.id, PAGE))[0]
+        return created_at, task
+
+    def reset_writer(self, tasks: int) -> list[str]:
+        """Leave the writer with so many tasks, all new. Returns their ids."""
+        self.execute("DELETE FROM tasks WHERE owner_id = %s", (WRITER.id,))
+        if tasks:
+            self._insert([WRITER], WRITERS_FIRST, tasks)
+        return self.ids(WRITER, tasks)
+
+    def close(self) -> None:
+        self._connection.close()

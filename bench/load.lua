@@ -1,0 +1,95 @@
+-- Has wrk send prepared requests for a while, then wait for the last answers, then report in JSON.
+--
+-- wrk alone stops in the middle: a request that was never answered would be in no figure. Here a
+-- client that has nothing more to send gets an empty request. Writing nothing succeeds, so wrk
+-- goes on listening on its connection, and what is missing at the end was never answered.
+
+local ffi = require("ffi")
+ffi.cdef([[
+    typedef struct { long seconds; long nanoseconds; } moment;
+    int clock_gettime(int clock, moment *now);
+    int getpid(void);
+    int kill(int pid, int signal);
+]])
+
+local MONOTONIC = ffi.os == "OSX" and 6 or 1
+local SIGINT = 2 -- asks wrk for its report
+
+local now = ffi.new("moment")
+
+local function seconds()
+    ffi.C.clock_gettime(MONOTONIC, now)
+    return tonumber(now.seconds) + tonumber(now.nanoseconds) / 1e9
+end
+
+-- One thread's part: it sends.
+
+sent, answered, in_time, statuses = 0, 0, 0, {}
+local requests, window, finish = {}, nil, nil
+local tried = false
+
+function init(arguments)
+    window = tonumber(arguments[1])
+    local file = assert(io.open(arguments[2], "rb"))
+    for text in file:read("*a"):gmatch("[^%z]+") do
+        requests[#requests + 1] = text
+    end
+    file:close()
+end
+
+local function end_if_all_is_answered()
+    if answered == sent then
+        ffi.C.kill(ffi.C.getpid(), SIGINT)
+    end
+end
+
+function request()
+    if not tried then -- wrk looks at one request before it sends any
+        tried = true
+        return requests[1]
+    end
+    local moment = seconds()
+    finish = finish or moment + window
+    if moment >= finish then
+        end_if_all_is_answered()
+        return ""
+    end
+    sent = sent + 1
+    return requests[(sent - 1) % #requests + 1]
+end
+
+function response(status)
+    local moment = seconds()
+    answered = answered + 1
+    statuses[tostring(status)] = (statuses[tostring(status)] or 0) + 1
+    if moment < finish then
+        if status >= 200 and status < 300 then
+            in_time = in_time + 1
+        end
+    else
+        end_if_all_is_answered()
+    end
+end
+
+-- The main thread's part: it reports.
+
+local thread
+
+function setup(the_only_one)
+    thread = the_only_one
+end
+
+function done(summary, latency)
+    local counts = {}
+    for status, count in pairs(thread:get("statuses")) do
+        counts[#counts + 1] = string.format('"%s": %d', status, count)
+    end
+    local errors = summary.errors
+    print(string.format(
+        '{"sent": %d, "answered": %d, "in_time": %d, "statuses": {%s},'
+            .. ' "broken": %d, "p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f}',
+        thread:get("sent"), thread:get("answered"), thread:get("in_time"),
+        table.concat(counts, ", "), errors.connect + errors.read + errors.write,
+        latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency.max / 1000
+    ))
+end

@@ -1,0 +1,204 @@
+"""The programs that are measured: how they start, and that none outlives us."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+from urllib.parse import urlsplit
+
+import psutil
+import psycopg2
+
+HERE = Path(__file__).parent
+START_SECONDS = 30
+BACKLOG = 2048  # uvicorn's default
+# What a program may know of the shell's environment: nothing that could be a setting of an app.
+PASSED_ON = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYENV_ROOT"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE"),
+    *("UV", "UV_CACHE_DIR", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_PYTHON_INSTALL_DIR"),
+)
+
+
+Command = Sequence[str | Path]
+
+
+class BenchError(Exception):
+    """Why there is nothing to measure, and what to do about it."""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | variables
+
+
+def end_of(text: str, lines: int = 25) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-lines:])
+
+
+def run(*command: str | Path, cwd: Path, seconds: float = 300, **variables: str) -> str:
+    """Run a command to its end. Returns its output. Raises BenchError with the end of that.
+
+    Where we are interrupted, it and all that it started are ended.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise BenchError(f"{command[0]} was not done after {seconds:.0f} s") from None
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise BenchError(f"{' '.join(map(str, command))} failed:\n{end_of(output)}")
+    return output
+
+
+@contextmanager
+def fed_by_pipe(
+    command: Command,
+    *,
+    cwd: Path,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    pass_fds: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that ends when its standard input does; the system sees to that if we cannot.
+
+    Ctrl-C does not reach it: it is ended in its turn.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(**(variables or {})),
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    assert process.stdin  # noqa: S101  (a pipe, as asked for above)
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+@contextmanager
+def distant(url: str, milliseconds: float) -> Iterator[str]:
+    """Move the database away by so many milliseconds. Yields its URL from there."""
+    if not milliseconds:
+        yield url
+        return
+    port = urlsplit(url).port
+    command: Command = [sys.executable, HERE / "proxy.py", str(port), str(milliseconds)]
+    with fed_by_pipe(command, cwd=HERE, stdout=subprocess.PIPE) as process:
+        line = process.stdout.readline() if process.stdout else ""
+        if not line.strip().isdigit():
+            raise BenchError(f"the delaying proxy did not start:\n{end_of(line)}")
+        yield url.replace(f":{port}/", f":{int(line)}/")
+
+
+def round_trip(url: str, times: int = 100) -> float:
+    """Return the median time of the smallest query, in milliseconds."""
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    taken = []
+    with connection.cursor() as cursor:
+        for _ in range(times):
+            start = time.perf_counter()
+            cursor.execute("SELECT 1")
+            taken.append((time.perf_counter() - start) * 1000)
+    connection.close()
+    return sorted(taken)[times // 2]
+
+
+class App:
+    """One of the apps, served at `port`. It can be started anew."""
+
+    def __init__(
+        self, name: str, python: Path, folder: Path, target: str, log: Path, **variables: str
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command: Command = [python, "-P", HERE / "serve.py", target]
+        self._folder = folder
+        self._variables = variables | {"PYTHONPATH": str(folder)}  # and not our folder: -P
+        self.port = 0
+
+    def __enter__(self) -> "App":
+        with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as server:
+            self.port = server.getsockname()[1]
+            with self.log.open("ab") as log:
+                self._running = fed_by_pipe(
+                    [*self._command, str(server.fileno())],
+                    cwd=self._folder,
+                    stdout=log,
+                    pass_fds=[server.fileno()],
+                    variables=self._variables,
+                )
+                self._process = self._running.__enter__()
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._running.__exit__(None, None, None)
+
+    def _wait(self) -> None:
+        """Wait until it answers; any answer will do."""
+        end = time.monotonic() + START_SECONDS
+        while self._process.poll() is None and time.monotonic() < end:
+            connection = HTTPConnection("127.0.0.1", self.port, timeout=START_SECONDS)
+            with closing(connection), suppress(OSError, HTTPException):
+                connection.request("GET", "/")
+                connection.getresponse().close()
+                return
+            time.sleep(0.05)
+        text = self.log.read_text("utf-8", "replace")
+        raise BenchError(f"the app {self.name} did not start:\n{end_of(text)}")
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it has used."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def restart(self) -> None:
+        """Start it anew: after a lock-up, it would be busy with requests that nobody waits for."""
+        self.__exit__(None, None, None)
+        self.__enter__()

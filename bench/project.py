@@ -1,0 +1,134 @@
+"""Generates the project that is measured, and takes the time of that."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .processes import BenchError, Command, end_of, environment, fed_by_pipe, run
+
+REPOSITORY = Path(__file__).parent.parent
+HERE = Path(__file__).parent
+SLUG = "todo-backend"
+UV = os.environ.get("UV") or shutil.which("uv") or "uv"
+# For equal conditions: no commit waits for the disk, and no housekeeping comes in between.
+# bench.data does the housekeeping, before anything is measured.
+POSTGRES_SETTINGS = (
+    "autovacuum=off",
+    "checkpoint_timeout=1h",
+    "max_connections=200",
+    "max_wal_size=8GB",
+    "shared_buffers=512MB",
+)
+
+
+def timed(*command: str | Path, cwd: Path, expect: str = "") -> float:
+    """Run a command to its end. Returns seconds. Raises BenchError where `expect` is not said."""
+    start = time.perf_counter()
+    output = run(*command, cwd=cwd)
+    if expect not in output:
+        raise BenchError(f"{' '.join(map(str, command))} did not finish:\n{end_of(output)}")
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Project:
+    """A generated project."""
+
+    path: Path
+
+    @property
+    def python(self) -> Path:
+        return self.path / ".venv" / "bin" / "python"
+
+    def ask_insider(self, url: str, users: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
+        """Return what bench/insider.py answers."""
+        done = subprocess.run(
+            [self.python, "-P", HERE / "insider.py"],
+            check=False,
+            cwd=self.path,
+            env=environment(DATABASE_URL=url, PYTHONPATH=str(self.path)),
+            input=json.dumps({"users": users, "tasks": tasks}),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+        )
+        if done.returncode:
+            raise BenchError(f"bench/insider.py does not fit the project:\n{end_of(done.stderr)}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def stop_postgres(self) -> None:
+        """Stop the server that generation started, if it came so far."""
+        if self.python.exists():
+            run(self.python, "manage.py", "postgres", "stop", cwd=self.path)
+
+    @contextmanager
+    def postgres(self) -> Iterator[str]:
+        """Serve an empty, migrated database that ends with us. Yields its URL."""
+        settings = [f"--set={setting}" for setting in POSTGRES_SETTINGS]
+        command: Command = [self.python, "-X", "utf8", self.path / "local_postgres.py", *settings]
+        with fed_by_pipe(command, cwd=self.path, stdout=subprocess.PIPE) as process:
+            output = ""
+            for line in process.stdout or ():
+                if line.startswith("postgresql://"):
+                    break
+                output += line
+            else:
+                raise BenchError(f"PostgreSQL did not start:\n{end_of(output)}")
+            url = line.strip()
+            # Not `manage.py migrate`: that starts the project's own server, and migrates that.
+            run(self.python, "-m", "alembic", "upgrade", "head", cwd=self.path, DATABASE_URL=url)
+            yield url
+
+
+def copy_template(target: Path) -> Path:
+    """Copy the template as git would hand it on: caches of the working tree are left behind."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        done = subprocess.run(listing, check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise BenchError(f"{REPOSITORY} is no git clone, or there is no git") from None
+    for name in filter(None, done.stdout.split("\0")):
+        with suppress(FileNotFoundError):  # deleted, and not committed yet
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, target / name)
+    return target
+
+
+def generate(folder: Path) -> tuple[Project, float]:
+    """Generate a project. Returns it, its server stopped, and the seconds that it took."""
+    template = copy_template(folder / "template")
+    project = Project(folder / SLUG)
+    cookiecutter = (sys.executable, "-m", "cookiecutter", template, "--no-input")
+    try:
+        # The hook never fails: it says what is left to do.
+        seconds = timed(*cookiecutter, "--output-dir", folder, cwd=folder, expect="It is ready")
+    finally:
+        project.stop_postgres()
+    return project, seconds
+
+
+def time_parts(project: Project, folder: Path) -> dict[str, float]:
+    """Take the steps that no generator could leave out, in a bare copy, and time each.
+
+    Returns seconds. The copy is as new as the generated project was: nothing installed, nothing
+    compiled, no lock, no data.
+    """
+    leave_out = shutil.ignore_patterns(".venv", ".postgres", ".git", "__pycache__", "uv.lock")
+    bare = Project(Path(shutil.copytree(project.path, folder, ignore=leave_out)))
+    try:
+        return {
+            "uv sync": timed(UV, "sync", cwd=bare.path),
+            "initdb and start": timed(bare.python, "manage.py", "postgres", "start", cwd=bare.path),
+            "migrate": timed(bare.python, "manage.py", "migrate", cwd=bare.path),
+        }
+    finally:
+        bare.stop_postgres()

@@ -1,0 +1,177 @@
+"""The *textbook app*: the tasks of the generated project, the way tutorials write them.
+
+FastAPI and SQLModel; `def` routes; a session by `yield`, with the engine's defaults and pre-ping;
+the user looked up for each request; a count beside each page, and pages by offset; commit, refresh,
+return; a response model. It has the generated project's tables, tokens and answers.
+
+Runs in the generated project's environment, so that both have the same packages.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+import jwt
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.security import OAuth2PasswordBearer
+from sqlalchemy import DateTime, Enum
+from sqlmodel import Field, Session, SQLModel, col, create_engine, func, select
+from uuid_utils.compat import uuid7
+
+
+class Priority(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+PRIORITY = Enum(Priority, name="task_priority", values_callable=lambda _: list(map(str, Priority)))
+TIMESTAMP = DateTime(timezone=True)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class User(SQLModel, table=True):
+    __tablename__ = "users"
+
+    id: UUID = Field(primary_key=True)
+    email: str
+    password_hash: str
+    name: str
+    created_at: datetime = Field(sa_type=TIMESTAMP)
+
+
+class TaskBase(SQLModel):
+    title: str = Field(max_length=200)
+    description: str | None = Field(default=None, max_length=5000)
+    completed: bool = False
+    order: int | None = None
+    priority: Priority = Field(default=Priority.MEDIUM, sa_type=PRIORITY)
+    due_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)
+
+
+class Task(TaskBase, table=True):
+    __tablename__ = "tasks"
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    owner_id: str
+    created_at: datetime = Field(default_factory=now, sa_type=TIMESTAMP)
+    updated_at: datetime = Field(default_factory=now, sa_type=TIMESTAMP)
+
+
+class TaskCreate(TaskBase):
+    pass
+
+
+class TaskUpdate(SQLModel):
+    title: str | None = Field(default=None, max_length=200)
+    description: str | None = Field(default=None, max_length=5000)
+    completed: bool | None = None
+    order: int | None = None
+    priority: Priority | None = None
+    due_at: datetime | None = None
+
+
+class TaskPublic(TaskBase):
+    id: UUID
+    url: str
+    created_at: datetime
+    updated_at: datetime
+
+
+engine = create_engine(os.environ["BENCH_DATABASE_URL"], pool_pre_ping=True)
+app = FastAPI()
+
+
+def get_session() -> Iterator[Session]:
+    with Session(engine) as session:
+        yield session
+
+
+SessionDep = Annotated[Session, Depends(get_session)]
+TokenDep = Annotated[str, Depends(OAuth2PasswordBearer(tokenUrl="auth/login"))]
+
+
+def get_current_user(session: SessionDep, token: TokenDep) -> User:
+    key = bytes.fromhex(os.environ["BENCH_TOKEN_KEY"])
+    issuer = os.environ["BENCH_TOKEN_ISSUER"]
+    try:
+        claims = jwt.decode(token, key, algorithms=["HS256"], audience=issuer, issuer=issuer)
+    except jwt.InvalidTokenError:
+        raise HTTPException(status_code=401, detail="Could not validate credentials") from None
+    user = session.get(User, UUID(claims["sub"]))
+    if user is None:
+        raise HTTPException(status_code=401, detail="User not found")
+    return user
+
+
+CurrentUser = Annotated[User, Depends(get_current_user)]
+
+
+def public(task: Task, request: Request) -> TaskPublic:
+    return TaskPublic.model_validate(task, update={"url": f"{request.base_url}tasks/{task.id}"})
+
+
+def get_own_task(session: Session, user: User, task_id: UUID) -> Task:
+    task = session.get(Task, task_id)
+    if task is None or task.owner_id != str(user.id):
+        raise HTTPException(status_code=404, detail="Task not found")
+    return task
+
+
+@app.get("/tasks", response_model=list[TaskPublic])
+def list_tasks(
+    session: SessionDep,
+    user: CurrentUser,
+    request: Request,
+    response: Response,
+    offset: int = 0,
+    limit: Annotated[int, Query(le=100)] = 20,
+) -> list[TaskPublic]:
+    own = col(Task.owner_id) == str(user.id)
+    count = session.exec(select(func.count()).select_from(Task).where(own)).one()
+    newest_first = (
+        select(Task).where(own).order_by(col(Task.created_at).desc(), col(Task.id).desc())
+    )
+    tasks = session.exec(newest_first.offset(offset).limit(limit)).all()
+    response.headers["X-Total-Count"] = str(count)
+    return [public(task, request) for task in tasks]
+
+
+@app.post("/tasks", response_model=TaskPublic, status_code=201)
+def create_task(
+    session: SessionDep, user: CurrentUser, body: TaskCreate, request: Request
+) -> TaskPublic:
+    task = Task.model_validate(body, update={"owner_id": str(user.id)})
+    session.add(task)
+    session.commit()
+    session.refresh(task)
+    return public(task, request)
+
+
+@app.get("/tasks/{task_id}", response_model=TaskPublic)
+def get_task(session: SessionDep, user: CurrentUser, task_id: UUID, request: Request) -> TaskPublic:
+    return public(get_own_task(session, user, task_id), request)
+
+
+@app.patch("/tasks/{task_id}", response_model=TaskPublic)
+def update_task(
+    session: SessionDep, user: CurrentUser, task_id: UUID, body: TaskUpdate, request: Request
+) -> TaskPublic:
+    task = get_own_task(session, user, task_id)
+    task.sqlmodel_update(body.model_dump(exclude_unset=True), update={"updated_at": now()})
+    session.add(task)
+    session.commit()
+    session.refresh(task)
+    return public(task, request)
+
+
+@app.delete("/tasks/{task_id}", status_code=204)
+def delete_task(session: SessionDep, user: CurrentUser, task_id: UUID) -> None:
+    session.delete(get_own_task(session, user, task_id))
+    session.commit()
