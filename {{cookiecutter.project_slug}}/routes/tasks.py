@@ -15,7 +15,7 @@ from auth import CurrentUserId
 from db import OneStatement, StatementDep
 from models import Priority, Task
 from paging import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
-from schemas.problem import BODY, problems
+from schemas.problem import BODY, problems, with_headers
 from schemas.tasks import Moment, TaskCreate, TaskPublic, TaskUpdate
 from schemas.text import PlainText
 
@@ -23,6 +23,10 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 # The columns that a client sees, named: an owner's id is not sent back for each of his tasks.
 COLUMNS = [col(getattr(Task, name)) for name in TaskPublic.model_fields if name != "url"]
+
+
+NEXT_PAGE = {"Link": '<address>; rel="next"; missing on the last page.'}
+ADDRESS = {"Location": "The task's address."}
 
 
 class TaskFilter(BaseModel):
@@ -116,7 +120,7 @@ def public(task: RowMapping, tasks_url: str) -> TaskPublic:
     return TaskPublic(**task, url=f"{tasks_url}/{task['id']}")
 
 
-@router.get("", responses=problems(401, 422, 503))
+@router.get("", responses=problems(401, 422, 503) | {200: with_headers(NEXT_PAGE)})
 async def list_tasks(
     owner_id: CurrentUserId,
     filters: Annotated[TaskFilter, Query()],
@@ -141,7 +145,11 @@ async def list_tasks(
     return [public(task, tasks_url) for task in page]
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, responses=problems(401, *BODY, 503))
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(401, *BODY, 503) | {201: with_headers(ADDRESS)},
+)
 async def create_task(
     body: TaskCreate,
     owner_id: CurrentUserId,

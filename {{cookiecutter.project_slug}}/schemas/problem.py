@@ -68,9 +68,14 @@ def document(status: int) -> dict[str, Any]:
         "description": description,
         "content": {"application/json": {"example": {"detail": detail}}},
     }
-    if headers:
-        response["headers"] = {
+    return response | with_headers(headers) if headers else response
+
+
+def with_headers(headers: dict[str, str]) -> dict[str, Any]:
+    """Document the headers of a response, by their names and what they mean."""
+    return {
+        "headers": {
             name: {"description": meaning, "schema": {"type": "string"}}
             for name, meaning in headers.items()
         }
-    return response
+    }

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 ROOT = "/tasks"
 
@@ -150,8 +151,10 @@ def test_a_browser_may_read_the_headers_that_matter(ada: TestClient) -> None:
 
 
 def test_urls_are_those_of_the_proxy_in_front(ada: TestClient) -> None:
-    # uvicorn puts X-Forwarded-Proto into the scheme; a proxy keeps the Host.
-    proxied = TestClient(ada.app, base_url="https://api.example.com", headers=dict(ada.headers))
+    app: Any = ada.app
+    behind_uvicorn: Any = ProxyHeadersMiddleware(app, trusted_hosts="*")
+    proxied = TestClient(behind_uvicorn, base_url="http://api.example.com")
+    proxied.headers |= ada.headers | {"X-Forwarded-Proto": "https"}
 
     url = post(proxied, title="x")["url"]
 
