@@ -20,7 +20,7 @@ def test_the_questions_explain_themselves(offline: Machine) -> None:
     terminal.expect("Which PostgreSQL")
     terminal.expect("1 - local .*no account.*2 - neon .*hidden")
     terminal.sendline("2")
-    terminal.expect("Connection string .stays hidden")
+    terminal.expect("Connection string .hidden")
     terminal.sendline("")
     terminal.read()
 
