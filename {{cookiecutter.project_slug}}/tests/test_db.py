@@ -350,3 +350,16 @@ def test_an_error_of_one_connection_leaves_the_others(app_of_size: AppOfSize) ->
 
     assert ended.status_code == 503
     assert len(opened) == 1
+
+
+def test_a_schema_that_is_behind_the_code_costs_a_503(
+    new_database: Callable[[], DatabaseUrl], settings_for: Callable[..., Settings]
+) -> None:
+    app = create_app(settings_for(new_database()))
+
+    with TestClient(app) as client:
+        client.headers["Authorization"] = f"Bearer {app.state.verifier.issue('someone')}"
+        answer = client.get("/tasks")
+
+    assert answer.status_code == 503
+    assert answer.json() == {"detail": "the schema is behind the code"}

@@ -98,6 +98,21 @@ def test_a_mistake_is_told_in_one_line_without_the_value(
         assert secret not in message
 
 
+def test_a_missing_file_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(tmp_path / ".env")
+
+    assert str(caught.value) == "there is no .env yet; run: uv run manage.py env"
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"DATABASE_URL={URL}\n", "utf-16")
+
+    with pytest.raises(SettingsError, match="save it as UTF-8"):
+        load_settings(env_file)
+
+
 def test_the_app_ends_at_start_and_tells_all_mistakes_at_once() -> None:
     wrong = {
         "DATABASE_URL": "mysql://me:pass-word@host/db",
