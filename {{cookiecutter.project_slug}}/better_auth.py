@@ -16,13 +16,14 @@ import json
 import logging
 import math
 import time
+from functools import lru_cache
 from typing import Any
 
 import httpx2
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from auth import RETRY_SECONDS, AuthUnavailable, InvalidToken
+from auth import KEPT_TOKENS, RETRY_SECONDS, AuthUnavailable, InvalidToken
 
 JWKS_PATH = "/api/auth/jwks"
 ALGORITHMS = ("EdDSA", "ES256", "ES512", "RS256", "PS256")  # all that Better Auth can sign with
@@ -52,13 +53,24 @@ class BetterAuth:
             timeout=FETCH_SECONDS,
         )
         self._keys: dict[str, jwt.PyJWK] = {}
+        # A client sends the same token for some minutes: its signature is checked once for each
+        # key, and so anew when the keys were fetched anew.
+        self._key_id = lru_cache(KEPT_TOKENS)(read_key_id)
+        self._verified = lru_cache(KEPT_TOKENS)(self._verify)
         self._is_away = False  # so the last fetch found
         self._fetched_at = -math.inf  # when the last fetch ended, whether it succeeded or not
         self._fetch: asyncio.Task[None] | None = None  # the one under way
 
     async def user_id(self, token: str) -> str:
         """Return the user's id, of at most 255 characters. Raises InvalidToken, AuthUnavailable."""
-        key = await self._key(read_key_id(token))
+        key = await self._key(self._key_id(token))
+        user_id, expires_at = self._verified(token, key)
+        if expires_at + LEEWAY_SECONDS <= time.time():
+            raise InvalidToken("the token has expired")
+        return user_id
+
+    def _verify(self, token: str, key: jwt.PyJWK) -> tuple[str, float]:
+        """Return the user's id, and when the token expires. Raises InvalidToken."""
         try:
             claims = jwt.decode(
                 token,
@@ -74,7 +86,7 @@ class BetterAuth:
         user_id: str = claims["sub"]
         if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not user_id.isprintable():
             raise InvalidToken("the user's id is not one that can be stored")
-        return user_id
+        return user_id, claims["exp"]
 
     async def aclose(self) -> None:
         """Give up a fetch under way, and close the connections."""

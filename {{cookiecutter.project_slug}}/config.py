@@ -77,7 +77,9 @@ class Settings(BaseSettings):
     app_name: str = PYPROJECT["tool"]["todo"]["title"]
     environment: Literal["development", "production"] = "development"
     debug: bool = False
-    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 10
+    db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
+    db_queue_size: Annotated[int, Field(ge=0)] = 2000
+    db_queue_seconds: Annotated[float, Field(gt=0, le=60)] = 4.0
     log_level: LogLevel = "INFO"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000

@@ -10,8 +10,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Annotated, Any
@@ -22,7 +22,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     Executable,
-    RowMapping,
     create_engine,
     event,
     exc,
@@ -34,9 +33,8 @@ import models  # noqa: F401  (create_db_and_tables must know the tables)
 from config import Settings
 from database_url import DatabaseUrl
 
-CONNECT_SECONDS = 5  # a whole number, as libpq wants it
-WAIT_SECONDS = 4.0  # how long a request waits for a connection of the pool
-ANSWER_SECONDS = 10.0  # how long it may keep one
+CONNECT_SECONDS = 9  # a compute that wakes up may take as long; a whole number, as libpq wants it
+ANSWER_SECONDS = 10.0  # how long a request may keep a connection
 IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
 TRANSPORT: dict[str, Any] = {
     # A peer that vanished without a word is noticed by the kernel, within about 15 seconds.
@@ -45,6 +43,10 @@ TRANSPORT: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
+
+
+type Row = dict[str, Any]  # values by the names of the columns
 
 
 class DatabaseUnavailable(Exception):
@@ -60,27 +62,40 @@ def create_db_engine(url: DatabaseUrl, *, pool_size: int = 1, echo: bool = False
         hide_parameters=True,  # they are the users' data, and would stand in errors and logs
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=WAIT_SECONDS,
         pool_use_lifo=True,  # lets connections that are not needed go idle
     )
     event.listen(engine, "checkout", note_use)  # first: the next one may have to wait, too
     event.listen(engine, "checkout", replace_dead_connection)
     event.listen(engine, "checkin", note_return)
     event.listen(engine, "handle_error", keep_other_connections)
+    event.listen(engine, "before_cursor_execute", limit_statement, retval=True)
     return engine
 
 
 class Slot:
-    """The right to use one connection of the pool, and a way to end a wait that takes too long.
+    """The right to use one connection of the pool for some seconds, and a way to end that.
 
-    A server that is frozen, or cut off, leaves its clients waiting for ever, in a call that no
-    other thread can interrupt; but it ends at once when its socket is shut down.
+    A statement that is slow, or waits for a lock, is ended by the server when the time is over, so
+    that what was answered with a 503 is not done afterwards. A server that is frozen, or cut off,
+    leaves its clients waiting for ever, in a call that no other thread can interrupt; but it ends
+    at once when its socket is shut down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._deadline = time.monotonic() + seconds
         self._lock = threading.Lock()
         self._connection: Any = None
         self._over = False
+
+    @property
+    def is_connecting(self) -> bool:
+        return self._connection is None
+
+    @property
+    def statement_timeout(self) -> int:
+        """Milliseconds. Whole seconds, since pg_stat_statements lists each number by itself."""
+        return max(1, int(self._deadline - time.monotonic())) * 1000
 
     def use(self, connection: Any) -> None:
         """Note the connection, or None when it is given back. Raises DatabaseUnavailable."""
@@ -119,6 +134,19 @@ def note_use(connection: Any, _record: Any, _proxy: Any) -> None:
         )
 
 
+def limit_statement(
+    _connection: Any, cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
+) -> tuple[str, Any]:
+    """Have the server end a statement in time. Both go in one message, so it costs no round trip.
+
+    LOCAL is over with the statement's own transaction: a pooler hands the connection to others.
+    """
+    slot = current_slot.get()
+    if slot is None or many or cursor.name is not None:  # a server-side cursor's is no statement
+        return statement, parameters
+    return f"SET LOCAL statement_timeout = {slot.statement_timeout}; {statement}", parameters
+
+
 def note_return(connection: Any, record: Any) -> None:
     if connection is not None and not connection.closed:
         connection.autocommit = False
@@ -150,8 +178,14 @@ def replace_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
 
 
 def keep_other_connections(context: Any) -> None:
-    """Give up one connection for an error of one: the others are looked at when they are used."""
+    """Give up one connection for an error of one: the others are looked at when they are used.
+
+    One that refuses to write is given up, too: its server was full, or has become a standby, and
+    the connection would keep that in mind. The next one may lead elsewhere.
+    """
     context.invalidate_pool_on_disconnect = False
+    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def has_news(connection: Any) -> bool:
@@ -194,62 +228,130 @@ def ping(engine: Engine) -> float:
 
 
 class Database:
-    """An engine with its threads and its queue: as many of each as there are connections."""
+    """An engine with its threads and its queue: as many threads as there are connections."""
 
     def __init__(self, settings: Settings) -> None:
         size = settings.db_pool_size
         self.engine = create_db_engine(settings.database_url, pool_size=size, echo=settings.debug)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="database")
         self._free = asyncio.Semaphore(size)
+        self._slots: set[Slot] = set()  # those in use
+        self._waiting = 0
+        self._queue_size = settings.db_queue_size
+        self._queue_seconds = settings.db_queue_seconds
 
-    @asynccontextmanager
-    async def connection_slot(self) -> AsyncIterator[None]:
+    async def _admit(self) -> Slot:
         """Wait in order, on the event loop, for the right to use a connection of the pool.
 
-        Raises DatabaseUnavailable after WAIT_SECONDS. What then takes longer than ANSWER_SECONDS
-        is ended: it raises sqlalchemy.exc.OperationalError.
+        Raises DatabaseUnavailable: at once where the queue is full, or when the wait is over.
         """
         if current_slot.get() is not None:  # requests that wait for two could wait for each other
             raise RuntimeError("this request has a connection already: use its session for all")
-        try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                await self._free.acquire()
-        except TimeoutError:
-            raise DatabaseUnavailable("all connections are in use") from None
-        slot = Slot()
+        seconds = ANSWER_SECONDS
+        if self._free.locked():
+            if self._waiting >= self._queue_size:
+                raise DatabaseUnavailable("too many requests wait for the database")
+            patience = self._queue_seconds
+            if all(slot.is_connecting for slot in self._slots):
+                # The database is waking up. Who waits for that longer has less time afterwards.
+                patience = max(patience, CONNECT_SECONDS)
+            began = time.monotonic()
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(patience):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise DatabaseUnavailable("all connections are in use") from None
+            finally:
+                self._waiting -= 1
+            seconds -= max(0.0, time.monotonic() - began - self._queue_seconds)
+        else:
+            await self._free.acquire()
+        slot = Slot(seconds)
+        self._slots.add(slot)
+        return slot
+
+    def _release(self, slot: Slot) -> None:
+        self._slots.discard(slot)
+        self._free.release()
+
+    @asynccontextmanager
+    async def connection_slot(self) -> AsyncIterator[None]:
+        """Hold the right to use one connection: what is done within is done on that.
+
+        Raises DatabaseUnavailable, when no connection gets free. What then takes longer than
+        ANSWER_SECONDS is ended: it raises sqlalchemy.exc.OperationalError.
+        """
+        slot = await self._admit()
         reset = current_slot.set(slot)
-        limit = asyncio.get_running_loop().call_later(ANSWER_SECONDS, slot.abort)
+        limit = asyncio.get_running_loop().call_later(slot.seconds, slot.abort)
         try:
             yield
+        finally:
+            limit.cancel()
+            current_slot.reset(reset)
+            self._release(slot)
+
+    async def in_slot[T](self, work: Callable[[], T]) -> T:
+        """Have a thread do blocking work, on the connection whose slot is held."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, copy_context().run, work)
+
+    async def run[T](self, work: Callable[[], T]) -> T:
+        """Have a thread do blocking work on one connection. Raises DatabaseUnavailable.
+
+        Whoever waits is answered after ANSWER_SECONDS at the latest; the connection counts as
+        taken for as long as the thread needs to notice.
+        """
+        slot = await self._admit()
+        context = copy_context()
+        context.run(current_slot.set, slot)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Future[T]] = loop.create_future()
+
+        def finish(done: Future[T]) -> None:
+            self._release(slot)
+            if not answer.done():
+                answer.set_result(done)
+
+        def give_up() -> None:
+            slot.abort()
+            if not answer.done():
+                answer.set_exception(DatabaseUnavailable("the database does not answer"))
+
+        def hand_over(done: Future[T]) -> None:
+            with suppress(RuntimeError):  # the app has ended meanwhile, and its loop with it
+                loop.call_soon_threadsafe(finish, done)
+
+        self._threads.submit(context.run, work).add_done_callback(hand_over)
+        limit = loop.call_later(slot.seconds, give_up)
+        try:
+            return (await answer).result()
+        except exc.OperationalError as error:
+            raise DatabaseUnavailable("the database does not answer") from error
         except asyncio.CancelledError:
             slot.abort()  # a thread goes on without us, and shall end soon
             raise
         finally:
             limit.cancel()
-            current_slot.reset(reset)
-            self._free.release()
 
-    async def in_thread[T](self, work: Callable[[], T]) -> T:
-        """Run blocking work, which a slot was waited for. Raises DatabaseUnavailable."""
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, copy_context().run, work)
-        except exc.OperationalError as error:
-            raise DatabaseUnavailable("the database does not answer") from error
-
-    async def statement(self, statement: Executable) -> Sequence[RowMapping]:
+    async def statement(self, statement: Executable, **parameters: object) -> list[Row]:
         """Run one statement, in one round trip: it is atomic by itself. Returns all its rows.
 
-        Raises DatabaseUnavailable, and sqlalchemy.exc.IntegrityError.
+        parameters: what the statement's `bindparam`s stand for, and for an INSERT or UPDATE
+        without `values`, the columns to write. Raises DatabaseUnavailable, and
+        sqlalchemy.exc.IntegrityError.
         """
 
-        def run() -> Sequence[RowMapping]:
+        def run() -> list[Row]:
             with autocommitting(self.engine) as connection:
-                result = connection.execute(statement)
-                return result.mappings().all() if result.returns_rows else []
+                result = connection.execute(statement, parameters)
+                if not result.returns_rows:
+                    return []
+                names = tuple(result.keys())
+                return [dict(zip(names, row, strict=True)) for row in result]
 
-        async with self.connection_slot():
-            return await self.in_thread(run)
+        return await self.run(run)
 
     async def transaction[T](self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction, committed when it returns, rolled back when it raises.
@@ -263,13 +365,11 @@ class Database:
                 session.commit()
                 return result
 
-        async with self.connection_slot():
-            return await self.in_thread(run)
+        return await self.run(run)
 
     async def ping(self) -> float:
         """Ask the database for an answer. Returns seconds. Raises DatabaseUnavailable."""
-        async with self.connection_slot():
-            return await self.in_thread(lambda: ping(self.engine))
+        return await self.run(lambda: ping(self.engine))
 
     def close(self) -> None:
         """Give back threads and connections; nothing is waited for."""
@@ -296,7 +396,7 @@ class OneStatement:
         self._database = database
         self._sent = False
 
-    async def all(self, statement: Executable) -> Sequence[RowMapping]:
+    async def all(self, statement: Executable, **parameters: object) -> list[Row]:
         """Send it. Returns its rows. Raises DatabaseUnavailable; RuntimeError at a second call."""
         if self._sent:
             raise RuntimeError(
@@ -304,16 +404,18 @@ class OneStatement:
                 " `database.transaction(work)`, which keeps them together"
             )
         self._sent = True
-        return await self._database.statement(statement)
+        return await self._database.statement(statement, **parameters)
 
-    async def first(self, statement: Executable) -> RowMapping | None:
+    async def first(self, statement: Executable, **parameters: object) -> Row | None:
         """Send it. Returns its first row, None if it has none."""
-        rows = await self.all(statement)
+        rows = await self.all(statement, **parameters)
         return rows[0] if rows else None
 
 
-async def get_statement(database: DatabaseDep) -> OneStatement:
-    return OneStatement(database)  # FastAPI would run the class itself in a thread
+async def get_statement(request: Request) -> OneStatement:
+    return OneStatement(
+        request.app.state.database
+    )  # FastAPI would run the class itself in a thread
 
 
 StatementDep = Annotated[OneStatement, Depends(get_statement)]
@@ -329,7 +431,7 @@ async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:
         try:
             yield session
         finally:
-            await database.in_thread(session.close)
+            await database.in_slot(session.close)
 
 
 # "function": the connection is back in the pool before the response is sent, so that a client

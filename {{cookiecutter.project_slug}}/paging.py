@@ -5,30 +5,33 @@ by the id, which settles ties. It is signed, so that only one of ours ever reach
 """
 
 import hashlib
+import hmac
+import json
 from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from itsdangerous import BadData, URLSafeSerializer
+from itsdangerous import BadData, Signer
+from itsdangerous.encoding import base64_decode, base64_encode
 from pydantic import SecretStr
 from sqlalchemy import (
     ColumnElement,
     Integer,
-    RowMapping,
     Select,
     SQLColumnExpression,
     String,
     Uuid,
+    bindparam,
     cast,
     func,
-    literal,
     literal_column,
     tuple_,
 )
 from sqlalchemy.types import TypeEngine
 from sqlmodel import col
 
+from db import Row
 from models import FOREVER, LAST, PRIORITY, TIMESTAMP, Task
 
 
@@ -71,7 +74,7 @@ KEYS: dict[str, tuple[tuple[SQLColumnExpression[Any], TypeEngine[Any]], ...]] = 
 ID = (col(Task.id), Uuid())
 
 
-def key_of(task: RowMapping, sort: Sort) -> list[str]:
+def key_of(task: Row, sort: Sort) -> list[str]:
     """Return what a cursor keeps of a task, as text: the values of KEYS, and the id."""
     match sort.field:
         case "due_at":
@@ -89,25 +92,24 @@ class Cursors:
     """Writes and reads cursors, which hold for the life of the secret they are signed with."""
 
     def __init__(self, secret: SecretStr) -> None:
-        self._serializer = URLSafeSerializer(
-            secret.get_secret_value(),
-            salt="cursor",
-            signer_kwargs={"digest_method": hashlib.sha256},
-        )
+        # The key is derived here, once, and not for each cursor.
+        key = hmac.digest(secret.get_secret_value().encode(), b"cursor", "sha256")
+        self._signer = Signer(key, key_derivation="none", digest_method=hashlib.sha256)
 
-    def write(self, task: RowMapping, sort: Sort) -> str:
+    def write(self, task: Row, sort: Sort) -> str:
         """Return the cursor of the page behind a task."""
-        return str(self._serializer.dumps([sort, *key_of(task, sort)]))
+        content = json.dumps([sort, *key_of(task, sort)], separators=(",", ":"))
+        return self._signer.sign(base64_encode(content)).decode()
 
-    def read(self, cursor: str, sort: Sort) -> list[str]:
-        """Return what the list's columns are compared with. Raises RequestValidationError."""
+    def read(self, cursor: str, sort: Sort) -> dict[str, str]:
+        """Return the parameters of a continued page. Raises RequestValidationError."""
         try:
-            parts: list[str] = self._serializer.loads(cursor)
+            parts: list[str] = json.loads(base64_decode(self._signer.unsign(cursor)))
         except BadData:
             raise invalid_cursor("is not one of ours: take it from a Link header") from None
         if parts[0] != sort:
             raise invalid_cursor(f"belongs to another order: sort={parts[0]}")
-        return parts[1:]
+        return {f"after_{number}": value for number, value in enumerate(parts[1:])}
 
 
 def invalid_cursor(reason: str) -> RequestValidationError:
@@ -116,16 +118,19 @@ def invalid_cursor(reason: str) -> RequestValidationError:
     )
 
 
-def sorted_page(tasks: Select[Any], sort: Sort, after: list[str] | None, limit: int) -> Select[Any]:
-    """Sort tasks, and cut out the page that begins behind `after`, the values of a cursor."""
+def sorted_page(tasks: Select[Any], sort: Sort, *, continued: bool) -> Select[Any]:
+    """Sort tasks, and cut out a page of `limit`: the first, or the one behind a cursor."""
     columns = (*KEYS[sort.field], ID)
     tasks = tasks.order_by(*(c.desc() if sort.descending else c.asc() for c, _ in columns))
-    if after is not None:
+    if continued:
         row = tuple_(*(column for column, _ in columns))
-        values = zip(after, columns, strict=True)
-        last = tuple_(*(cast(literal(value, String), kind) for value, (_, kind) in values))
+        after = (
+            cast(bindparam(f"after_{number}", type_=String), kind)
+            for number, (_, kind) in enumerate(columns)
+        )
+        last = tuple_(*after)
         tasks = tasks.where(row < last if sort.descending else row > last)
-    return tasks.limit(limit)
+    return tasks.limit(bindparam("limit", type_=Integer))
 
 
 async def get_cursors(request: Request) -> Cursors:

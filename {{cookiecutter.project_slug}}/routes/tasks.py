@@ -1,18 +1,18 @@
 """Tasks: each route sends one SQL statement, and sees its owner's tasks only."""
 
+from functools import cache, lru_cache
 from typing import Annotated, Any
 from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response, status
-from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, RowMapping, Select, delete, insert, or_, select, update
-from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from sqlalchemy import ColumnElement, Executable, Select, bindparam, delete, insert, select, update
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from auth import CurrentUserId
-from db import OneStatement, StatementDep
+from db import OneStatement, Row, StatementDep
 from models import Priority, Task
 from paging import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
 from schemas.problem import BODY, problems, with_headers
@@ -21,8 +21,37 @@ from schemas.text import PlainText
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
+TASKS = TypeAdapter(list[TaskPublic])
+
 # The columns that a client sees, named: an owner's id is not sent back for each of his tasks.
 COLUMNS = [col(getattr(Task, name)) for name in TaskPublic.model_fields if name != "url"]
+
+# Statements are built once, which costs more than to send them: what differs between requests are
+# parameters. Each names the owner, so that another's task is as unknown as one that is not there.
+OWN_TASK = (col(Task.id) == bindparam("task_id")) & (col(Task.owner_id) == bindparam("owner"))
+CREATE = insert(Task).returning(*COLUMNS)
+READ = select(*COLUMNS).where(OWN_TASK)
+CHANGE = update(Task).where(OWN_TASK).returning(*COLUMNS)
+DELETE = delete(Task).where(OWN_TASK).returning(col(Task.id))
+DELETE_ALL = delete(Task).where(col(Task.owner_id) == bindparam("owner"))
+DELETE_SOME = DELETE_ALL.where(col(Task.completed) == bindparam("completed"))
+
+# What each filter of a list means, if it is given.
+FILTERS: dict[str, ColumnElement[bool]] = {
+    "completed": col(Task.completed) == bindparam("completed"),
+    "q": col(Task.title).ilike(bindparam("q")) | col(Task.description).ilike(bindparam("q")),
+    "priority": col(Task.priority) == bindparam("priority"),
+    "due_before": effective_due < bindparam("due_before"),
+    "due_after": (effective_due > bindparam("due_after")) & (effective_due < NEVER_DUE),
+}
+
+
+@cache
+def page_of_tasks(filters: frozenset[str], sort: Sort, *, continued: bool) -> Select[Any]:
+    """Build the statement for one page. There are 512 at most, and few of them are ever used."""
+    tasks = select(*COLUMNS).where(col(Task.owner_id) == bindparam("owner"))
+    tasks = tasks.where(*(FILTERS[name] for name in sorted(filters)))
+    return sorted_page(tasks, sort, continued=continued)
 
 
 NEXT_PAGE = {"Link": '<address>; rel="next"; missing on the last page.'}
@@ -45,20 +74,12 @@ class TaskFilter(BaseModel):
         None
     )
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        wanted: list[ColumnElement[bool]] = []
-        if self.completed is not None:
-            wanted.append(col(Task.completed).is_(self.completed))
+    def parameters(self) -> dict[str, Any]:
+        """Return the values of those FILTERS that are given."""
+        given = {name: getattr(self, name) for name in FILTERS}
         if self.q:
-            text = f"%{escape_like(self.q)}%"
-            wanted.append(or_(col(Task.title).ilike(text), col(Task.description).ilike(text)))
-        if self.priority:
-            wanted.append(col(Task.priority) == self.priority)
-        if self.due_before:
-            wanted.append(effective_due < self.due_before)
-        if self.due_after:
-            wanted += [effective_due > self.due_after, effective_due < NEVER_DUE]
-        return wanted
+            given["q"] = f"%{escape_like(self.q)}%"
+        return {name: value for name, value in given.items() if value not in (None, "")}
 
 
 class TaskDeletion(BaseModel):
@@ -74,50 +95,48 @@ def escape_like(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
-async def get_tasks_url(request: Request) -> str:
+def tasks_url(request: Request) -> str:
     """Return the absolute address of the list, as the client reached it."""
-    return f"{request.base_url}tasks"
+    scope = request.scope
+    host = next((value for name, value in scope["headers"] if name == b"host"), None)
+    server = tuple(scope.get("server") or ())
+    return f"{base_url(scope['scheme'], server, scope.get('root_path', ''), host)}tasks"
 
 
-TasksUrl = Annotated[str, Depends(get_tasks_url)]
+@lru_cache(maxsize=256)  # most requests come to the same few hosts
+def base_url(scheme: str, server: tuple[Any, ...], root_path: str, host: bytes | None) -> str:
+    headers = [(b"host", host)] if host is not None else []
+    place = {"scheme": scheme, "server": server or None, "root_path": root_path}
+    return str(Request({"type": "http", "headers": headers, **place}).base_url)
 
 
 class OwnTask:
     """One task of the caller's. Another's is as unknown as one that does not exist: 404."""
 
-    def __init__(
-        self, task_id: UUID, owner_id: str, statement: OneStatement, tasks_url: str
-    ) -> None:
-        self._condition = (col(Task.id) == task_id) & (col(Task.owner_id) == owner_id)
+    def __init__(self, task_id: UUID, owner_id: str, statement: OneStatement, url: str) -> None:
+        self._names = {"task_id": task_id, "owner": owner_id}
         self._statement = statement
-        self._tasks_url = tasks_url
+        self._url = url
 
-    async def row_of[S: (Select[Any], ReturningUpdate[Any], ReturningDelete[Any])](
-        self, statement: S
-    ) -> RowMapping:
-        """Send a statement to this task alone. Returns what it returns. Raises HTTPException."""
-        row = await self._statement.first(statement.where(self._condition))
+    async def send(self, statement: Executable, **values: object) -> Row:
+        """Send a statement on OWN_TASK. Returns what it returns. Raises HTTPException."""
+        row = await self._statement.first(statement, **self._names, **values)
         if row is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such task")
         return row
 
-    async def result_of[S: (Select[Any], ReturningUpdate[Any])](self, statement: S) -> TaskPublic:
+    async def after(self, statement: Executable, **values: object) -> TaskPublic:
         """Send a statement that returns COLUMNS. Returns the task. Raises HTTPException."""
-        return public(await self.row_of(statement), self._tasks_url)
+        return TaskPublic(**await self.send(statement, **values), url=self._url)
 
 
 async def get_own_task(
-    task_id: UUID, owner_id: CurrentUserId, statement: StatementDep, tasks_url: TasksUrl
+    task_id: UUID, owner_id: CurrentUserId, statement: StatementDep, request: Request
 ) -> OwnTask:
-    return OwnTask(task_id, owner_id, statement, tasks_url)
+    return OwnTask(task_id, owner_id, statement, f"{tasks_url(request)}/{task_id}")
 
 
 OwnTaskDep = Annotated[OwnTask, Depends(get_own_task)]
-
-
-def public(task: RowMapping, tasks_url: str) -> TaskPublic:
-    """Add what the table does not hold: the task's address."""
-    return TaskPublic(**task, url=f"{tasks_url}/{task['id']}")
 
 
 @router.get("", responses=problems(401, 422, 503) | {200: with_headers(NEXT_PAGE)})
@@ -126,23 +145,27 @@ async def list_tasks(
     filters: Annotated[TaskFilter, Query()],
     cursors: CursorsDep,
     statement: StatementDep,
-    tasks_url: TasksUrl,
     request: Request,
     response: Response,
 ) -> list[TaskPublic]:
     """List tasks. The next page, if there is one, stands in the header Link, as rel="next"."""
-    after = cursors.read(filters.cursor, filters.sort) if filters.cursor else None
-    tasks = select(*COLUMNS).where(col(Task.owner_id) == owner_id, *filters.conditions())
+    values = filters.parameters()
+    page = page_of_tasks(frozenset(values), filters.sort, continued=filters.cursor is not None)
+    if filters.cursor is not None:
+        values |= cursors.read(filters.cursor, filters.sort)
     # One more than was asked for tells whether there is a next page.
-    rows = await statement.all(sorted_page(tasks, filters.sort, after, filters.limit + 1))
-    page = rows[: filters.limit]
-    if len(rows) > len(page):
-        cursor = cursors.write(page[-1], filters.sort)
+    rows = await statement.all(page, owner=owner_id, limit=filters.limit + 1, **values)
+    url = tasks_url(request)
+    if len(rows) > filters.limit:
+        rows.pop()
+        cursor = cursors.write(rows[-1], filters.sort)
         query = request.query_params.multi_items()
         query = [(name, value) for name, value in query if name != "cursor"]
-        link = f"{tasks_url}?{urlencode([*query, ('cursor', cursor)])}"
+        link = f"{url}?{urlencode([*query, ('cursor', cursor)])}"
         response.headers["Link"] = f'<{link}>; rel="next"'
-    return [public(task, tasks_url) for task in page]
+    for row in rows:
+        row["url"] = f"{url}/{row['id']}"
+    return TASKS.validate_python(rows)
 
 
 @router.post(
@@ -154,15 +177,14 @@ async def create_task(
     body: TaskCreate,
     owner_id: CurrentUserId,
     statement: StatementDep,
-    tasks_url: TasksUrl,
+    request: Request,
     response: Response,
 ) -> TaskPublic:
     """Create a task. Its address stands in the header Location too."""
-    new = insert(Task).values(id=uuid7(), owner_id=owner_id, **body.model_dump())
-    (row,) = await statement.all(new.returning(*COLUMNS))
-    task = public(row, tasks_url)
-    response.headers["Location"] = task.url
-    return task
+    task_id = uuid7()
+    (row,) = await statement.all(CREATE, id=task_id, owner_id=owner_id, **body.model_dump())
+    response.headers["Location"] = url = f"{tasks_url(request)}/{task_id}"
+    return TaskPublic(**row, url=url)
 
 
 @router.delete("", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 422, 503))
@@ -170,16 +192,16 @@ async def delete_tasks(
     owner_id: CurrentUserId, statement: StatementDep, which: Annotated[TaskDeletion, Query()]
 ) -> None:
     """Delete all tasks, or with `completed` only those that are done, or are not."""
-    tasks = delete(Task).where(col(Task.owner_id) == owner_id)
-    if which.completed is not None:
-        tasks = tasks.where(col(Task.completed).is_(which.completed))
-    await statement.all(tasks)
+    if which.completed is None:
+        await statement.all(DELETE_ALL, owner=owner_id)
+    else:
+        await statement.all(DELETE_SOME, owner=owner_id, completed=which.completed)
 
 
 @router.get("/{task_id}", responses=problems(401, 404, 422, 503))
 async def get_task(task: OwnTaskDep) -> TaskPublic:
     """Read one task."""
-    return await task.result_of(select(*COLUMNS))
+    return await task.after(READ)
 
 
 @router.patch("/{task_id}", responses=problems(401, 404, *BODY, 503))
@@ -187,14 +209,14 @@ async def update_task(task: OwnTaskDep, body: TaskUpdate) -> TaskPublic:
     """Change what is sent, leave the rest."""
     changes = body.model_dump(exclude_unset=True)
     if not changes:
-        return await task.result_of(select(*COLUMNS))
-    return await task.result_of(update(Task).values(changes).returning(*COLUMNS))
+        return await task.after(READ)
+    return await task.after(CHANGE, **changes)
 
 
 @router.put("/{task_id}", responses=problems(401, 404, *BODY, 503))
 async def replace_task(task: OwnTaskDep, body: TaskCreate) -> TaskPublic:
     """Change all of a task: what is not sent gets its default."""
-    return await task.result_of(update(Task).values(body.model_dump()).returning(*COLUMNS))
+    return await task.after(CHANGE, **body.model_dump())
 
 
 @router.delete(
@@ -204,4 +226,4 @@ async def replace_task(task: OwnTaskDep, body: TaskCreate) -> TaskPublic:
 )
 async def delete_task(task: OwnTaskDep) -> None:
     """Delete one task."""
-    await task.row_of(delete(Task).returning(col(Task.id)))
+    await task.send(DELETE)

@@ -189,6 +189,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return time.time()  # tokens expire by the real one
+
 
 @pytest.fixture
 def anyio_backend() -> str:

@@ -1,20 +1,24 @@
 """The engine, the sessions and the schema, on a real PostgreSQL."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Protocol
 from uuid import uuid4
 
 import pytest
 from alembic import command
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, event, exc, func, inspect, text
+from sqlalchemy import Engine, event, exc, func, insert, inspect, text
 from sqlmodel import Session, col, select
 
 import db
@@ -31,15 +35,16 @@ def ada() -> User:
     return User(email="ada@example.com", password_hash="…", name="Ada")
 
 
-type AppOfSize = Callable[[int], FastAPI]
+class AppOfSize(Protocol):
+    def __call__(self, connections: int, **settings: object) -> FastAPI: ...
 
 
 @pytest.fixture
 def app_of_size(database_url: DatabaseUrl, settings_for: Callable[..., Settings]) -> AppOfSize:
     """Return the app with some connections, and with a route as tutorials show it."""
 
-    def build(connections: int) -> FastAPI:
-        app = create_app(settings_for(database_url, db_pool_size=connections))
+    def build(connections: int, **settings: object) -> FastAPI:
+        app = create_app(settings_for(database_url, db_pool_size=connections, **settings))
 
         @app.get("/slow")
         def slow(session: SessionDep) -> dict[str, int]:
@@ -239,10 +244,9 @@ def test_more_requests_than_connections_and_threads_are_all_answered(
 
 
 def test_a_request_that_waits_too_long_for_a_connection_gets_a_503(
-    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+    app_of_size: AppOfSize,
 ) -> None:
-    monkeypatch.setattr(db, "WAIT_SECONDS", 0.2)
-    app = app_of_size(1)
+    app = app_of_size(1, db_queue_seconds=0.2)
 
     with TestClient(app) as client, ThreadPoolExecutor(30) as clients:
         answers = list(clients.map(lambda _: client.get("/slow"), range(30)))
@@ -251,6 +255,65 @@ def test_a_request_that_waits_too_long_for_a_connection_gets_a_503(
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.json() == {"detail": "all connections are in use"}
     assert int(refused.headers["Retry-After"]) > 0
+
+
+def test_a_request_that_finds_the_queue_full_gets_a_503_at_once(app_of_size: AppOfSize) -> None:
+    app = app_of_size(1, db_queue_size=3)
+
+    with TestClient(app) as client, ThreadPoolExecutor(30) as clients:
+        answers = list(clients.map(lambda _: client.get("/slow"), range(30)))
+        afterwards = client.get("/slow")
+
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert 0 < len(refused) <= 26
+    assert refused[0].json() == {"detail": "too many requests wait for the database"}
+    assert int(refused[0].headers["Retry-After"]) > 0
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert afterwards.status_code == 200
+
+
+def test_requests_get_connections_in_the_order_in_which_they_came(settings: Settings) -> None:
+    order: list[int] = []
+
+    async def ask() -> None:
+        database = db.Database(settings.model_copy(update={"db_pool_size": 1}))
+        try:
+            await asyncio.gather(
+                *(database.run(partial(order.append, number)) for number in range(50))
+            )
+        finally:
+            database.close()
+
+    asyncio.run(ask())
+
+    assert order == list(range(50))
+
+
+def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
+    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
+    app = app_of_size(1, db_queue_seconds=0.1)
+    found = threading.Event()
+
+    @app.get("/one")
+    async def one(statement: StatementDep) -> None:
+        await statement.all(text("SELECT 1"))
+
+    def look_up(*_: object) -> None:  # as a host name that no server knows: nothing ends it
+        found.wait(30)
+
+    with TestClient(app) as client:
+        event.listen(app.state.database.engine, "do_connect", look_up)
+        answers = [client.get("/one"), client.get("/one")]
+        found.set()
+        afterwards = client.get("/one")
+
+    assert [answer.json()["detail"] for answer in answers] == [
+        "the database does not answer",
+        "all connections are in use",
+    ]
+    assert afterwards.status_code == 200
 
 
 def test_no_connection_is_held_after_an_answer(app_of_size: AppOfSize) -> None:
@@ -281,6 +344,48 @@ def test_a_frozen_server_costs_a_503_and_no_connection(
 
         assert [answer.status_code for answer in endless_ones] == [503, 503]
         assert client.get("/slow").status_code == 200
+
+
+def test_a_statement_that_was_answered_with_a_503_is_not_done_afterwards(
+    app_of_size: AppOfSize, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "ANSWER_SECONDS", 1.9)
+    app = app_of_size(1)
+    values = {"id": uuid4(), "owner_id": "nobody", "title": "Too late"}
+
+    @app.post("/late")
+    async def late(statement: StatementDep) -> None:
+        await statement.all(insert(Task), **values)
+
+    with TestClient(app) as client, engine.connect() as other:
+        other.execute(text("LOCK TABLE tasks"))
+        answer = client.post("/late")
+        other.rollback()
+
+    with engine.connect() as connection:
+        connection.execute(text("LOCK TABLE tasks"))  # so that whoever waited for it is done
+        written = connection.scalar(select(func.count()).where(col(Task.id) == values["id"]))
+    assert answer.status_code == 503
+    assert written == 0
+
+
+def test_who_waits_for_a_database_that_wakes_up_waits_longer(
+    app_of_size: AppOfSize,
+) -> None:
+    app = app_of_size(1, db_queue_seconds=0.1)
+
+    @app.get("/one")
+    async def one(statement: StatementDep) -> None:
+        await statement.all(text("SELECT 1"))
+
+    def wake_up(*_: object) -> None:
+        time.sleep(1)
+
+    with TestClient(app) as client, ThreadPoolExecutor(10) as clients:
+        event.listen(app.state.database.engine, "do_connect", wake_up)
+        answers = list(clients.map(lambda _: client.get("/one"), range(10)))
+
+    assert [answer.status_code for answer in answers] == [200] * 10
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -61,7 +62,7 @@ def plan_of(
     sent: list[tuple[str, Any]] = []
 
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        sent.append((statement, parameters))
+        sent.append((re.sub(r"^SET LOCAL [^;]*; ", "", statement), parameters))
 
     def plan(url: str) -> dict[str, Any]:
         sent.clear()

@@ -80,6 +80,9 @@ def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
         ("ENVIRONMENT", "staging", "ENVIRONMENT: "),
         ("LOG_LEVEL", "chatty", "LOG_LEVEL: "),
         ("DB_POOL_SIZE", "0", "DB_POOL_SIZE: "),
+        ("DB_QUEUE_SIZE", "-1", "DB_QUEUE_SIZE: "),
+        ("DB_QUEUE_SECONDS", "0", "DB_QUEUE_SECONDS: "),
+        ("DB_QUEUE_SECONDS", "nan", "DB_QUEUE_SECONDS: "),
         ("PORT", "http", "PORT: "),
     ],
 )
