@@ -89,12 +89,14 @@ def run(*command: str) -> None:
 
 def reason(output: str) -> str:
     """Tell from a command's output why it failed."""
+    if told := re.search(r"(?ms)^✗ .*", output):  # manage.py says what is wrong and what to do
+        lines = told[0].removeprefix("✗ ").splitlines()
+        return "\n    ".join(" ".join(line.split()) for line in lines if not line.startswith("- "))
     for words, meaning in MEANINGS.items():
         if re.search(words, output):
             return meaning
     output = re.sub(r"//[^/@\s]+@", "//***@", output)  # a package index may want a password
-    lines = [line.removeprefix("✗ ") for line in output.strip().splitlines()]
-    return "\n    ".join(lines[-6:])
+    return "\n    ".join(output.strip().splitlines()[-6:])
 
 
 def write_env(answers: Answers) -> str | None:

@@ -113,3 +113,27 @@ def test_what_has_no_meaning_yet_is_passed_on_as_it_ends(hook: ModuleType) -> No
     output = "\n".join(f"line {number}" for number in range(9))
 
     assert hook.reason(output).split("\n    ") == [f"line {number}" for number in range(3, 9)]
+
+
+def test_what_the_check_found_is_told_without_the_steps_that_passed(hook: ModuleType) -> None:
+    output = """\
+✓ settings  complete; DATABASE_URL comes from .env
+✓ TCP       203.0.113.7:5432 answers after 21 ms
+  waiting for the database, 1 s so far
+✗ log-in    the plan's compute time is used up
+          → wait for the next month
+            error: ERROR: Your account or project has exceeded the compute time quota.
+- not reached: database, endpoint, schema
+"""
+
+    assert hook.reason(output).split("\n    ") == [
+        "log-in the plan's compute time is used up",
+        "→ wait for the next month",
+        "error: ERROR: Your account or project has exceeded the compute time quota.",
+    ]
+
+
+def test_a_full_disk_of_the_server_is_not_taken_for_one_of_this_machine(hook: ModuleType) -> None:
+    output = "✗ 203.0.113.7:5432: the server's disk is full\n  error: No space left on device"
+
+    assert hook.reason(output).startswith("203.0.113.7:5432: the server's disk")

@@ -1,253 +1,157 @@
-"""What is wrong with a connection: errors told in plain words, and a check of every step to it."""
+"""What an error of the database means: for the commands, the app and its log.
 
-import random
+A connection that failed has no SQLSTATE, so it is told by its text; any other error by its
+SQLSTATE, where it has one that says something.
+"""
+
+import errno
 import re
 import socket
-import struct
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import psycopg2
 
 from database_url import DatabaseUrl
+from findings import FINDINGS, Finding
 
-CONNECT_SECONDS = 3
-WAKE_UP_SECONDS = 30.0
-SSL_REQUEST = struct.pack("!ii", 8, 80877103)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What an error of the database means. `retry`: the same attempt may work a little later."""
-
-    name: str
-    cause: str
-    advice: str
-    retry: bool = False
-
-
-# Errors are told apart by their text: a connection that failed has no SQLSTATE. First match wins.
-FINDINGS: tuple[tuple[str, Finding], ...] = (
-    (
-        (
-            "could not translate host name|Name or service not known|nodename nor servname|"
-            "getaddrinfo failed|Temporary failure in name resolution"
-        ),
-        Finding(
-            "unknown host",
-            "no such host name, or no network",
-            "compare the host in DATABASE_URL with the one your provider shows",
-        ),
-    ),
-    (
-        r"[Cc]onnection refused|actively refused",
-        Finding(
-            "nothing listens",
-            "nothing listens on this host and port",
-            "is the database running, and the port right?",
-        ),
-    ),
-    (
-        r"timeout expired|timed out|Authentication timed out",
-        Finding(
-            "no answer",
-            "the host does not answer: a firewall, or a compute that is waking up",
-            "try again; if it stays, check the network and the host",
-            retry=True,
-        ),
-    ),
-    (
-        r"connection is insecure",
-        Finding("TLS is off", "the server wants TLS", "add ?sslmode=require to DATABASE_URL"),
-    ),
-    (
-        r"server does not support SSL|SSL error|certificate",
-        Finding(
-            "TLS fails",
-            "the server and the sslmode of DATABASE_URL do not agree about TLS",
-            "a provider's host: check the host name; your own server: switch TLS on in it",
-        ),
-    ),
-    (
-        r"password authentication failed|no password supplied",
-        Finding(
-            "log-in refused",
-            "wrong password or role; on Neon also a wrong endpoint",
-            "copy the connection string again, then: uv run manage.py env",
-        ),
-    ),
-    (
-        r'role ".*" does not exist',
-        Finding("no such role", "the role does not exist", "check the user in DATABASE_URL"),
-    ),
-    (
-        r'database ".*" does not exist',
-        Finding(
-            "no such database",
-            "the server has no database of this name",
-            "check the name at the end of DATABASE_URL, or create it: CREATE DATABASE …",
-        ),
-    ),
-    (
-        (
-            "Couldn't connect to compute node|Control plane request failed$|"
-            "the database system is starting up"
-        ),
-        Finding("waking up", "the compute is waking up", "try again in a moment", retry=True),
-    ),
-    (
-        r"remaining connection slots|too many clients|no more connections allowed",
-        Finding(
-            "no free connection",
-            "the server has as many connections as it allows",
-            "close some, lower DB_POOL_SIZE, or use the pooled host",
-            retry=True,
-        ),
-    ),
+BY_NAME = {finding.name: finding for finding in FINDINGS}
+BY_CODE = {code: finding for finding in FINDINGS for code in finding.codes.split()}
+BY_TEXT = [(re.compile(finding.texts), finding) for finding in FINDINGS if finding.texts]
+BY_NUMBER = dict.fromkeys(
+    (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN), "network-unreachable"
 )
+BY_TYPE: dict[type[OSError], str] = {
+    socket.gaierror: "host-unknown",
+    TimeoutError: "no-answer",
+    ConnectionRefusedError: "nothing-listens",
+    FileNotFoundError: "nothing-listens",  # there is no Unix socket
+    ConnectionError: "connection-lost",
+}
+# What psycopg2 raises for them, and, with a SQLSTATE, for other things too.
+CONNECTION_ERRORS = (psycopg2.OperationalError, psycopg2.InterfaceError)
+# Proxies and poolers have one SQLSTATE for everything: only their text says what it is.
+VAGUE = {"XX000", "08P01"}
+
+# libpq tells of each attempt: one for each address, and with sslmode=prefer one without TLS.
+ATTEMPT = re.compile(r"(?m)^(?=connection to server (?:at|on) |could not translate host name )")
+# Around the table in README.md.
+BEGIN = "<!-- findings.py tells: uv run manage.py findings --write -->"
+END = "<!-- end of the findings -->"
+
+LONGEST = 300  # characters of other people's words
+PREFIX = re.compile(r"^connection to server .*? failed: ")
+ASSIGNED = re.compile(r"(?i)(password|secret)(\s?[=:]\s?)\S+")
 
 
 def explain(error: BaseException, url: DatabaseUrl) -> Finding:
-    """Tell what an error means. An unknown one is passed on, without the password."""
-    message = str(error).strip()
-    for pattern, finding in FINDINGS:
-        if re.search(pattern, message, re.MULTILINE):
-            if url.is_embedded and finding.name == "nothing listens":
-                return replace(finding, advice="start it: uv run manage.py postgres start")
-            return finding
-    first_line = message.partition("\n")[0] or type(error).__name__
-    if url.password:
-        first_line = first_line.replace(url.password, "***")
-    return Finding(
-        "other error", first_line, "see the server's log, or the README's troubleshooting"
+    """Tell what an error means: the network's, psycopg2's, or what SQLAlchemy made of it.
+
+    There is an answer to each. It is for those who run the app; its clients get `public`.
+    """
+    error = innermost(error)
+    text = str(error).strip()
+    code = getattr(error, "pgcode", None) or ""
+    if code:
+        text = text.partition("\n")[0]  # further lines quote rows and queries
+    if isinstance(error, OSError):
+        finding = by_type(error)
+    elif code and code not in VAGUE:
+        finding = by_code(code)
+    else:
+        text, finding = by_attempts(text)
+        if finding.name == "other-error" and code:
+            finding = by_code(code)
+        elif finding.name == "other-error" and isinstance(error, CONNECTION_ERRORS):
+            finding = BY_NAME["connection-failed"]
+    return told(finding.name, url, text or type(error).__name__)
+
+
+def told(name: str, url: DatabaseUrl, words: str = "") -> Finding:
+    """Return a finding as it was met at this database. words: the error's own, with secrets."""
+    finding = BY_NAME[name]
+    return replace(
+        finding,
+        cause=finding.cause.replace("`", ""),
+        advice=advise(finding, url).replace("`", ""),
+        said=hide_secrets(words, url),
     )
 
 
-@dataclass(frozen=True)
-class Check:
-    """One step on the way to the database. `ok` is None for a step that was not reached."""
-
-    name: str
-    ok: bool | None
-    detail: str
-    advice: str = ""
+def innermost(error: BaseException) -> BaseException:
+    """Return what the driver raised, out of all that was wrapped around it."""
+    while isinstance(inner := getattr(error, "orig", None) or error.__cause__, Exception):
+        error = inner
+    return error
 
 
-def check_connection(
-    url: DatabaseUrl, head: Callable[[], str | None], on_wait: Callable[[float], None]
-) -> Iterator[Check]:
-    """Go to the database step by step, and yield each; after one that fails none is tried.
+def by_code(code: str) -> Finding:
+    return BY_CODE.get(code) or BY_CODE.get(code[:2]) or BY_NAME["other-error"]
 
-    head: returns the schema revision that the code expects. on_wait: is told, before each further
-    attempt to log in, how many seconds have passed.
+
+def by_type(error: OSError) -> Finding:
+    if error.errno in BY_NUMBER:
+        return BY_NAME[BY_NUMBER[error.errno]]
+    names = (name for kind, name in BY_TYPE.items() if isinstance(error, kind))
+    return BY_NAME[next(names, "other-error")]
+
+
+def by_attempts(text: str) -> tuple[str, Finding]:
+    """Return the attempt that tells most, and what it means.
+
+    That is the first one that a server answered: with sslmode=prefer another one follows, without
+    TLS, and its error misleads. Where no server answered, it is the first one that is known.
     """
-    steps = walk(url, head, on_wait)
-    for name in ("network", "TLS", "log-in", "query", "endpoint", "schema"):
-        try:
-            yield Check(name, ok=True, detail=next(steps))
-        except StopIteration:
-            yield Check(name, ok=None, detail="not reached")
-        except StepFailed as failure:
-            yield Check(name, False, failure.finding.cause, failure.finding.advice)
-        except (OSError, psycopg2.Error) as error:
-            finding = explain(error, url)
-            yield Check(name, False, finding.cause, finding.advice)
+    attempts = [attempt.strip() for attempt in ATTEMPT.split(text)]
+    read = [(attempt.partition("\n")[0], by_text(attempt)) for attempt in attempts if attempt]
+    known = [found for found in read if found[1].name != "other-error"]
+    answered = [found for found in known if found[1].step not in {"DNS", "TCP"}]
+    return (answered or known or read or [(text, BY_NAME["other-error"])])[0]
 
 
-class StepFailed(Exception):
-    """A step whose failure no error of the database's tells."""
-
-    def __init__(self, cause: str, advice: str) -> None:
-        super().__init__(cause)
-        self.finding = Finding(cause, cause, advice)
+def by_text(text: str) -> Finding:
+    found = (finding for pattern, finding in BY_TEXT if pattern.search(text))
+    return next(found, BY_NAME["other-error"])
 
 
-def walk(
-    url: DatabaseUrl, head: Callable[[], str | None], on_wait: Callable[[float], None]
-) -> Iterator[str]:
-    """Yield what each step found. Raises StepFailed, OSError or psycopg2.Error at the last."""
-    start = time.monotonic()
-    with reach(url) as probe:
-        yield f"{url.address} answers after {milliseconds(start)}"
-        probe.sendall(SSL_REQUEST)
-        tls_offered = probe.recv(1) == b"S"
-    sslmode = dict(url.options).get("sslmode", "prefer")
-    if sslmode in {"require", "verify-ca", "verify-full"} and not tls_offered:
-        raise StepFailed(
-            f"the server offers no TLS, and DATABASE_URL has sslmode={sslmode}",
-            "check the host; on your own server, switch TLS on or drop sslmode",
-        )
-    yield describe_tls(sslmode, offered=tls_offered)
-    start = time.monotonic()
-    with closing(connect(url, on_wait)) as connection:
-        connection.autocommit = True
-        yield f"as {url.user} to {url.database} in {milliseconds(start)}"
-        with connection.cursor() as cursor:
-            cursor.execute("SHOW server_version")
-            (version,) = cursor.fetchone() or ("?",)
-            start = time.monotonic()
-            cursor.execute("SELECT 1")
-            yield f"PostgreSQL {version}, one round trip takes {milliseconds(start)}"
-            yield describe_endpoint(url)
-            cursor.execute("SELECT to_regclass('alembic_version')")
-            revision = None
-            if cursor.fetchone() != (None,):
-                cursor.execute("SELECT version_num FROM alembic_version")
-                (revision,) = cursor.fetchone() or (None,)
-    expected = head()
-    if revision != expected:
-        raise StepFailed(
-            f"the database is at {revision or 'no revision'}, the code expects {expected}",
-            "run: uv run manage.py migrate",
-        )
-    yield f"at head, {revision}"
+def advise(finding: Finding, url: DatabaseUrl) -> str:
+    """Return the advice for this database."""
+    mended = {"nothing-listens", "login-refused", "database-missing", "server-stopped"}
+    if url.is_embedded and finding.name in mended:
+        return "start it: uv run manage.py postgres start"
+    if finding.name == "server-full" and url.pooled != url:
+        return f"use the pooled host, {url.pooled.host}: uv run manage.py env"
+    return finding.advice
 
 
-def reach(url: DatabaseUrl) -> socket.socket:
-    """Open a connection of the network alone. Raises OSError."""
-    if not url.host.startswith("/"):
-        host = dict(url.options).get("hostaddr", url.host)
-        return socket.create_connection((host, url.port), timeout=CONNECT_SECONDS)
-    probe = socket.socket(socket.AF_UNIX)
-    probe.settimeout(CONNECT_SECONDS)
-    probe.connect(f"{url.host}/.s.PGSQL.{url.port}")
-    return probe
+def hide_secrets(text: str, url: DatabaseUrl) -> str:
+    """Make other people's words fit to be shown: one line, and no secret in it."""
+    secrets = {url.password, dict(url.options).get("sslpassword", "")} - {""}
+    patterns = [re.compile("".join(map(spelled, secret))) for secret in secrets]
+    for pattern in patterns:
+        text = pattern.sub("***", text)
+    text = ASSIGNED.sub(r"\1\2***", PREFIX.sub("", text))
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    # An "@" stands in e-mail addresses, and behind the log-in in a URL.
+    text = " ".join("***" if "@" in word else word for word in text.split())[:LONGEST]
+    # What is left may, by bad luck, spell a secret anew.
+    return "" if any(pattern.search(text) for pattern in patterns) else text
 
 
-def connect(url: DatabaseUrl, on_wait: Callable[[float], None]) -> "psycopg2.extensions.connection":
-    """Log in; where it is worth it, again and again for WAKE_UP_SECONDS. Raises psycopg2.Error."""
-    start = time.monotonic()
-    pause = 0.5
-    while True:
-        try:
-            return psycopg2.connect(url.for_libpq(), connect_timeout=CONNECT_SECONDS)
-        except psycopg2.OperationalError as error:
-            waited = time.monotonic() - start
-            if not explain(error, url).retry or waited + pause > WAKE_UP_SECONDS:
-                raise
-        on_wait(waited)
-        # Jitter, so that replicas that wait together do not come back together.
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-        pause = min(2 * pause, 4.0)
+def spelled(letter: str) -> str:
+    """Return a pattern for a letter of a secret, as it is or percent-encoded."""
+    codes = "".join(f"%{byte:02x}" for byte in letter.encode("utf-8", "surrogatepass"))
+    return f"(?:{re.escape(letter)}|(?i:{codes}))"
 
 
-def milliseconds(start: float) -> str:
-    return f"{(time.monotonic() - start) * 1000:.0f} ms"
+def as_markdown() -> str:
+    """Return all findings as a table."""
+    head = ["| finding | what it means | what to do | try again? |", "|---|---|---|---|"]
+    rows = [f"| `{f.name}` | {f.cause} | {f.advice} | {f.retry} |" for f in FINDINGS]
+    return "\n".join([*head, *rows]) + "\n"
 
 
-def describe_tls(sslmode: str, *, offered: bool) -> str:
-    if offered and sslmode != "disable":
-        return f"on (sslmode={sslmode})"
-    return f"off (sslmode={sslmode})"
-
-
-def describe_endpoint(url: DatabaseUrl) -> str:
-    if url.is_embedded:
-        return "the embedded server"
-    if url.is_pooled:
-        return f"pooled; migrations go to {url.direct.host}"
-    if url.is_neon:
-        return f"direct; the app is better off with the pooled host {url.pooled.host}"
-    return "direct"
+def with_findings(readme: str) -> str:
+    """Return the text of README.md with this table in its place."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}\n{as_markdown()}{end}{after}"

@@ -92,8 +92,8 @@ def configure_logging(settings: Settings) -> None:
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
-    # One would tell of each request that it sends, the other of each file that changes.
-    for name in ("httpx2", "watchfiles"):
+    # They would tell of each request that is sent, each file that changes, each plugin.
+    for name in ("alembic", "httpx2", "watchfiles"):
         logging.getLogger(name).setLevel(logging.WARNING)
     access = logging.getLogger("uvicorn.access")  # RequestLog tells more
     access.handlers.clear()

@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -18,7 +17,7 @@ from config import ENV_FILE, PROJECT_DIR, PYPROJECT, Settings, SettingsError, lo
 from database_url import DatabaseUrl, DatabaseUrlError, read
 
 if TYPE_CHECKING:
-    from diagnosis import Check
+    from connecting import Check, OnWait
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
 postgres = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_help=True)
@@ -104,71 +103,164 @@ def check(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Try every step on the way to the database, and say what to do about the one that fails."""
-    results = []
-    for step in run_checks():
-        results.append(step)
-        if not as_json:
-            show(step)
-    ok = all(step.ok for step in results)
+    """Try every step on the way to the database, and say what to do about the one that fails.
+
+    A compute that sleeps is waited for. Exit code 0: all is well, 1: a step failed.
+    """
+    steps = []
+    with Waiting("waiting for the database") as waiting:
+        for step in run_checks(waiting):
+            steps.append(step)
+            waiting.clear()
+            if not as_json:
+                show(step)
+    ok = all(step.ok for step in steps)
     if as_json:
-        checks = [asdict(step) for step in results]
-        typer.echo(json.dumps({"ok": ok, "checks": checks}, ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(report(steps), ensure_ascii=False, indent=2))
+    elif unreached := [step.name for step in steps if step.ok is None]:
+        typer.echo(f"- not reached: {', '.join(unreached)}")
     raise typer.Exit(0 if ok else 1)
 
 
-def run_checks() -> Iterator["Check"]:
+def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
     import migrations
-    from diagnosis import Check, check_connection
+    from connecting import Check, check_connection
+    from diagnosis import BY_NAME
 
     try:
         settings = load_settings(ENV_FILE)
     except SettingsError as error:
         for line in str(error).splitlines():
             problem, _, advice = line.partition("; ")
-            yield Check("settings", ok=False, detail=problem, advice=advice)
+            yield Check("settings", False, problem, advice, BY_NAME["settings-wrong"])
         return
     source = "the environment" if "DATABASE_URL" in os.environ else ".env"
     yield Check("settings", ok=True, detail=f"complete; DATABASE_URL comes from {source}")
-    yield from check_connection(settings.database_url, migrations.head, on_wait=show_wait)
+    yield from check_connection(settings.database_url, migrations.history, on_wait)
+
+
+def report(steps: Sequence["Check"]) -> dict[str, object]:
+    """Return what programs may want to know; `finding` and `retry` are those of the README."""
+    found = next((step.finding for step in steps if step.finding), None)
+    return {
+        "ok": found is None,
+        "finding": found and found.name,
+        "retry": found and found.retry,
+        "said": found and found.said,
+        "checks": [
+            {
+                "name": step.name,
+                "ok": step.ok,
+                "detail": step.detail,
+                "advice": step.advice,
+                "finding": step.finding and step.finding.name,
+            }
+            for step in steps
+        ],
+    }
 
 
 def show(step: "Check") -> None:
-    mark, color = {True: ("✓", "green"), False: ("✗", "red"), None: ("-", None)}[step.ok]
+    if step.ok is None:
+        return
+    mark, color = ("✓", "green") if step.ok else ("✗", "red")
     typer.echo(f"{typer.style(mark, fg=color)} {step.name:<9} {step.detail}")
     if step.advice:
         typer.echo(f"  {'':<9} → {step.advice}")
+    if step.finding and step.finding.said:
+        typer.echo(f"  {'':<9} error: {step.finding.said}")
 
 
-def show_wait(seconds: float) -> None:
-    typer.echo(f"  waiting for the database, {seconds:.0f} s so far", err=True)
+class Waiting:
+    """Shows how long the database has been waited for: in a live line, in a log in a few lines."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._line = ""
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.clear()
+
+    def __call__(self, seconds: float) -> None:
+        if not self._live and seconds < self._next:
+            return
+        self._next = seconds + 5
+        self._line = f"  {self._what}, {seconds:.0f} s so far"
+        ends = ("\r", "") if self._live else ("", "\n")
+        print(self._line.join(ends), end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Take the live line away, before something else is shown."""
+        if self._live and self._line:
+            print(f"\r{' ' * len(self._line)}\r", end="", file=sys.stderr, flush=True)
+            self._line = ""
 
 
 @app.command()
-def migrate() -> None:
-    """Bring the schema up to date: all of it, or nothing. Starts the embedded server."""
+def migrate(
+    *,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 600,
+) -> None:
+    """Bring the schema up to date: all of it, or nothing. Starts the embedded server.
+
+    A compute that sleeps is waited for.
+    """
     import psycopg2
+    from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError
 
     import migrations
-    from diagnosis import explain, reach
+    from connecting import TOTAL_SECONDS, Patience, hang_up, log_in, reach
+    from diagnosis import explain
 
     url = settings_or_fail().migration_url
     if url.is_embedded:
         try:
-            reach(url).close()
+            reach(url)
         except OSError:
             start()
             url = settings_or_fail().migration_url  # the port may have changed
+    connection = None
     try:
-        migrations.upgrade(url)
-    except DBAPIError as error:
-        cause = error.orig if isinstance(error.orig, psycopg2.Error) else error
-        finding = explain(cause, url)
+        with Waiting("waiting for the database") as waiting:
+            connection = log_in(url, Patience(url, waiting, TOTAL_SECONDS))
+        with Waiting("migrating") as waiting:
+            patience = Patience(url, waiting, timeout)
+            patience.run(lambda: migrations.upgrade(url, connection), timeout)
+    except (CommandError, DBAPIError, psycopg2.Error, TimeoutError) as error:
+        if connection is not None and isinstance(error, TimeoutError):
+            hang_up(connection)
+            raise fail(
+                f"{url.address}: given up after {timeout:.0f} s\n"
+                "  → `uv run manage.py check` tells whether it is done; --timeout gives it longer"
+            ) from None
+        finding = explain(error, url)
         raise fail(
-            f"{url.address}: {finding.cause}; nothing was changed\n  → {finding.advice}"
+            f"{url.address}: {finding.cause}; nothing was changed\n"
+            f"  → {finding.advice}\n  error: {finding.said}"
         ) from None
     typer.echo(f"✓ the schema is at {migrations.head()}")
+
+
+@app.command()
+def findings(
+    *,
+    write: Annotated[bool, typer.Option("--write", help="Put the table into README.md.")] = False,
+) -> None:
+    """Print all that `check` can find, as the table in README.md."""
+    from diagnosis import as_markdown, with_findings
+
+    if not write:
+        typer.echo(as_markdown(), nl=False)
+        return
+    readme = PROJECT_DIR / "README.md"
+    readme.write_text(with_findings(readme.read_text("utf-8")), "utf-8")
+    typer.echo("✓ README.md has the table of findings.py")
 
 
 @postgres.command()

@@ -1,6 +1,7 @@
 """The schema's history, and what can be asked of it."""
 
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -19,9 +20,24 @@ def alembic_config(url: DatabaseUrl | None = None) -> Config:
     return config
 
 
-def upgrade(url: DatabaseUrl) -> None:
-    """Bring the schema up to date: all of it, or, when a step fails, nothing."""
-    command.upgrade(alembic_config(url), "head")
+def upgrade(url: DatabaseUrl, connection: Any = None) -> None:
+    """Bring the schema up to date: all of it, or, when a step fails, nothing.
+
+    connection: psycopg2's, to the same database, to be used and closed; a new one if None.
+    """
+    config = alembic_config(url)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def history() -> list[str]:
+    """Return the revisions that the code knows, the newest first.
+
+    Raises alembic.util.CommandError where they do not make one line.
+    """
+    scripts = ScriptDirectory.from_config(alembic_config())
+    scripts.get_current_head()  # raises where there are several
+    return [script.revision for script in scripts.walk_revisions()]
 
 
 def head() -> str | None:

@@ -6,11 +6,11 @@ from sqlmodel import SQLModel
 
 import models  # noqa: F401  (autogenerate must know the tables)
 from config import get_settings
+from connecting import log_in
 from database_url import DatabaseUrl
 from migrations import LOCK_KEY
 
 LOCK_WAIT = "60s"
-CONNECT_SECONDS = 30  # a compute that sleeps has to wake up first
 
 
 def database() -> DatabaseUrl:
@@ -31,10 +31,9 @@ def run_offline() -> None:
 
 def run_online() -> None:
     """Migrate in one transaction: all of it, or nothing."""
+    url, given = database(), context.config.attributes.get("connection")
     engine = create_engine(
-        database().for_sqlalchemy(),
-        connect_args={"connect_timeout": CONNECT_SECONDS},
-        poolclass=NullPool,
+        url.for_sqlalchemy(), creator=lambda: given or log_in(url), poolclass=NullPool
     )
     with engine.connect() as connection:
         context.configure(connection=connection, target_metadata=SQLModel.metadata)

@@ -1,6 +1,7 @@
 """A PostgreSQL of the tests' own, migrated like the real one, and an app on it.
 
-Nothing here reads .env, or reaches the database that is developed on.
+Nothing here reads .env, or reaches the database that is developed on. To try another server, or a
+pooler, set TEST_DATABASE_URL: the tests create databases there, and drop them at the end.
 """
 
 import os
@@ -26,38 +27,69 @@ os.environ["BETTER_AUTH_SECRET"] = secrets.token_urlsafe(48)
 
 import migrations
 from config import Settings
-from database_url import DatabaseUrl
+from database_url import DatabaseUrl, parse
 from db import create_db_engine
 from local_postgres import temporary_server
 from main import create_app
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[DatabaseUrl]:
+def embedded_server() -> Iterator[DatabaseUrl]:
     """A server that ends with the tests."""
     with temporary_server() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def new_database(server: DatabaseUrl) -> Callable[[], DatabaseUrl]:
+def server(request: pytest.FixtureRequest) -> DatabaseUrl:
+    """The server that most tests use: the embedded one, or that of TEST_DATABASE_URL."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        return parse(given)
+    url: DatabaseUrl = request.getfixturevalue("embedded_server")
+    return url
+
+
+def create_database(server: DatabaseUrl) -> DatabaseUrl:
+    name = f"test_{secrets.token_hex(8)}"
+    run_alone(server, f"CREATE DATABASE {name}")
+    return server.replace(database=name)
+
+
+def run_alone(server: DatabaseUrl, statement: str) -> None:
+    """Run a statement that no transaction may hold."""
+    engine = create_db_engine(server)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def new_database(server: DatabaseUrl) -> Iterator[Callable[[], DatabaseUrl]]:
     """Create an empty database, and return where it is."""
+    created = []
 
     def create() -> DatabaseUrl:
-        name = f"test_{secrets.token_hex(8)}"
-        engine = create_db_engine(server)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        return server.replace(database=name)
+        created.append(create_database(server))
+        return created[-1]
 
-    return create
+    yield create
+    if "TEST_DATABASE_URL" in os.environ:  # the embedded server goes with all that is on it
+        for url in created:
+            run_alone(server, f"DROP DATABASE {url.database} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
 def database_url(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
     """The database that most tests share, with the schema that the migrations give it."""
     url = new_database()
+    migrations.upgrade(url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def embedded_url(embedded_server: DatabaseUrl) -> DatabaseUrl:
+    """Such a database on the embedded server: for tests that a pooler, or TLS, would disturb."""
+    url = create_database(embedded_server)
     migrations.upgrade(url)
     return url
 

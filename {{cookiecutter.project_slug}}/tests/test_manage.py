@@ -1,17 +1,26 @@
 """The operator's commands."""
 
+import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import psycopg2
 import pytest
+from scripted_server import error, scripted_server
 from typer.testing import CliRunner
 
 import manage
+from connecting import STEPS
 from database_url import DatabaseUrl
+from diagnosis import BEGIN, END
 from env_file import get_value
+from local_postgres import temporary_server
 
+NOWHERE = {"host": "127.0.0.1", "port": 1, "options": ()}
 SECRET = "correct-horse-battery-staple-0123456789"
 
 
@@ -95,41 +104,117 @@ def test_check_finds_nothing_wrong(
 ) -> None:
     use(database_url)
 
+    code, output = run("check")
+
+    assert code == 0
+    found = re.findall(r"^✓ (\S+) ", output, re.MULTILINE)
+    assert found == ["settings", *STEPS]
+    assert database_url.password not in output
+
+
+def test_check_reports_to_programs(
+    use: Callable[[DatabaseUrl], None], database_url: DatabaseUrl
+) -> None:
+    use(database_url)
+
     code, output = run("check", "--json")
 
     report = json.loads(output)
-    assert (code, report["ok"]) == (0, True)
-    names = ["settings", "network", "TLS", "log-in", "query", "endpoint", "schema"]
-    assert [check["name"] for check in report["checks"]] == names
+    assert (code, report["ok"], report["finding"]) == (0, True, None)
+    assert [check["name"] for check in report["checks"]] == ["settings", *STEPS]
     assert database_url.password not in output
 
 
 @pytest.mark.parametrize(
-    ("change", "failing", "advice"),
+    ("change", "failing", "finding", "advice"),
     [
-        ({"port": 1}, "network", "postgres start"),
-        ({"host": "no-such-host.invalid", "user": "me"}, "network", "compare the host"),
-        ({"options": (("sslmode", "require"),)}, "TLS", "sslmode"),
-        ({"password": "wrong-one"}, "log-in", "manage.py env"),
-        ({"database": "nothing"}, "log-in", "CREATE DATABASE"),
+        ({**NOWHERE, "user": "me"}, "TCP", "nothing-listens", "DATABASE_URL"),
+        ({**NOWHERE, "user": "embedded"}, "TCP", "nothing-listens", "manage.py postgres start"),
+        ({**NOWHERE, "host": "no-such.invalid"}, "DNS", "host-unknown", "compare the host"),
+        ({"password": "wrong-one", "user": "me"}, "log-in", "login-refused", "manage.py env"),
+        ({"database": "nothing"}, "database", "database-missing", ""),
     ],
 )
 def test_check_tells_the_step_that_fails_and_what_to_do(
     use: Callable[[DatabaseUrl], None],
     database_url: DatabaseUrl,
-    change: dict[str, object],
+    change: dict[str, Any],
     failing: str,
+    finding: str,
     advice: str,
 ) -> None:
     use(database_url.replace(**change))
 
     code, output = run("check")
+    report = json.loads(CliRunner().invoke(manage.app, ["check", "--json"]).stdout)
 
     assert code == 1
     assert re.findall(r"^✗ (\S+)", output, re.MULTILINE) == [failing]
-    assert advice in output
+    assert re.search(rf"^ +→ .*{advice}", output, re.MULTILINE)
+    assert report["finding"] == finding
     assert database_url.password not in output
     assert "wrong-one" not in output
+
+
+def test_check_shows_what_a_server_says(use: Callable[[DatabaseUrl], None]) -> None:
+    with scripted_server(error("the flux capacitor is out of tune")) as server:
+        use(DatabaseUrl("me", "pass-word", "127.0.0.1", server.port, "todo"))
+        code, output = run("check")
+
+    assert code == 1
+    assert re.search(r"^✗ log-in .*\n +→ .*\n +error: .*flux capacitor", output, re.MULTILINE)
+    assert output.endswith("- not reached: database, endpoint, schema\n")
+
+
+def test_programs_get_nothing_but_json_while_a_compute_wakes_up(
+    use: Callable[[DatabaseUrl], None],
+) -> None:
+    with scripted_server(error("Couldn't connect to compute node")) as server:
+        use(DatabaseUrl("me", "pass-word", "127.0.0.1", server.port, "todo"))
+        result = CliRunner().invoke(manage.app, ["check", "--json"])
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["retry"] == "yes"
+    assert "waiting for the database" in result.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_seconds_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+
+    with manage.Waiting("waiting") as waiting:
+        for seconds in range(1, 13):
+            waiting(seconds)
+
+    text = terminal.getvalue()
+    assert "\n" not in text
+    assert "\r  waiting, 12 s so far" in text
+    assert re.fullmatch(r" +", text.split("\r")[-2])  # it is taken away at the end
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_a_log_shows_the_seconds_in_few_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
+    log = Terminal() if term == "dumb" else io.StringIO()
+    monkeypatch.setattr("sys.stderr", log)
+    monkeypatch.setenv("TERM", term)
+
+    with manage.Waiting("waiting") as waiting:
+        for seconds in range(1, 13):
+            waiting(seconds)
+
+    assert log.getvalue().splitlines() == [
+        "  waiting, 1 s so far",
+        "  waiting, 6 s so far",
+        "  waiting, 11 s so far",
+    ]
 
 
 def test_check_asks_for_the_migrations_that_are_missing(
@@ -160,10 +245,84 @@ def test_check_names_every_setting_that_is_wrong(env_file: Path) -> None:
 def test_migrate_tells_why_it_cannot(
     use: Callable[[DatabaseUrl], None], server: DatabaseUrl
 ) -> None:
-    use(server.replace(port=1, user="me"))
+    use(server.replace(host="127.0.0.1", port=1, user="me", options=()))
 
     code, output = run("migrate")
 
     assert code == 1
-    assert "nothing listens" in output
+    assert "127.0.0.1:1: nothing listens" in output
+    assert "nothing was changed" in output
+    assert "→ " in output
     assert "Traceback" not in output
+
+
+def test_migrate_waits_for_a_server_that_wakes_up(
+    use: Callable[[DatabaseUrl], None], plain: DatabaseUrl
+) -> None:
+    waking = error("Couldn't connect to compute node")
+    with scripted_server(waking, waking, behind=plain) as server:
+        use(plain.replace(port=server.port))
+        code, output = run("migrate")
+
+    assert code == 0, output
+    assert server.log_ins == 3
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[DatabaseUrl]:
+    """A server that is reached without TLS, so that a script can stand before it."""
+    with temporary_server() as url:
+        yield url
+
+
+def test_migrate_gives_up_on_a_server_that_freezes(
+    use: Callable[[DatabaseUrl], None], plain: DatabaseUrl
+) -> None:
+    with scripted_server(behind=plain) as server:
+        server.freezes_at = b"alembic_version"
+        use(plain.replace(port=server.port))
+        code, output = run("migrate", "--timeout", "2")
+
+    assert code == 1
+    assert "given up after 2 s" in output
+    assert "Traceback" not in output
+
+
+def test_migrate_names_a_database_that_is_newer_than_the_code(
+    use: Callable[[DatabaseUrl], None], new_database: Callable[[], DatabaseUrl]
+) -> None:
+    url = new_database()
+    with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        cursor.execute("INSERT INTO alembic_version VALUES ('9999')")
+        connection.commit()
+    use(url)
+
+    code, output = run("migrate")
+
+    assert code == 1
+    assert "the code is older" in output
+    assert "9999" in output
+
+
+def test_the_table_of_findings_can_be_printed() -> None:
+    code, output = run("findings")
+
+    assert code == 0
+    assert "| `login-refused` | " in output
+
+
+def test_the_table_of_findings_can_be_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manage, "PROJECT_DIR", tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Mine\n{BEGIN}\n| old |\n{END}\n## More\n", "utf-8")
+
+    code, _ = run("findings", "--write")
+
+    assert code == 0
+    text = readme.read_text("utf-8")
+    assert text.startswith(f"# Mine\n{BEGIN}\n| finding |")
+    assert text.endswith(f"\n{END}\n## More\n")
+    assert "old |" not in text

@@ -1,0 +1,106 @@
+"""Whether the database can be used, and what the log is told of it: a line for each change.
+
+Nothing here asks the database on its own: it hears how the app's queries went. So a database that
+sleeps is left asleep, and an outage is told by the first request that it hits.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from threading import Lock, Thread
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from connecting import check_connection
+from database_url import DatabaseUrl
+from diagnosis import explain
+from findings import Finding
+
+QUIET_SECONDS = 10.0  # a connection that comes and goes is told of no more often than this
+REFUSAL_SECONDS = 60.0  # nor is a refusal of some work, such as a full disk, while it goes on
+
+
+class Availability:
+    """Hears of every query, from any thread; writes when the database goes, and when it is back."""
+
+    def __init__(self, url: DatabaseUrl) -> None:
+        self._url = url
+        self._log: FilteringBoundLogger = structlog.get_logger().bind()
+        self._lock = Lock()
+        self._lost_at = math.inf  # when the first query of an outage failed
+        self._failed_at = math.inf  # when the last one did
+        self._failures = 0
+        self._is_told = False  # the outage, in the log
+        self._told_at: dict[str, float] = {}  # names of findings
+
+    def lost(self, error: BaseException) -> Finding:
+        """Note a query that failed. Returns why; a client may be told its `public`."""
+        finding = explain(error, self._url)
+        now = time.monotonic()
+        with self._lock:
+            quiet_since = self._told_at.get(finding.name, -math.inf)
+            if finding.away:
+                self._lost_at = min(self._lost_at, now)
+                self._failed_at = now
+                self._failures += 1
+                is_news = quiet_since < self._lost_at and now - quiet_since > QUIET_SECONDS
+            else:
+                is_news = now - quiet_since > REFUSAL_SECONDS
+            if is_news:
+                self._told_at[finding.name] = now
+                self._is_told = self._is_told or finding.away
+                self._tell(finding)
+        return finding
+
+    def back(self, began: float) -> None:
+        """Note a query that succeeded. began: by time.monotonic(), when it was sent.
+
+        One that was under way when another failed proves nothing.
+        """
+        if began <= self._failed_at:  # always so while all is well
+            return
+        with self._lock:
+            if began <= self._failed_at:
+                return
+            if self._is_told:
+                seconds = round(time.monotonic() - self._lost_at, 1)
+                self._log.info("database back", after_s=seconds, failed=self._failures)
+            self._lost_at = self._failed_at = math.inf
+            self._failures = 0
+            self._is_told = False
+
+    def _tell(self, finding: Finding) -> None:
+        self._log.error(
+            "database lost" if finding.away else "database refuses",
+            finding=finding.name,
+            cause=finding.cause,
+            advice=finding.advice,
+            error=finding.said,
+            database=self._url.address,
+        )
+
+
+def look_once(url: DatabaseUrl, history: Callable[[], Sequence[str]]) -> Thread:
+    """Check the way to the database once, in the background, and log what is wrong with it.
+
+    For `uv run main.py`, whose user sits before the log: it wakes a database that sleeps.
+    history: as for connecting.check_connection.
+    """
+    log: FilteringBoundLogger = structlog.get_logger().bind()
+
+    def look() -> None:
+        for step in check_connection(url, history, on_wait=lambda _seconds: None):
+            if step.finding:
+                log.error(
+                    "database not ready",
+                    finding=step.finding.name,
+                    cause=step.detail,
+                    advice=step.advice,
+                    error=step.finding.said,
+                    database=url.address,
+                )
+
+    thread = Thread(target=look, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,498 @@
+"""Everything that can be wrong with a database: what it means, what to do, and how it is told.
+
+Neon's documentation and the source of its proxy tell its texts; PostgreSQL's codes are at
+https://www.postgresql.org/docs/17/errcodes-appendix.html
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Retry(StrEnum):
+    """Whether the same attempt may work a little later; connecting.PAUSES has the seconds."""
+
+    NO = "no"
+    ONCE = "once"
+    ONCE_SLOWLY = "once slowly"
+    YES = "yes"
+    WITH_JITTER = "yes, with jitter"
+    BACK_OFF = "back off"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong. Its texts are Markdown here, and plain in what diagnosis.explain() returns.
+
+    name: never changes, programs may compare it. step: how far an attempt to connect came.
+    public: what clients of the app may know. away: no request can be served meanwhile.
+    codes, texts: the SQLSTATEs or classes of them, and a pattern for the texts, that tell it.
+    said: the words of an error that was met, without secrets.
+    """
+
+    name: str
+    step: str
+    cause: str
+    advice: str
+    retry: Retry = Retry.NO
+    public: str = "the database does not answer"
+    away: bool = True
+    codes: str = field(default="", repr=False)
+    texts: str = field(default="", repr=False)
+    said: str = ""
+
+
+BEHIND = "the schema is behind the code"
+FULL = "the database has no free connection"
+OFF = "the database is switched off"
+SHUT = "the database does not let the app in"
+STARTING = "the database is starting"
+
+PASTE = "copy the connection string again, then: `uv run manage.py env`"
+
+# Where the texts of several fit, the first one counts.
+FINDINGS: tuple[Finding, ...] = (
+    Finding(
+        "settings-wrong",
+        "settings",
+        "a setting is missing or cannot work",
+        "each line says what to write",
+    ),
+    Finding(
+        "host-unknown",
+        "DNS",
+        "no such host name, or no network",
+        (
+            "compare the host in DATABASE_URL with the one your provider shows; in a password, `@`"
+            " is written as `%40`"
+        ),
+        Retry.ONCE,
+        texts=(
+            "could not translate host name|Name or service not known|nodename nor servname"
+            "|getaddrinfo failed|name resolution"
+        ),
+    ),
+    Finding(
+        "certificate-refused",
+        "TLS",
+        "the server's certificate, or the file to check it with, is not the right one",
+        (
+            "check the host, and the file in `sslrootcert`: certifi's works with "
+            "`sslmode=verify-full`, `system` does not"
+        ),
+        texts=(
+            "certificate verify failed|server certificate|root certificate|certificate file"
+            "|private key file|revocation list|sslrootcert"
+        ),
+    ),
+    Finding(
+        "nothing-listens",
+        "TCP",
+        "nothing listens on this host and port",
+        "start the server, or correct the port in DATABASE_URL",
+        texts=r"(?i)connection refused|actively refused|/10061\)|No such file or directory",
+    ),
+    Finding(
+        "network-unreachable",
+        "TCP",
+        "no way through the network leads to this host",
+        "check the network, a VPN, and whether IPv6 works here",
+        Retry.ONCE,
+        texts=r"(?i)network is unreachable|no route to host|host is down|/100(?:51|65)\)",
+    ),
+    Finding(
+        "not-postgresql",
+        "TLS",
+        "something answers, but it does not speak PostgreSQL's protocol",
+        "correct host and port in DATABASE_URL; PostgreSQL's usual port is 5432",
+        texts=(
+            "invalid response to (?:SSL|GSSAPI) negotiation|expected authentication request"
+            "|unsupported frontend protocol"
+        ),
+    ),
+    Finding(
+        "tls-required",
+        "TLS",
+        "the server wants TLS, and the connection has none",
+        "add `?sslmode=require` to DATABASE_URL",
+        texts="connection is insecure|SSL required",
+    ),
+    Finding(
+        "tls-not-offered",
+        "TLS",
+        "DATABASE_URL wants TLS, and the server has none",
+        "check host and port; on your own server, switch TLS on or drop `sslmode`",
+        texts="server does not support SSL",
+    ),
+    Finding(
+        "channel-binding-unsupported",
+        "log-in",
+        (
+            "what answers cannot bind the password to the TLS connection: it is not Neon's proxy, "
+            "it cannot tell the endpoint, or another pooler is in between"
+        ),
+        "check the host; for a server without it, drop `channel_binding=require`",
+        public=SHUT,
+        texts="channel binding",
+    ),
+    Finding(
+        "endpoint-missing",
+        "log-in",
+        (
+            "Neon was not told the endpoint: the TLS connection names no host, or the host is not "
+            "Neon's"
+        ),
+        "write the host as Neon shows it, not an address or an alias of it",
+        public=SHUT,
+        texts="Endpoint ID is not specified",
+    ),
+    Finding(
+        "endpoint-mismatch",
+        "log-in",
+        "the host and the `options` of DATABASE_URL name different endpoints",
+        "drop `options` from DATABASE_URL",
+        public=SHUT,
+        texts="Inconsistent project name",
+    ),
+    Finding(
+        "endpoint-disabled",
+        "log-in",
+        "the endpoint was suspended by hand",
+        "enable it in Neon's console",
+        public=OFF,
+        texts="endpoint is disabled",
+    ),
+    Finding(
+        "endpoint-deleted",
+        "log-in",
+        "the endpoint does not exist any more",
+        f"{PASTE}; a branch that was deleted takes its endpoint along",
+        public=OFF,
+        texts="endpoint (?:cannot be|could not be|not) found",
+    ),
+    Finding(
+        "endpoint-unavailable",
+        "log-in",
+        "the endpoint is off for a while: the plan's quota, or maintenance",
+        "try again in some minutes; look at usage and status in Neon's console",
+        Retry.ONCE_SLOWLY,
+        public=OFF,
+        texts="endpoint is temporarily unavailable",
+    ),
+    Finding(
+        "quota-exceeded",
+        "log-in",
+        "the plan's compute time is used up",
+        "wait for the next month, or change the plan in Neon's console",
+        public=OFF,
+        texts=r"exceeded the (?:\w+ ){0,3}quota",
+    ),
+    Finding(
+        "address-not-allowed",
+        "log-in",
+        "the provider does not let this address or network in",
+        "allow this machine's address in Neon's console, under IP Allow",
+        public=SHUT,
+        texts="IP address .* not allowed|not allowed to connect to this endpoint|blocked network",
+    ),
+    Finding(
+        "connect-storm",
+        "log-in",
+        "too many connections are being opened at the same moment",
+        "try again, not all processes at once; keep connections open in a pool",
+        Retry.WITH_JITTER,
+        public=FULL,
+        texts="Failed to acquire permit|Too many connections (?:to this endpoint|attempts)",
+    ),
+    Finding(
+        "waking-up",
+        "log-in",
+        "the compute is waking up, or Neon has trouble of its own",
+        "try again in a moment; if it stays, look at Neon's status page",
+        Retry.YES,
+        public=STARTING,
+        texts="Control plane request failed|Couldn.t connect to compute node",
+    ),
+    Finding(
+        "pooler-full",
+        "log-in",
+        "the pooler has as many clients as it allows",
+        "wait, and come back less often; lower DB_POOL_SIZE, or run fewer processes",
+        Retry.BACK_OFF,
+        public=FULL,
+        texts="no more connections allowed",
+    ),
+    Finding(
+        "pooler-waits",
+        "log-in",
+        "the pooler answers, but gets no connection to the server behind it",
+        "try again; if it stays, look at that server, and at long transactions",
+        Retry.YES,
+        texts=(
+            "query_wait_timeout|server login (?:has been failing|failed)|cannot connect to server"
+        ),
+    ),
+    Finding(
+        "startup-parameter-refused",
+        "log-in",
+        "DATABASE_URL has `options` or another parameter that the server, or its pooler, refuses",
+        "drop it from DATABASE_URL; a pooled host takes no `options`",
+        public=SHUT,
+        texts=(
+            "unsupported startup parameter|unrecognized configuration parameter"
+            "|invalid command-line argument|permission denied to set parameter"
+        ),
+    ),
+    Finding(
+        "server-full",
+        "log-in",
+        "the server has as many connections as it allows",
+        "close some, lower DB_POOL_SIZE, or use a pooled host",
+        Retry.YES,
+        public=FULL,
+        codes="53300",
+        texts="remaining connection slots|too many clients|too many connections for",
+    ),
+    Finding(
+        "server-starting",
+        "log-in",
+        "the server is starting, stopping or recovering",
+        "try again in a moment; if it stays, read the server's log",
+        Retry.YES,
+        public=STARTING,
+        codes="57P03",
+        texts="the database system is |pooler is (?:shut|shutting) down",
+    ),
+    Finding(
+        "password-missing",
+        "log-in",
+        "the server asks for a password, and DATABASE_URL has none",
+        PASTE,
+        public=SHUT,
+        texts="no password supplied",
+    ),
+    Finding(
+        "login-refused",
+        "log-in",
+        "wrong password or role; on Neon also a wrong endpoint, which looks the same",
+        PASTE,
+        public=SHUT,
+        codes="28P01",
+        texts="authentication failed for (?:user|role)|SASL authentication failed|invalid-proof",
+    ),
+    Finding(
+        "not-admitted",
+        "log-in",
+        "the server has no rule that lets this user in from here",
+        (
+            "add one to its pg_hba.conf; where the text ends in `no encryption`, add "
+            "`?sslmode=require` to DATABASE_URL"
+        ),
+        public=SHUT,
+        codes="28000",
+        texts=r"pg_hba\.conf|client certificate",
+    ),
+    Finding(
+        "database-missing",
+        "database",
+        "the server has no database of this name",
+        "check the name at the end of DATABASE_URL, or create it: `CREATE DATABASE …`",
+        public=SHUT,
+        codes="3D000 57P04",
+        texts="(?i)database .* does not exist|no such database",
+    ),
+    Finding(
+        "role-missing",
+        "log-in",
+        "the role does not exist",
+        "check the user in DATABASE_URL, or create it: `CREATE ROLE … LOGIN PASSWORD …`",
+        public=SHUT,
+        texts="(?i)(?:role|user) .* does not exist|no such user",
+    ),
+    Finding(
+        "permission-denied",
+        "database",
+        "the role may not do this",
+        "let the database's owner GRANT it, or use the role that owns the tables",
+        public="the database refuses the app",
+        away=False,
+        codes="42501",
+        texts="permission denied",
+    ),
+    Finding(
+        "server-too-old",
+        "database",
+        "the server is older than PostgreSQL 15",
+        "update the server",
+    ),
+    Finding(
+        "server-stopped",
+        "database",
+        "the server ended the connection: a restart, a fail-over, or an administrator",
+        "try again; if it stays away, start the server",
+        Retry.YES,
+        codes="57P01",
+        texts="due to administrator command",
+    ),
+    Finding(
+        "server-crashed",
+        "database",
+        "a process of the server crashed, and all connections ended",
+        "try again; read the server's log for the crash",
+        Retry.YES,
+        codes="57P02",
+        texts="because of crash of another",
+    ),
+    Finding(
+        "pool-exhausted",
+        "database",
+        "all connections of this process are in use",
+        "look for slow queries; raise DB_POOL_SIZE where the server has room",
+        Retry.WITH_JITTER,
+        public="all connections are in use",
+        away=False,
+        texts="QueuePool limit|all connections are in use|too many requests wait",
+    ),
+    Finding(
+        "no-answer",
+        "TCP",
+        "no answer in time: a firewall, a frozen server, or a compute that wakes up slowly",
+        "try again; if it stays, check the network, the host, and the server",
+        Retry.YES,
+        texts=r"(?i)timeout expired|timed out|client_login_timeout|/10060\)|does not answer",
+    ),
+    Finding(
+        "connection-lost",
+        "database",
+        (
+            "the connection ended in the middle: a compute that went to sleep, a restart, or the "
+            "network"
+        ),
+        "try again; if it stays, read the server's log",
+        Retry.YES,
+        codes="08 57 57P05",
+        texts=(
+            r"(?i)server closed the connection|connection has been closed|EOF detected"
+            r"|reset by peer|broken pipe|terminating connection"
+            r"|connection (?:already closed|not open)|server conn crashed|idle\w*[_ ]timeout"
+            r"|lost synchronization"
+        ),
+    ),
+    Finding(
+        "tls-failed",
+        "TLS",
+        "TLS could not be agreed on",
+        "check the host; something between here and there may meddle with TLS",
+        texts=r"SSL (?:SYSCALL )?error|(?:create|establish|initialize) SSL|tlsv\d|TLS alert",
+    ),
+    Finding(
+        "disk-full",
+        "database",
+        "the server's disk is full: it can be read, but not changed",
+        "make room or enlarge the disk; on Neon, look at the project's storage",
+        public="the database has no space left",
+        away=False,
+        codes="53100",
+        texts="No space left on device|could not extend file",
+    ),
+    Finding(
+        "out-of-memory",
+        "database",
+        "the server has no memory left",
+        "look for heavy queries, or enlarge the compute",
+        Retry.BACK_OFF,
+        away=False,
+        codes="53 53200",
+    ),
+    Finding(
+        "server-trouble",
+        "database",
+        "something inside the server fails: its disk, its files, or a bug of its own",
+        "read the server's log; at a provider, look at its status page",
+        codes="58 F0 XX",
+    ),
+    Finding(
+        "read-only",
+        "database",
+        "the server takes no changes: a replica, or read-only by its settings",
+        "point DATABASE_URL at the primary; or find `default_transaction_read_only`",
+        public="the database takes no changes for now",
+        away=False,
+        codes="25006",
+        texts="read-only transaction",
+    ),
+    Finding(
+        "query-cancelled",
+        "database",
+        "a query took longer than the server allows, or somebody cancelled it",
+        "look for what it waited for, or make it cheaper",
+        public="the database took too long",
+        away=False,
+        codes="57014 25P03 25P04 72000",
+    ),
+    Finding(
+        "lock-timeout",
+        "database",
+        "another session holds a lock: a migration that is running, or a long transaction",
+        "let it end, then try again; `pg_stat_activity` shows it",
+        Retry.ONCE_SLOWLY,
+        public="the database took too long",
+        away=False,
+        codes="55P03",
+    ),
+    Finding(
+        "conflict",
+        "database",
+        "two transactions were in each other's way, and this one had to give in",
+        "try again",
+        Retry.ONCE,
+        public="another change got in the way",
+        away=False,
+        codes="40",
+    ),
+    Finding(
+        "schema-behind",
+        "schema",
+        "the schema is behind the code: migrations have not run yet",
+        "`uv run manage.py migrate`",
+        public=BEHIND,
+        away=False,
+        codes="3F000 42703 42704 42883 42P01 42P10",
+    ),
+    Finding(
+        "schema-ahead",
+        "schema",
+        "the database is at a revision that the code does not know: the code is older",
+        "use the newer code; or point DATABASE_URL at a database of this version",
+        away=False,
+        texts="Can.t locate revision|No such revision",
+    ),
+    Finding(
+        "migrations-broken",
+        "schema",
+        "the files in `migrations/versions/` cannot be read as one history",
+        "mend the file that the text names; for several heads: `uv run alembic merge heads`",
+        away=False,
+        texts="multiple heads|Multiple head revisions",
+    ),
+    Finding(
+        "server-refused",
+        "log-in",
+        "the server refuses the log-in, for a reason of its own",
+        "its own words follow; its log may say more",
+        public=SHUT,
+        texts=r"^connection to server .* failed: [^\s:]+:  \S",
+    ),
+    Finding(
+        "connection-failed",
+        "log-in",
+        "the connection failed, for a reason that is not in this list",
+        "its own words follow; read them, and the server's log",
+    ),
+    Finding(
+        "other-error",
+        "database",
+        "an error that is not in this list",
+        "its own words follow; read them, and the server's log",
+        away=False,
+    ),
+)

@@ -1,0 +1,265 @@
+"""The way to the database: what is waited for, what is tried again, and that every wait ends."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg2
+import pytest
+from scripted_server import SILENCE, error, scripted_server
+
+import connecting
+import migrations
+from connecting import Check, Patience, check_connection, hang_up, log_in
+from database_url import DatabaseUrl
+from local_postgres import temporary_server
+
+WAKING = error("Couldn't connect to compute node")
+REFUSED = error("password authentication failed for user 'ada'")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[DatabaseUrl]:
+    """A migrated database that is reached without TLS, so that a script can stand before it."""
+    with temporary_server() as url:
+        migrations.upgrade(url)
+        yield url
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses, and limits of steps, that tests can wait for."""
+    pauses = {
+        retry: tuple(pause / 20 for pause in pauses) for retry, pauses in connecting.PAUSES.items()
+    }
+    monkeypatch.setattr(connecting, "PAUSES", pauses)
+    monkeypatch.setattr(connecting, "STEP_SECONDS", 1.0)
+
+
+def check(url: DatabaseUrl) -> tuple[dict[str, Check], list[float]]:
+    """Return the steps by their names, and the seconds that were told."""
+    waits: list[float] = []
+    return {
+        step.name: step for step in check_connection(url, migrations.history, waits.append)
+    }, waits
+
+
+def failed(steps: dict[str, Check]) -> tuple[str, str]:
+    """Return the step that failed, and the finding's name."""
+    (step,) = (step for step in steps.values() if step.ok is False)
+    assert step.finding
+    return step.name, step.finding.name
+
+
+def test_all_steps_pass_on_a_healthy_database(plain: DatabaseUrl) -> None:
+    steps, _ = check(plain)
+
+    assert list(steps) == list(connecting.STEPS)
+    assert all(step.ok for step in steps.values())
+
+
+def test_after_a_step_that_fails_none_is_tried(plain: DatabaseUrl) -> None:
+    steps, _ = check(plain.replace(password="wrong"))
+
+    assert failed(steps) == ("log-in", "login-refused")
+    assert [step.name for step in steps.values() if step.ok is None] == [
+        "database",
+        "endpoint",
+        "schema",
+    ]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_waking_compute_is_waited_for(plain: DatabaseUrl) -> None:
+    with scripted_server(WAKING, WAKING, behind=plain) as server:
+        steps, _ = check(plain.replace(port=server.port))
+
+    assert all(step.ok for step in steps.values()), steps
+    assert server.log_ins == 3
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    ("words", "attempts"),
+    [
+        ("password authentication failed for user 'ada'", 1),
+        ("Control plane request failed: endpoint is temporarily unavailable. …", 2),
+        ("Couldn't connect to compute node", 4),
+        ("Too many connections attempts", 4),
+        ("no more connections allowed (max_client_conn)", 3),
+        ("the flux capacitor is out of tune", 1),
+    ],
+)
+def test_an_attempt_is_repeated_where_that_may_help(
+    plain: DatabaseUrl, words: str, attempts: int
+) -> None:
+    with scripted_server(error(words)) as server:
+        steps, _ = check(plain.replace(port=server.port))
+
+    assert failed(steps)[0] == "log-in"
+    assert server.log_ins == attempts
+
+
+def test_pauses_grow_and_stay_within_their_bounds(
+    plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(Patience, "_pause", lambda _self, longest: slept.append(longest))
+
+    with scripted_server(WAKING) as server, pytest.raises(psycopg2.OperationalError):
+        log_in(plain.replace(port=server.port))
+
+    assert slept == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    ("silent_after", "step"),
+    [(b"current_setting", "database"), (b"alembic_version", "schema")],
+)
+def test_a_server_that_freezes_after_the_log_in_ends_the_check(
+    plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, silent_after: bytes, step: str
+) -> None:
+    monkeypatch.setattr(connecting, "QUERY_SECONDS", 2.0)
+
+    with scripted_server(behind=plain) as server:
+        server.freezes_at = silent_after
+        steps, _ = check(plain.replace(port=server.port))
+
+    assert failed(steps) == (step, "no-answer")
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_server_that_says_nothing_to_a_log_in_ends_the_check(
+    plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "LOG_IN_SECONDS", 2.0)
+    monkeypatch.setattr(connecting, "TOTAL_SECONDS", 5.0)
+
+    with scripted_server(SILENCE) as server:
+        steps, waits = check(plain.replace(port=server.port))
+
+    assert failed(steps) == ("log-in", "no-answer")
+    assert waits
+    assert waits == sorted(waits)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_server_that_does_not_even_talk_about_tls_ends_the_check(
+    plain: DatabaseUrl,
+) -> None:
+    with scripted_server(SILENCE) as server:
+        server.is_frozen = True
+        steps, _ = check(plain.replace(port=server.port))
+
+    assert failed(steps) == ("TLS", "no-answer")
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_name_server_that_does_not_answer_ends_the_check(
+    plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "look_up", lambda _url: time.sleep(30))
+
+    steps, _ = check(plain)
+
+    assert failed(steps) == ("DNS", "host-unknown")
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_name_that_no_host_can_have_is_an_unknown_host(plain: DatabaseUrl) -> None:
+    steps, _ = check(plain.replace(host=f"{'x' * 70}.example.com"))
+
+    assert failed(steps) == ("DNS", "host-unknown")
+
+
+def test_the_step_is_told_that_an_error_belongs_to(plain: DatabaseUrl) -> None:
+    with scripted_server(error('database "x" does not exist')) as server:
+        missing, _ = check(plain.replace(port=server.port))
+    with scripted_server(error("connection is insecure (try using `sslmode=require`)")) as server:
+        insecure, _ = check(plain.replace(port=server.port))
+
+    assert failed(missing) == ("database", "database-missing")
+    assert missing["log-in"].ok
+    assert failed(insecure) == ("TLS", "tls-required")
+
+
+def test_a_server_that_takes_no_changes_is_found(plain: DatabaseUrl) -> None:
+    options = (*plain.options, ("options", "-c default_transaction_read_only=on"))
+
+    steps, _ = check(plain.replace(options=options))
+
+    assert failed(steps) == ("database", "read-only")
+
+
+def test_a_server_that_is_too_old_is_found(
+    plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "OLDEST", 99)
+
+    steps, _ = check(plain)
+
+    assert failed(steps) == ("database", "server-too-old")
+
+
+def test_a_database_that_is_newer_than_the_code_is_found(plain: DatabaseUrl) -> None:
+    steps = {step.name: step for step in check_connection(plain, lambda: ["0000"], print)}
+
+    assert failed(steps) == ("schema", "schema-ahead")
+
+
+def test_migrations_that_cannot_be_read_are_found(plain: DatabaseUrl) -> None:
+    def history() -> list[str]:
+        raise SyntaxError("invalid syntax (0002_add_colour.py, line 7)")
+
+    steps = {step.name: step for step in check_connection(plain, history, print)}
+
+    assert failed(steps) == ("schema", "migrations-broken")
+    assert "0002_add_colour.py" in str(steps["schema"].finding)
+
+
+@pytest.mark.parametrize(
+    ("host", "detail", "advice"),
+    [
+        ("ep-a-b-c1.us-east-2.aws.neon.tech", "direct", "ep-a-b-c1-pooler.us-east-2.aws.neon.tech"),
+        ("ep-a-b-c1-pooler.us-east-2.aws.neon.tech", "ep-a-b-c1.us-east-2.aws.neon.tech", ""),
+        ("db.example.com", "direct", ""),
+    ],
+)
+def test_the_endpoint_is_the_pooled_one_for_the_app_and_the_direct_one_for_migrations(
+    host: str, detail: str, advice: str
+) -> None:
+    found, advised = connecting.describe_endpoint(DatabaseUrl("ada", "", host, 5432, "todo", ()))
+
+    assert detail in found
+    assert (advice in advised) if advice else not advised
+
+
+def test_one_address_that_answers_is_enough(plain: DatabaseUrl) -> None:
+    """As with IPv6 where only IPv4 works."""
+    closed = ("127.0.0.2", 1)
+
+    stream, (_, address) = connecting.dial(
+        [(socket.AF_INET, closed), (socket.AF_INET, (plain.host, plain.port))]
+    )
+    stream.close()
+
+    assert address == (plain.host, plain.port)
+
+
+def test_a_wait_can_be_ended_from_outside(plain: DatabaseUrl) -> None:
+    with closing(psycopg2.connect(plain.for_libpq())) as connection:
+        patience = Patience(plain, lambda _seconds: None, 10)
+        with pytest.raises(TimeoutError):
+            patience.run(lambda: connection.cursor().execute("SELECT pg_sleep(60)"), 0.2)
+
+        hang_up(connection)
+
+        with pytest.raises(psycopg2.Error):  # at once: nothing holds the connection any more
+            connection.cursor().execute("SELECT 1")
+
+
+def test_what_work_raises_is_raised(plain: DatabaseUrl) -> None:
+    with pytest.raises(ZeroDivisionError):
+        Patience(plain, print, 10).run(lambda: 1 / 0, 5)

@@ -1,0 +1,362 @@
+"""What errors mean: the words of Neon, PgBouncer and PostgreSQL, met over real connections."""
+
+import re
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+from urllib.parse import quote
+
+import psycopg2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_server import SILENCE, error, scripted_server
+from sqlalchemy import exc, text
+
+from config import PROJECT_DIR
+from connecting import PAUSES
+from database_url import DatabaseUrl
+from db import create_db_engine
+from diagnosis import BY_NAME, advise, explain, with_findings
+from findings import FINDINGS, Finding, Retry
+
+URL = DatabaseUrl("ada", "correct horse", "127.0.0.1", 1, "todo", (("sslmode", "disable"),))
+NEON = URL.replace(host="ep-cool-name-a1b2c3d4.us-east-2.aws.neon.tech")
+
+# What is sent to a client that logs in, and what it means.
+TEXTS = [
+    ("connection is insecure (try using `sslmode=require`)", "tls-required", "no"),
+    ("Endpoint ID is not specified. Either please upgrade …", "endpoint-missing", "no"),
+    ("password authentication failed for user 'ada'", "login-refused", "no"),
+    ('password authentication failed for user "ada"', "login-refused", "no"),
+    (
+        "Inconsistent project name inferred from SNI ('ep-a') and project option ('ep-b').",
+        "endpoint-mismatch",
+        "no",
+    ),
+    ('database "todo" does not exist', "database-missing", "no"),
+    ('role "ada" does not exist', "role-missing", "no"),
+    (
+        "This IP address 203.0.113.7 is not allowed to connect to this endpoint. Please add it …",
+        "address-not-allowed",
+        "no",
+    ),
+    (
+        "This connection is trying to access this endpoint from a blocked network.",
+        "address-not-allowed",
+        "no",
+    ),
+    (
+        "Your account or project has exceeded the compute time quota. Upgrade your plan …",
+        "quota-exceeded",
+        "no",
+    ),
+    ("Control plane request failed: endpoint is disabled", "endpoint-disabled", "no"),
+    ("Control plane request failed: endpoint cannot be found", "endpoint-deleted", "no"),
+    (
+        "Control plane request failed: endpoint is temporarily unavailable. Check your quotas …",
+        "endpoint-unavailable",
+        "once slowly",
+    ),
+    ("Control plane request failed", "waking-up", "yes"),
+    ("Couldn't connect to compute node", "waking-up", "yes"),
+    (
+        "Failed to acquire permit to connect to the database. Too many database connection …",
+        "connect-storm",
+        "yes, with jitter",
+    ),
+    ("Too many connections to this endpoint. Please try …", "connect-storm", "yes, with jitter"),
+    ("Too many connections attempts", "connect-storm", "yes, with jitter"),
+    ("Authentication timed out", "no-answer", "yes"),
+    (
+        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+        "server-full",
+        "yes",
+    ),
+    ("sorry, too many clients already", "server-full", "yes"),
+    ("no more connections allowed (max_client_conn)", "pooler-full", "back off"),
+    (
+        "unsupported startup parameter in options: statement_timeout",
+        "startup-parameter-refused",
+        "no",
+    ),
+    # Beyond Neon
+    ("query_wait_timeout", "pooler-waits", "yes"),
+    ("server login has been failing, try again later (server_login_retry)", "pooler-waits", "yes"),
+    ("the database system is starting up", "server-starting", "yes"),
+    (
+        'no pg_hba.conf entry for host "203.0.113.7", user "ada", database "todo", no encryption',
+        "not-admitted",
+        "no",
+    ),
+    ("the flux capacitor is out of tune", "server-refused", "no"),
+]
+
+
+def fail_to_connect(url: DatabaseUrl, **parameters: Any) -> Finding:
+    """Return what the error means that psycopg2 meets."""
+    with pytest.raises(psycopg2.Error) as failure:
+        psycopg2.connect(url.for_libpq(), connect_timeout=2, **parameters)
+    assert failure.value.pgcode is None
+    return explain(failure.value, url)
+
+
+@pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
+@pytest.mark.parametrize(("words", "name", "retry"), TEXTS)
+def test_the_words_of_a_server_become_a_finding(
+    words: str, name: str, retry: str, severity: str
+) -> None:
+    with scripted_server(error(words, severity)) as server:
+        finding = fail_to_connect(URL.replace(port=server.port))
+
+    assert (finding.name, finding.retry) == (name, retry)
+    assert finding.said == f"{severity}: {words}"
+    assert finding.cause
+    assert finding.advice
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "name"),
+    [
+        ({"sslmode": "require"}, SILENCE, "tls-not-offered"),
+        ({}, SILENCE, "no-answer"),
+        ({}, b"HTTP/1.1 400 Bad Request\r\n\r\n", "not-postgresql"),
+        ({}, b"R\0\0\0\x08\0\0\0\x03", "password-missing"),
+        (
+            {"channel_binding": "require"},
+            b"R\0\0\0\x08\0\0\0\x03",
+            "channel-binding-unsupported",
+        ),
+        ({"sslmode": "require", "sslrootcert": "/nowhere.pem"}, SILENCE, "tls-not-offered"),
+        ({"sslmode": "require", "sslrootcert": "system"}, SILENCE, "certificate-refused"),
+    ],
+)
+def test_what_libpq_says_itself_becomes_a_finding(
+    options: dict[str, str], answer: bytes, name: str
+) -> None:
+    with scripted_server(answer) as server:
+        url = URL.replace(port=server.port, password="", options=tuple(options.items()))
+
+        assert fail_to_connect(url).name == name
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "step"),
+    [
+        ("127.0.0.1", "nothing-listens", "TCP"),
+        ("no-such-host.invalid", "host-unknown", "DNS"),
+        ("/no/such/folder", "nothing-listens", "TCP"),
+    ],
+)
+def test_the_network_is_told_from_the_server(host: str, name: str, step: str) -> None:
+    with socket.socket() as reserved:  # so that nothing can listen there
+        reserved.bind(("127.0.0.1", 0))
+        finding = fail_to_connect(URL.replace(host=host, port=reserved.getsockname()[1]))
+
+    assert (finding.name, finding.step) == (name, step)
+
+
+def test_the_first_line_counts_where_a_misleading_one_follows() -> None:
+    """libpq tries again with TLS, or without it, and tells of both."""
+    with scripted_server(error("password authentication failed for user 'ada'")) as server:
+        url = URL.replace(port=server.port, options=(("sslmode", "allow"),))
+        with pytest.raises(psycopg2.Error, match=r"failed: ERROR[^$]*failed: .*SSL") as failure:
+            psycopg2.connect(url.for_libpq())
+
+    finding = explain(failure.value, url)
+
+    assert finding.name == "login-refused"
+    assert finding.said == "ERROR: password authentication failed for user 'ada'"
+
+
+def test_an_address_that_answers_tells_more_than_one_that_does_not() -> None:
+    with socket.socket() as reserved, scripted_server(error("Too many connections attempts")) as it:
+        reserved.bind(("127.0.0.1", 0))
+        ports = f"{reserved.getsockname()[1]},{it.port}"
+        finding = fail_to_connect(URL, host="127.0.0.1,127.0.0.1", port=ports)
+
+    assert finding.name == "connect-storm"
+
+
+def test_words_in_another_language_are_passed_on() -> None:
+    words = "Passwort-Authentifizierung für Benutzer »ada« fehlgeschlagen"
+    with scripted_server(error(words, "SCHWERWIEGEND", "28P01")) as server:
+        finding = fail_to_connect(URL.replace(port=server.port))
+
+    assert (finding.name, finding.step) == ("server-refused", "log-in")
+    assert finding.said == f"SCHWERWIEGEND: {words}"
+
+
+def test_secrets_in_the_words_of_a_server_are_hidden() -> None:
+    words = "no luck with correct%20horse, Correct horse, correct horse or ada@example.com"
+    with scripted_server(error(words)) as server:
+        finding = fail_to_connect(URL.replace(port=server.port))
+
+    assert finding.said == "ERROR: no luck with ***, Correct horse, *** or ***"
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("53100", "disk-full"),
+        ("53200", "out-of-memory"),
+        ("53300", "server-full"),
+        ("25006", "read-only"),
+        ("57P01", "server-stopped"),
+        ("57P02", "server-crashed"),
+        ("57P03", "server-starting"),
+        ("57014", "query-cancelled"),
+        ("55P03", "lock-timeout"),
+        ("40P01", "conflict"),
+        ("42P01", "schema-behind"),
+        ("42501", "permission-denied"),
+        ("58030", "server-trouble"),
+        ("XX000", "nothing-listens"),  # so vague that the text counts
+        ("XX001", "server-trouble"),
+        ("23505", "other-error"),
+    ],
+)
+def test_an_error_with_a_sqlstate_is_told_by_it(
+    database_url: DatabaseUrl, code: str, name: str
+) -> None:
+    """Whatever its text says, in whatever language, and whoever made that."""
+    raising = f"DO $$BEGIN RAISE 'connection refused' USING ERRCODE = '{code}'; END$$"
+    engine = create_db_engine(database_url)
+    with engine.connect() as connection, pytest.raises(exc.DBAPIError) as failure:
+        connection.execute(text(raising))
+    engine.dispose()
+
+    assert explain(failure.value, database_url).name == name
+
+
+@pytest.mark.parametrize(
+    ("statements", "name"),
+    [
+        (["SELECT * FROM no_such_table"], "schema-behind"),
+        (["SELECT no_such_column FROM tasks"], "schema-behind"),
+        (["SET TRANSACTION READ ONLY", "CREATE TABLE t ()"], "read-only"),
+        (["SET LOCAL statement_timeout = 1", "SELECT pg_sleep(5)"], "query-cancelled"),
+        # The server says why as it hangs up, and is not always heard.
+        (["SELECT pg_terminate_backend(pg_backend_pid())"], "server-stopped|connection-lost"),
+        (["SELECT 1 / 0"], "other-error"),
+    ],
+)
+def test_errors_of_a_real_server_at_work_become_findings(
+    database_url: DatabaseUrl, statements: list[str], name: str
+) -> None:
+    engine = create_db_engine(database_url)
+    *preparing, failing = map(text, statements)
+    with engine.connect() as connection:
+        for statement in preparing:
+            connection.execute(statement)
+        with pytest.raises(exc.DBAPIError) as failure:
+            connection.execute(failing)
+    engine.dispose()
+
+    assert explain(failure.value, database_url).name in name.split("|")
+
+
+def test_the_rows_that_an_error_quotes_are_not_passed_on(
+    new_database: Callable[[], DatabaseUrl],
+) -> None:
+    url = new_database()
+    with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE diary (entry text UNIQUE)")
+        cursor.execute("INSERT INTO diary VALUES ('kangaroo')")
+        with pytest.raises(psycopg2.Error) as failure:
+            cursor.execute("INSERT INTO diary VALUES ('kangaroo')")
+
+    assert "kangaroo" in str(failure.value)
+    assert "kangaroo" not in explain(failure.value, url).said
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("SSL connection has been closed unexpectedly", "connection-lost"),
+        ("SSL SYSCALL error: EOF detected", "connection-lost"),
+        ("server closed the connection unexpectedly\n\tThis probably means", "connection-lost"),
+        ("SSL error: tlsv1 alert protocol version", "tls-failed"),
+        ("libpq says something new", "connection-failed"),
+        ("QueuePool limit of size 5 overflow 0 reached, connection timed out", "pool-exhausted"),
+    ],
+)
+def test_an_error_without_a_sqlstate_is_told_by_its_words(words: str, name: str) -> None:
+    assert explain(psycopg2.OperationalError(words), URL).name == name
+
+
+@pytest.mark.parametrize(
+    ("raised", "name"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "host-unknown"),
+        (TimeoutError("timed out"), "no-answer"),
+        (ConnectionRefusedError(111, "Verbindungsaufbau abgelehnt"), "nothing-listens"),
+        (ConnectionResetError(104, "Connection reset by peer"), "connection-lost"),
+        (OSError(113, "No route to host"), "network-unreachable"),
+        (OSError("whatever"), "other-error"),
+        (ValueError("whatever"), "other-error"),
+    ],
+)
+def test_errors_of_the_network_become_findings(raised: Exception, name: str) -> None:
+    assert explain(raised, URL).name == name
+
+
+def test_what_was_wrapped_around_an_error_is_looked_through() -> None:
+    cause = psycopg2.OperationalError("Couldn't connect to compute node")
+    wrapped = RuntimeError("the database does not answer")
+    wrapped.__cause__ = exc.OperationalError("SELECT 1", {}, cause)
+
+    assert explain(wrapped, URL).name == "waking-up"
+
+
+@given(
+    password=st.text(min_size=1, max_size=20),
+    parts=st.lists(st.sampled_from(["raw", "encoded", " failed: FATAL:  "]) | st.text()),
+    code=st.sampled_from([None, "XX000", "28P01", "99999"]),
+)
+def test_there_is_a_finding_for_any_text_and_no_password_in_it(
+    password: str, parts: list[str], code: str | None
+) -> None:
+    secret = {"raw": password, "encoded": quote(password, safe="")}
+    words = "".join(secret.get(part, part) for part in parts)
+    raised = type("Error", (psycopg2.OperationalError,), {"pgcode": code})(words)
+
+    finding = explain(raised, URL.replace(password=password))
+
+    assert finding.name in BY_NAME
+    assert finding.said.isprintable()
+    assert len(finding.said) <= 300
+    assert password not in finding.said
+    assert quote(password, safe="") not in finding.said
+
+
+def test_a_text_in_which_hiding_spells_a_secret_anew_is_not_shown() -> None:
+    words = psycopg2.OperationalError("no luck with aa*")
+
+    assert explain(words, URL.replace(password="a*")).said == ""
+
+
+def test_advice_fits_the_server() -> None:
+    embedded = URL.replace(user="embedded")
+
+    assert "manage.py postgres start" in advise(BY_NAME["nothing-listens"], embedded)
+    assert "manage.py postgres start" not in advise(BY_NAME["nothing-listens"], URL)
+    assert NEON.pooled.host in advise(BY_NAME["server-full"], NEON)
+    assert "-pooler" not in advise(BY_NAME["server-full"], NEON.pooled)
+
+
+def test_findings_have_names_that_programs_can_compare() -> None:
+    assert len(BY_NAME) == len(FINDINGS)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in BY_NAME)
+    assert set(PAUSES) == set(Retry)
+
+
+def test_what_clients_are_told_names_no_host_user_or_setting() -> None:
+    assert not [f.public for f in FINDINGS if re.search(r"[A-Z_@`.]|neon|user|role", f.public)]
+
+
+def test_the_table_in_the_readme_is_that_of_the_code() -> None:
+    readme = (PROJECT_DIR / "README.md").read_text("utf-8")
+
+    assert with_findings(readme) == readme, "type: uv run manage.py findings --write"
