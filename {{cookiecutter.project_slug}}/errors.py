@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from psycopg2.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import exc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
@@ -30,9 +29,8 @@ def add_error_handlers(app: FastAPI) -> None:
     """
     app.add_exception_handler(RequestValidationError, refuse_request)
     app.add_exception_handler(exc.DataError, refuse_value)
-    app.add_exception_handler(exc.ProgrammingError, answer_old_schema)
-    for error in (DatabaseUnavailable, exc.OperationalError, exc.InterfaceError, exc.TimeoutError):
-        app.add_exception_handler(error, answer_unavailable)
+    for error in (DatabaseUnavailable, exc.DBAPIError, exc.TimeoutError):
+        app.add_exception_handler(error, answer_fault)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(InternalErrors)
 
@@ -69,23 +67,30 @@ async def refuse_value(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": [mistake]}, status.HTTP_422_UNPROCESSABLE_CONTENT)
 
 
-async def answer_unavailable(_request: Request, error: Exception) -> JSONResponse:
-    """Answer when the database is away or busy: 503. Why, stands in the log."""
-    bind_contextvars(error=str(error.__cause__ or error))
-    ours = isinstance(error, DatabaseUnavailable)
+async def answer_fault(request: Request, error: Exception) -> JSONResponse:
+    """Answer when the database is away, busy, full or not ready for this code: 503 or 507.
+
+    What happened stands in the log. Any other error of the database's is a bug, and raised again.
+    """
+    if isinstance(error, DatabaseUnavailable) and error.__cause__ is None:  # busy, and not away
+        bind_contextvars(error=str(error))
+        return later(str(error))
+    finding = request.app.state.database.availability.lost(error)
+    if finding.name == "other-error" and not isinstance(error, DatabaseUnavailable):
+        raise error
+    bind_contextvars(finding=finding.name, error=finding.said)
+    if finding.name == "disk-full":
+        # Space does not come by waiting: nobody is asked to try again.
+        return JSONResponse({"detail": finding.public}, status.HTTP_507_INSUFFICIENT_STORAGE)
+    return later(finding.public)
+
+
+def later(detail: str) -> JSONResponse:
     return JSONResponse(
-        {"detail": str(error) if ours else "the database does not answer"},
+        {"detail": detail},
         status.HTTP_503_SERVICE_UNAVAILABLE,
         headers={"Retry-After": str(RETRY_SECONDS)},
     )
-
-
-async def answer_old_schema(request: Request, error: Exception) -> JSONResponse:
-    """Answer when a table or a column is missing: 503, until the migrations have run."""
-    if not isinstance(error.__cause__, (UndefinedTable, UndefinedColumn)):
-        raise error
-    bind_contextvars(hint="the schema is behind the code: uv run manage.py migrate")
-    return await answer_unavailable(request, DatabaseUnavailable("the schema is behind the code"))
 
 
 class BodyLimit:

@@ -9,11 +9,13 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from auth import OwnTokens, document_bearer_tokens
+from availability import look_once
 from better_auth import BetterAuth
 from config import ENV_FILE, PROJECT_DIR, VERSION, Settings, get_settings
 from db import Database
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
+from pacing import Pacing
 from paging import Cursors
 from passwords import Passwords, Throttle
 from routes import auth, health, tasks
@@ -68,6 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
         allow_headers=["*"],
         expose_headers=["Link", "Location", "Retry-After", "X-Request-ID"],
     )
+    app.add_middleware(Pacing)
     app.add_middleware(RequestLog)
     return app
 
@@ -95,6 +98,10 @@ def serve() -> None:
         except local_postgres.LocalPostgresError as error:
             raise SystemExit(f"Cannot start the embedded PostgreSQL: {error}") from None
     reload = settings.environment == "development"
+    if reload:
+        import migrations  # noqa: PLC0415  (the app itself has no need of Alembic)
+
+        look_once(get_settings().database_url, migrations.history)
     uvicorn.run(
         "main:app",
         app_dir=str(PROJECT_DIR),

@@ -49,8 +49,9 @@ PROBLEMS: dict[int, tuple[str, Any, dict[str, str]]] = {
     422: ("The request breaks the rules that are documented here.", [TOO_SHORT], {}),
     429: ("Too many tries.", "too many tries, wait a while", RETRY_AFTER),
     503: ("Out of reach for the moment.", "the database does not answer", RETRY_AFTER),
+    507: ("The database has no space left.", "the database has no space left", {}),
 }
-BODY = (400, 413, 422)  # what a route that takes a body can always answer with
+BODY = (400, 413, 422, 507)  # what a route that takes a body can always answer with
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

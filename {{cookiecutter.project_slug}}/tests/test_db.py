@@ -11,9 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
+import psycopg2
 import pytest
 from alembic import command
 from fastapi import FastAPI
@@ -23,6 +24,7 @@ from sqlmodel import Session, col, select
 
 import db
 import migrations
+import pool
 from config import PROJECT_DIR, Settings
 from database_url import DatabaseUrl
 from db import SessionDep, StatementDep, create_db_and_tables, create_db_engine, ping
@@ -215,21 +217,19 @@ def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], Dat
 
 @pytest.mark.parametrize("idle_seconds", [0.0, 30.0])
 def test_a_connection_that_died_idle_is_replaced(
-    database_url: DatabaseUrl,
-    engine: Engine,
-    monkeypatch: pytest.MonkeyPatch,
-    idle_seconds: float,
+    embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
 ) -> None:
-    monkeypatch.setattr(db, "IDLE_SECONDS", idle_seconds)
-    own = create_db_engine(database_url)
+    monkeypatch.setattr(pool, "IDLE_SECONDS", idle_seconds)
+    own, other = create_db_engine(embedded_url), create_db_engine(embedded_url)
     with own.connect() as connection:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
-    with engine.connect() as connection:
+    with other.connect() as connection:
         connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
 
     with own.connect() as connection:
         assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
     own.dispose()
+    other.dispose()
 
 
 def test_more_requests_than_connections_and_threads_are_all_answered(
@@ -300,11 +300,13 @@ def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
     async def one(statement: StatementDep) -> None:
         await statement.all(text("SELECT 1"))
 
-    def look_up(*_: object) -> None:  # as a host name that no server knows: nothing ends it
-        found.wait(30)
+    def look_up(*arguments: Any, **options: Any) -> Any:
+        found.wait(30)  # as for a host name that no server knows: nothing ends it
+        return connect(*arguments, **options)
 
+    connect = psycopg2.connect
+    monkeypatch.setattr(psycopg2, "connect", look_up)
     with TestClient(app) as client:
-        event.listen(app.state.database.engine, "do_connect", look_up)
         answers = [client.get("/one"), client.get("/one")]
         found.set()
         afterwards = client.get("/one")
@@ -370,7 +372,7 @@ def test_a_statement_that_was_answered_with_a_503_is_not_done_afterwards(
 
 
 def test_who_waits_for_a_database_that_wakes_up_waits_longer(
-    app_of_size: AppOfSize,
+    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
 
@@ -378,11 +380,13 @@ def test_who_waits_for_a_database_that_wakes_up_waits_longer(
     async def one(statement: StatementDep) -> None:
         await statement.all(text("SELECT 1"))
 
-    def wake_up(*_: object) -> None:
+    def wake_up(*arguments: Any, **options: Any) -> Any:
         time.sleep(1)
+        return connect(*arguments, **options)
 
+    connect = psycopg2.connect
+    monkeypatch.setattr(psycopg2, "connect", wake_up)
     with TestClient(app) as client, ThreadPoolExecutor(10) as clients:
-        event.listen(app.state.database.engine, "do_connect", wake_up)
         answers = list(clients.map(lambda _: client.get("/one"), range(10)))
 
     assert [answer.status_code for answer in answers] == [200] * 10
@@ -394,7 +398,7 @@ def test_a_frozen_connection_costs_a_503_and_is_replaced(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
 ) -> None:
     monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(db, "IDLE_SECONDS", idle_seconds)
+    monkeypatch.setattr(pool, "IDLE_SECONDS", idle_seconds)
     app = app_of_size(1)
 
     @app.get("/pid")

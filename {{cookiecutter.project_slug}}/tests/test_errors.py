@@ -18,12 +18,13 @@ import pytest
 import uvicorn
 from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
+from sqlmodel import Session
 
 import main
 from config import Settings
 from database_url import DatabaseUrl
-from db import SessionDep
+from db import DatabaseDep, SessionDep, StatementDep
 from errors import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_MISTAKES
 from schemas.text import MAX_FIELDS
 
@@ -182,6 +183,35 @@ async def refusal() -> None:
 @probe.get("/value")
 def value(session: SessionDep) -> None:
     session.execute(text(f"SELECT CAST('{SENT}' AS integer)"))
+
+
+def failing(sqlstate: str) -> TextClause:
+    """Return a statement that the server refuses, with that code."""
+    return text(f"DO $$ BEGIN RAISE EXCEPTION '{SENT}' USING ERRCODE = '{sqlstate}'; END $$")
+
+
+@probe.get("/statement")
+async def fail_in_statement(statement: StatementDep, sqlstate: str) -> None:
+    await statement.all(failing(sqlstate))
+
+
+@probe.get("/transaction")
+async def fail_in_transaction(database: DatabaseDep, sqlstate: str) -> None:
+    await database.transaction(lambda session: session.execute(failing(sqlstate)))
+
+
+@probe.get("/session")
+def fail_in_session(session: SessionDep, sqlstate: str) -> None:
+    session.execute(failing(sqlstate))
+
+
+@probe.get("/no-right")
+async def use_no_right(database: DatabaseDep) -> None:
+    def work(session: Session) -> None:
+        session.execute(text("SET LOCAL ROLE pg_monitor"))
+        session.execute(text("SELECT * FROM users"))
+
+    await database.transaction(work)
 
 
 @pytest.fixture(scope="module")
@@ -432,6 +462,64 @@ def test_without_its_database_the_app_asks_for_another_try(
 
     assert (answer.status_code, answer.json()) == (503, {"detail": "the database does not answer"})
     assert int(answer.headers["Retry-After"]) > 0
+
+
+@pytest.mark.parametrize("way", ["statement", "transaction", "session"])
+@pytest.mark.parametrize(
+    "sqlstate",
+    [
+        "08006",  # connection_failure
+        "08P01",  # protocol_violation: PgBouncer's word for all that it has to say
+        "25006",  # read_only_sql_transaction
+        "25P03",  # idle_in_transaction_session_timeout
+        "40P01",  # deadlock_detected
+        "42P01",  # undefined_table
+        "42703",  # undefined_column
+        "42P10",  # invalid_column_reference: no index for ON CONFLICT
+        "53200",  # out_of_memory
+        "53300",  # too_many_connections
+        "55P03",  # lock_not_available
+        "57014",  # query_canceled
+        "57P01",  # admin_shutdown
+        "57P03",  # cannot_connect_now
+        "58030",  # io_error
+        "XX000",  # internal_error: Neon's proxy
+        "XX001",  # data_corrupted
+    ],
+)
+def test_a_fault_of_the_databases_asks_for_another_try(
+    caller: TestClient, way: str, sqlstate: str
+) -> None:
+    answer = caller.get(f"/probe/{way}?sqlstate={sqlstate}")
+
+    assert answer.status_code == 503
+    assert SENT not in answer.text
+    assert int(answer.headers["Retry-After"]) > 0
+    assert caller.get("/tasks").status_code == 200
+
+
+@pytest.mark.parametrize("way", ["statement", "transaction", "session"])
+def test_a_full_disk_is_told(caller: TestClient, way: str) -> None:
+    answer = caller.get(f"/probe/{way}?sqlstate=53100")
+
+    assert answer.status_code == 507
+    assert answer.json() == {"detail": "the database has no space left"}
+    assert "Retry-After" not in answer.headers
+
+
+@pytest.mark.parametrize("way", ["statement", "transaction", "session"])
+@pytest.mark.parametrize("sqlstate", ["42601", "25001", "P0001"])
+def test_a_mistake_in_a_statement_is_a_bug(browser: TestClient, way: str, sqlstate: str) -> None:
+    answer = browser.get(f"/probe/{way}?sqlstate={sqlstate}")
+
+    assert answer.status_code == 500
+    assert SENT not in answer.text
+
+
+def test_a_role_without_the_right_is_the_operators_mistake(caller: TestClient) -> None:
+    answer = caller.get("/probe/no-right")
+
+    assert (answer.status_code, answer.json()) == (503, {"detail": "the database refuses the app"})
 
 
 def in_chunks(size: int) -> Iterator[bytes]:

@@ -1,0 +1,84 @@
+"""A burst of requests begins a few at a time."""
+
+import asyncio
+from contextlib import suppress
+
+from starlette.types import Message, Receive, Scope, Send
+
+from pacing import AT_ONCE, Pacing
+
+BURST = 100
+
+
+async def receive() -> Message:
+    raise AssertionError("nothing is received here")
+
+
+async def send(_message: Message) -> None:
+    raise AssertionError("nothing is sent here")
+
+
+def request(path: str) -> Scope:
+    return {"type": "http", "path": path}
+
+
+def test_a_probe_does_not_wait_for_a_burst_to_begin() -> None:
+    begun: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        begun.append(scope["path"])
+
+    async def burst() -> None:
+        pacing = Pacing(app)
+        requests = [pacing(request(f"/tasks/{number}"), receive, send) for number in range(BURST)]
+        await asyncio.gather(*requests, pacing(request("/health"), receive, send))
+
+    asyncio.run(burst())
+
+    assert begun.index("/health") == AT_ONCE
+    begun.remove("/health")
+    assert begun == [f"/tasks/{number}" for number in range(BURST)]
+
+
+def test_a_request_that_was_given_up_costs_no_turn() -> None:
+    begun: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        begun.append(scope["path"])
+
+    async def burst() -> None:
+        pacing = Pacing(app)
+        tasks = [
+            asyncio.create_task(pacing(request(f"/tasks/{number}"), receive, send))
+            for number in range(BURST)
+        ]
+        await asyncio.sleep(0)
+        for task in tasks[AT_ONCE:-1]:
+            task.cancel()
+        for _ in range(4):  # turns: many fewer than those that were given up would take
+            await asyncio.sleep(0)
+
+    asyncio.run(burst())
+
+    assert begun == [*(f"/tasks/{number}" for number in range(AT_ONCE)), f"/tasks/{BURST - 1}"]
+
+
+def test_requests_begin_at_once_while_there_are_few() -> None:
+    begun: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        begun.append(scope["path"])
+
+    async def trickle() -> None:
+        pacing = Pacing(app)
+        for _ in range(3):
+            waits = [pacing(request("/tasks"), receive, send) for _ in range(AT_ONCE)]
+            for one in waits:
+                with suppress(StopIteration):
+                    one.send(None)  # runs it as far as it does not wait
+                one.close()
+            await asyncio.sleep(0)
+
+    asyncio.run(trickle())
+
+    assert len(begun) == 3 * AT_ONCE
