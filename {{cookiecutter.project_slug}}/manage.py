@@ -123,7 +123,6 @@ def check(
 
 
 def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
-    import migrations
     from connecting import Check, check_connection
     from diagnosis import BY_NAME
 
@@ -136,7 +135,13 @@ def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
         return
     source = "the environment" if "DATABASE_URL" in os.environ else ".env"
     yield Check("settings", ok=True, detail=f"complete; DATABASE_URL comes from {source}")
-    yield from check_connection(settings.database_url, migrations.history, on_wait)
+    yield from check_connection(settings.database_url, known_revisions, on_wait)
+
+
+def known_revisions() -> Sequence[str]:
+    import migrations  # brings SQLAlchemy and Alembic: only the last step of a check needs them
+
+    return migrations.history()
 
 
 def report(steps: Sequence["Check"]) -> dict[str, object]:

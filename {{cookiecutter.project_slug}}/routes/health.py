@@ -35,8 +35,8 @@ class Readiness:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await asyncio.shield(question)
-        except TimeoutError:
-            raise DatabaseUnavailable("the database does not answer") from None
+        except TimeoutError as error:
+            raise DatabaseUnavailable("the database does not answer") from error
 
 
 async def get_readiness(request: Request) -> Readiness:

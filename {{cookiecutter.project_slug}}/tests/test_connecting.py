@@ -34,7 +34,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         retry: tuple(pause / 20 for pause in pauses) for retry, pauses in connecting.PAUSES.items()
     }
     monkeypatch.setattr(connecting, "PAUSES", pauses)
-    monkeypatch.setattr(connecting, "STEP_SECONDS", 1.0)
+    monkeypatch.setattr(connecting, "STEP_SECONDS", 0.5)
 
 
 def check(url: DatabaseUrl) -> tuple[dict[str, Check], list[float]]:
@@ -135,7 +135,7 @@ def test_a_server_that_says_nothing_to_a_log_in_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connecting, "LOG_IN_SECONDS", 2.0)
-    monkeypatch.setattr(connecting, "TOTAL_SECONDS", 5.0)
+    monkeypatch.setattr(connecting, "TOTAL_SECONDS", 3.0)
 
     with scripted_server(SILENCE) as server:
         steps, waits = check(plain.replace(port=server.port))

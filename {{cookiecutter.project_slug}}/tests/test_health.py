@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event
+from structlog.testing import capture_logs
 
 from config import PYPROJECT, Settings
 from database_url import DatabaseUrl
@@ -67,10 +68,13 @@ def test_not_ready_when_the_database_is_away(
 def test_not_ready_within_the_limit_when_the_database_is_frozen(
     silent: DatabaseUrl, settings_for: Callable[..., Settings]
 ) -> None:
-    with TestClient(create_app(settings_for(silent))) as client:
+    with TestClient(create_app(settings_for(silent))) as client, capture_logs() as log:
         answer = client.get("/ready")
 
         assert answer.status_code == 503
+        assert [line["finding"] for line in log if line["event"] == "database lost"] == [
+            "no-answer"
+        ]
         # The limit is 2 seconds; without one it would be libpq's, 5 seconds.
         assert answer.elapsed.total_seconds() < 4
 

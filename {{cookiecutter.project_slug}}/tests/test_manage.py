@@ -13,11 +13,13 @@ import pytest
 from scripted_server import error, scripted_server
 from typer.testing import CliRunner
 
+import connecting
 import manage
 from connecting import STEPS
 from database_url import DatabaseUrl
 from diagnosis import BEGIN, END
 from env_file import get_value
+from findings import Retry
 from local_postgres import temporary_server
 
 NOWHERE = {"host": "127.0.0.1", "port": 1, "options": ()}
@@ -166,6 +168,13 @@ def test_check_shows_what_a_server_says(use: Callable[[DatabaseUrl], None]) -> N
     assert output.endswith("- not reached: database, endpoint, schema\n")
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between attempts that tests can wait for."""
+    monkeypatch.setattr(connecting, "PAUSES", dict.fromkeys(Retry, (0.05, 0.05, 0.05)))
+
+
+@pytest.mark.usefixtures("hurried")
 def test_programs_get_nothing_but_json_while_a_compute_wakes_up(
     use: Callable[[DatabaseUrl], None],
 ) -> None:
@@ -256,6 +265,7 @@ def test_migrate_tells_why_it_cannot(
     assert "Traceback" not in output
 
 
+@pytest.mark.usefixtures("hurried")
 def test_migrate_waits_for_a_server_that_wakes_up(
     use: Callable[[DatabaseUrl], None], plain: DatabaseUrl
 ) -> None:

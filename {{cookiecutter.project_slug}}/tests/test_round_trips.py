@@ -67,18 +67,18 @@ class CountingProxy:
 
 
 @pytest.fixture
-def proxy(database_url: DatabaseUrl) -> Iterator[CountingProxy]:
-    proxy = CountingProxy(database_url)
+def proxy(embedded_url: DatabaseUrl) -> Iterator[CountingProxy]:
+    proxy = CountingProxy(embedded_url)
     yield proxy
     proxy.close()
 
 
 @pytest.fixture
 def caller(
-    proxy: CountingProxy, database_url: DatabaseUrl, settings_for: Callable[..., Settings]
+    proxy: CountingProxy, embedded_url: DatabaseUrl, settings_for: Callable[..., Settings]
 ) -> Iterator[TestClient]:
     """A user with a task, whose app has a connection already."""
-    app = create_app(settings_for(database_url.replace(port=proxy.port)))
+    app = create_app(settings_for(embedded_url.replace(port=proxy.port)))
     with TestClient(app) as client:
         client.headers["Authorization"] = f"Bearer {app.state.verifier.issue('round-trips')}"
         client.post("/tasks", json={"title": "The first"}).raise_for_status()
