@@ -114,7 +114,7 @@ def write_env(answers: Answers) -> str | None:
         if answers["database"] == "local":
             url = env_file.embedded_url(answers["project_slug"].replace("-", "_"))
         elif pasted := os.environ.get("NEON_DATABASE_URL"):
-            url = database_url.parse(pasted)
+            url = env_file.take_database_url(pasted, sys.stdout)
         elif sys.stdin.isatty():
             url = env_file.ask_database_url()
     except database_url.DatabaseUrlError as error:

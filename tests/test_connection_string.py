@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from machine import Machine, Outcome, new_machine
-from tls_server import Server, free_port, new_password
+from postgres_server import Server, free_port, new_password
 
 NEON = "database=neon"
 PROMPT = "Connection string"
@@ -148,7 +148,7 @@ def test_without_terminal_and_variable_a_placeholder_is_left(offline: Machine) -
 def test_another_programs_database_is_left_alone(offline: Machine) -> None:
     outcome = offline.generate(NEON, DATABASE_URL="postgresql://a:b@other/db")
 
-    assert "other" not in outcome.project.read(".env")
+    assert "@other" not in outcome.project.read(".env")
 
 
 def test_a_string_that_makes_no_sense_is_refused_without_being_shown(offline: Machine) -> None:
@@ -181,6 +181,42 @@ def test_the_prompt_asks_again_after_a_string_that_makes_no_sense(offline: Machi
     terminal.read()
 
     assert ":right@" in offline.project().read(".env")
+
+
+def test_lines_that_are_pasted_at_the_prompt_are_one_answer(offline: Machine) -> None:
+    lines = ["PGHOST=example.com", "PGDATABASE=app", "PGUSER=ada", "PGPASSWORD=s3cr3t"]
+    terminal = offline.type("--no-input", NEON)
+    terminal.expect(PROMPT)
+    terminal.send("\n".join(lines))  # the last line has no end: Enter gives it one
+    terminal.sendline()
+    terminal.expect("Mended: put the single settings together")
+    terminal.expect("✓ settings")
+    typed = (terminal.before or "") + terminal.read()
+
+    env = offline.project().read(".env")
+    assert "\nDATABASE_URL=postgresql://ada:s3cr3t@example.com:5432/app\n" in env
+    assert "s3cr3t" not in typed
+
+
+def test_after_three_strings_that_make_no_sense_a_placeholder_is_left(offline: Machine) -> None:
+    terminal = offline.type("--no-input", NEON)
+    for _ in range(3):
+        terminal.expect(PROMPT)
+        terminal.sendline("postgresql://ada:s3cr3t")
+    terminal.expect(r"✗ settings: postgresql://\[…\]: this has no")
+    typed = (terminal.before or "") + terminal.read()
+
+    assert "USER:PASSWORD@HOST" in offline.project().read(".env")
+    assert "again: uv run manage.py env" in typed
+    assert "s3cr3t" not in typed
+
+
+def test_a_string_from_the_environment_is_mended_too(offline: Machine) -> None:
+    outcome = offline.generate(NEON, NEON_DATABASE_URL="psql 'postgres://ada:x@y@example.com/app'")
+
+    assert "\nDATABASE_URL=postgresql://ada:x%40y@example.com:5432/app\n" in outcome.project.read(
+        ".env"
+    )
 
 
 def test_an_empty_answer_at_the_prompt_leaves_a_placeholder(offline: Machine) -> None:

@@ -3,7 +3,6 @@
 Standard library only, for Python 3.10 on: the generator's hook runs this file too.
 """
 
-import getpass
 import os
 import re
 import secrets
@@ -15,6 +14,7 @@ from typing import TextIO
 
 import database_url
 from database_url import EMBEDDED_USER, DatabaseUrl, DatabaseUrlError
+from hidden_prompt import read_pasted
 
 # The values of `.env.example` that nobody can work with: both are refused.
 PLACEHOLDER = database_url.PLACEHOLDER
@@ -149,7 +149,7 @@ def embedded_url(database: str) -> DatabaseUrl:
 
 
 def ask_database_url(
-    read: Callable[[str], str] = getpass.getpass, out: TextIO | None = None, *, empty: str = "later"
+    read: Callable[[str], str] = read_pasted, out: TextIO | None = None, *, empty: str = "later"
 ) -> DatabaseUrl | None:
     """Ask on the terminal, without echo. None: nothing was answered, which means `empty`.
 
@@ -163,13 +163,17 @@ def ask_database_url(
         if not answer.strip():
             return None
         try:
-            reading = database_url.read(answer)
+            return take_database_url(answer, out)
         except DatabaseUrlError as error:
             if not attempts_left:
                 raise
             print(f"  Once more: {error}", file=out or sys.stderr)
-        else:
-            for change in reading.changes:
-                print(f"  Mended: {change}", file=out or sys.stderr)
-            return reading.url
     return None
+
+
+def take_database_url(text: str, out: TextIO | None = None) -> DatabaseUrl:
+    """Understand a pasted text, and say what was mended. Raises DatabaseUrlError."""
+    reading = database_url.read(text)
+    for change in reading.changes:
+        print(f"  Mended: {change}", file=out or sys.stderr)
+    return reading.url

@@ -14,7 +14,7 @@ import typer
 
 import env_file
 from config import ENV_FILE, PROJECT_DIR, PYPROJECT, Settings, SettingsError, load_settings
-from database_url import DatabaseUrl, DatabaseUrlError, read
+from database_url import DatabaseUrl, DatabaseUrlError
 
 if TYPE_CHECKING:
     from connecting import Check, OnWait
@@ -87,15 +87,10 @@ def ask_database_url() -> DatabaseUrl | None:
     try:
         if sys.stdin.isatty():
             return env_file.ask_database_url(empty="the embedded PostgreSQL")
-        text = sys.stdin.read()
-        if not text.strip():
-            return None
-        reading = read(text)
+        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        return env_file.take_database_url(text) if text.strip() else None
     except DatabaseUrlError as error:
         raise fail(f"DATABASE_URL: {error}") from None
-    for change in reading.changes:
-        typer.echo(f"  {change}")
-    return reading.url
 
 
 @app.command()

@@ -272,12 +272,19 @@ def test_what_was_mended_is_said() -> None:
     assert "took the connection string out of the text" in terminal.said.getvalue()
 
 
+def test_what_is_pasted_as_lines_is_one_answer() -> None:
+    terminal = Terminal("\nPGHOST=localhost\nPGUSER=ann\nPGPASSWORD=s3cr3t\nPGDATABASE=todo\n")
+
+    assert terminal.ask() == parse(PASTED)
+    assert terminal.said.getvalue() == "  Mended: put the single settings together\n"
+
+
 def test_a_wrong_answer_is_explained_and_asked_for_again() -> None:
     terminal = Terminal("mysql://ann:s3cr3t@localhost", "postgresql://ann:s3cr3t", PASTED)
 
     assert terminal.ask() == parse(PASTED)
-    assert "the text starts with mysql://" in terminal.said.getvalue()
-    assert "perhaps it is cut off" in terminal.said.getvalue()
+    assert "Once more: the text starts with mysql://" in terminal.said.getvalue()
+    assert "Once more: postgresql://[…]: this has no" in terminal.said.getvalue()
     assert "s3cr3t" not in terminal.said.getvalue()
 
 
@@ -302,3 +309,10 @@ def test_ctrl_c_goes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         env_file.ask_database_url(interrupt)
+
+
+def test_a_text_from_elsewhere_is_taken_with_the_same_words() -> None:
+    said = io.StringIO()
+
+    assert env_file.take_database_url(f"psql '{PASTED}'", said) == parse(PASTED)
+    assert said.getvalue() == "  Mended: took the connection string out of the text around it\n"

@@ -1,0 +1,124 @@
+"""The prompt for a connection string, on a terminal of the tests' own."""
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("Windows has no pseudo-terminals", allow_module_level=True)
+
+import pty
+
+PROJECT = Path(__file__).parents[1]
+# Asks, tells what it got, and whether the terminal is as it was before.
+PROGRAM = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from hidden_prompt import read_pasted
+before = termios.tcgetattr(0)
+try:
+    print("got", ascii(read_pasted("Paste: ")))
+except (EOFError, KeyboardInterrupt) as error:
+    print("got", type(error).__name__)
+print("terminal", "as before" if termios.tcgetattr(0) == before else "changed")
+print("next", ascii(input()))
+"""
+SECONDS = 20  # a limit, and no measure
+
+
+class Terminal:
+    def __init__(self) -> None:
+        self.end, other = pty.openpty()
+        self.process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", PROGRAM],
+            cwd=PROJECT,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            start_new_session=True,
+        )
+        os.close(other)
+        self.screen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.end, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while text not in self.screen:
+            ready, _, _ = select.select([self.end], [], [], deadline - time.monotonic())
+            assert ready, self.screen
+            self.screen += os.read(self.end, 4096).decode()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(SECONDS)
+        os.close(self.end)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    terminal = Terminal()
+    terminal.wait_for("Paste: ")
+    yield terminal
+    terminal.close()
+
+
+def test_what_is_typed_is_read_and_not_shown(terminal: Terminal) -> None:
+    terminal.type("s3cr3t\n")
+
+    terminal.wait_for("got 's3cr3t\\n'")
+    terminal.wait_for("terminal as before")
+    assert terminal.screen.count("s3cr3t") == 1
+
+
+@pytest.mark.parametrize("text", ["one\ntwo\nthree\n", "\none\n", f"{'x' * 3000}\n{'y' * 3000}\n"])
+def test_lines_that_are_pasted_at_once_are_one_answer(terminal: Terminal, text: str) -> None:
+    terminal.type(text)
+
+    terminal.wait_for("terminal as before")
+    assert f"got {text!r}" in terminal.screen.replace("\r\n", "")
+
+
+def test_a_last_line_that_does_not_end_waits_for_enter(terminal: Terminal) -> None:
+    terminal.type("one\ns3cr3t")
+    time.sleep(1)  # longer than a paste may pause
+    assert "got" not in terminal.screen
+    terminal.type("\n")
+
+    terminal.wait_for("got 'one\\ns3cr3t\\n'")
+    terminal.wait_for("terminal as before")
+    assert terminal.screen.count("s3cr3t") == 1
+
+
+def test_a_typing_error_can_be_taken_back(terminal: Terminal) -> None:
+    terminal.type("abx\x7fc\n")
+
+    terminal.wait_for("got 'abc\\n'")
+
+
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [("\x04", "EOFError"), ("\x03", "KeyboardInterrupt"), ("a\nb\x03", "Keyboard")],
+)
+def test_ctrl_d_and_ctrl_c_leave_the_terminal_as_it_was(
+    terminal: Terminal, keys: str, error: str
+) -> None:
+    terminal.type(keys)
+
+    terminal.wait_for(f"got {error}")
+    terminal.wait_for("terminal as before")
+
+
+def test_nothing_of_a_paste_reaches_what_comes_next(terminal: Terminal) -> None:
+    terminal.type("one\ntwo\nthree\n")
+    terminal.wait_for("terminal as before")
+    terminal.type("later\n")
+
+    terminal.wait_for("next 'later'")
