@@ -55,7 +55,6 @@ class BetterAuth:
         self._keys: dict[str, jwt.PyJWK] = {}
         # A client sends the same token for some minutes: its signature is checked once for each
         # key, and so anew when the keys were fetched anew.
-        self._key_id = lru_cache(KEPT_TOKENS)(read_key_id)
         self._verified = lru_cache(KEPT_TOKENS)(self._verify)
         self._is_away = False  # so the last fetch found
         self._fetched_at = -math.inf  # when the last fetch ended, whether it succeeded or not
@@ -63,7 +62,7 @@ class BetterAuth:
 
     async def user_id(self, token: str) -> str:
         """Return the user's id, of at most 255 characters. Raises InvalidToken, AuthUnavailable."""
-        key = await self._key(self._key_id(token))
+        key = await self._key(read_key_id(token))
         user_id, expires_at = self._verified(token, key)
         if expires_at + LEEWAY_SECONDS <= time.time():
             raise InvalidToken("the token has expired")
@@ -86,7 +85,7 @@ class BetterAuth:
         user_id: str = claims["sub"]
         if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not user_id.isprintable():
             raise InvalidToken("the user's id is not one that can be stored")
-        return user_id, claims["exp"]
+        return user_id, float(claims["exp"])
 
     async def aclose(self) -> None:
         """Give up a fetch under way, and close the connections."""

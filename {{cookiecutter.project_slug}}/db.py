@@ -8,7 +8,7 @@ event loop, in order, and gives it back before its response is sent.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from typing import Annotated, Any
@@ -38,12 +38,16 @@ __all__ = [
     "Row",
     "SessionDep",
     "StatementDep",
+    "TimeLimit",
     "create_db_and_tables",
     "create_db_engine",
     "ping",
 ]
 
+# What a statement raises when it is not to blame: a 503, and a line in the log.
+AWAY = (TimeoutError, exc.OperationalError, exc.InterfaceError, exc.InternalError)
 ANSWER_SECONDS = 10.0  # how long a request may keep a connection
+SEVERAL_SECONDS = 14.0  # what a request takes at most whose statements are sent one by one
 
 type Row = dict[str, Any]  # values by the names of the columns
 
@@ -78,14 +82,13 @@ class Database:
         self._queue_size = settings.db_queue_size
         self._queue_seconds = settings.db_queue_seconds
 
-    async def _admit(self, *, patient: bool = True) -> Slot:
+    async def _admit(self, seconds: float, *, patient: bool = True) -> Slot:
         """Wait in order, on the event loop, for the right to use a connection of the pool.
 
         Raises DatabaseUnavailable: at once where the queue is full, or when the wait is over.
         """
         if current_slot.get() is not None:  # requests that wait for two could wait for each other
             raise RuntimeError("this request has a connection already: use its session for all")
-        seconds = ANSWER_SECONDS
         if self._free.locked():
             # Whoever waited for longer than usual has less time afterwards.
             seconds -= max(0.0, await self._wait_in_queue() - self._queue_seconds)
@@ -122,7 +125,8 @@ class Database:
 
     def _is_waking_up(self) -> bool:
         """Tell whether all connections have been in the making for as long as others wait."""
-        return all(slot.connecting_seconds > self._queue_seconds / 2 for slot in self._slots)
+        least = self._queue_seconds / 2
+        return bool(self._slots) and all(slot.connecting_seconds > least for slot in self._slots)
 
     def _release(self, slot: Slot) -> None:
         self._slots.discard(slot)
@@ -135,7 +139,7 @@ class Database:
         Raises DatabaseUnavailable, when no connection gets free. What then takes longer than
         ANSWER_SECONDS is ended: it raises sqlalchemy.exc.OperationalError.
         """
-        slot = await self._admit()
+        slot = await self._admit(ANSWER_SECONDS)
         reset = current_slot.set(slot)
         limit = asyncio.get_running_loop().call_later(slot.seconds, slot.abort)
         try:
@@ -150,15 +154,18 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, copy_context().run, work)
 
-    async def run[T](self, work: Callable[[], T], *, patient: bool = True) -> T:
+    async def run[T](
+        self, work: Callable[[], T], *, seconds: float | None = None, patient: bool = True
+    ) -> T:
         """Have a thread do blocking work on one connection. Raises DatabaseUnavailable.
 
-        patient: with a database that cannot be connected to, but may be a moment later.
+        seconds: ANSWER_SECONDS if None. patient: with a database that cannot be connected to, but
+        may be a moment later.
 
         Whoever waits is answered after ANSWER_SECONDS at the latest; the connection counts as
         taken for as long as the thread needs to notice.
         """
-        slot = await self._admit(patient=patient)
+        slot = await self._admit(seconds or ANSWER_SECONDS, patient=patient)
         began = time.monotonic()
         context = copy_context()
         context.run(current_slot.set, slot)
@@ -183,8 +190,13 @@ class Database:
         limit = loop.call_later(slot.seconds, give_up)
         try:
             result = (await answer).result()
-        except (TimeoutError, exc.OperationalError) as error:
-            raise DatabaseUnavailable("the database does not answer") from error
+        except AWAY as error:
+            finding = self.availability.lost(error)
+            if finding.name == "other-error":  # the statement is to blame after all
+                raise
+            raise DatabaseUnavailable(finding.public, finding) from error
+        except CancelledError:
+            raise DatabaseUnavailable("the app is ending") from None
         except asyncio.CancelledError:
             slot.abort()  # a thread goes on without us, and shall end soon
             raise
@@ -197,7 +209,8 @@ class Database:
         """Run one statement, in one round trip: it is atomic by itself. Returns all its rows.
 
         parameters: what the statement's `bindparam`s stand for, and for an INSERT or UPDATE
-        without `values`, the columns to write. Raises DatabaseUnavailable, and
+        without `values`, the columns to write. What PostgreSQL runs alone only, such as VACUUM,
+        does not go: its time limit goes before it. Raises DatabaseUnavailable, and
         sqlalchemy.exc.IntegrityError.
         """
 
@@ -225,12 +238,17 @@ class Database:
 
         return await self.run(run)
 
-    async def ping(self) -> float:
-        """Ask the database for an answer. Returns seconds. Raises DatabaseUnavailable."""
-        return await self.run(lambda: ping(self.engine), patient=False)
+    async def ping(self, seconds: float | None = None) -> float:
+        """Ask the database for an answer, within a limit. Returns how many seconds it took.
+
+        Raises DatabaseUnavailable.
+        """
+        return await self.run(lambda: ping(self.engine), seconds=seconds, patient=False)
 
     def close(self) -> None:
-        """Give back threads and connections; nothing is waited for."""
+        """Give back threads and connections; what still waits for the database is ended."""
+        for slot in self._slots:
+            slot.abort()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.engine.dispose()
 
@@ -241,6 +259,22 @@ async def get_database(request: Request) -> Database:
 
 
 DatabaseDep = Annotated[Database, Depends(get_database)]
+
+
+async def limit_time() -> AsyncIterator[None]:
+    """End a request whose statements are sent one by one: each would have its own wait and limit.
+
+    Raises DatabaseUnavailable after SEVERAL_SECONDS.
+    """
+    try:
+        async with asyncio.timeout(SEVERAL_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise DatabaseUnavailable("the database took too long") from error
+
+
+# For routes: `dependencies=[TimeLimit]`. "function": it is about the route, not about its response.
+TimeLimit = Depends(limit_time, scope="function")
 
 
 class OneStatement:

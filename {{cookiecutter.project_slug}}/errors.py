@@ -72,12 +72,15 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
 
     What happened stands in the log. Any other error of the database's is a bug, and raised again.
     """
-    if isinstance(error, DatabaseUnavailable) and error.__cause__ is None:  # busy, and not away
+    if not isinstance(error, DatabaseUnavailable):  # a session's
+        finding = request.app.state.database.availability.lost(error)
+        if finding.name == "other-error":
+            raise error
+    elif error.finding:
+        finding = error.finding
+    else:  # busy, and not away
         bind_contextvars(error=str(error))
         return later(str(error))
-    finding = request.app.state.database.availability.lost(error)
-    if finding.name == "other-error" and not isinstance(error, DatabaseUnavailable):
-        raise error
     bind_contextvars(finding=finding.name, error=finding.said)
     if finding.name == "disk-full":
         # Space does not come by waiting: nobody is asked to try again.

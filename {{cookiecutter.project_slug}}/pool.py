@@ -19,16 +19,24 @@ from sqlalchemy import Connection, Dialect, Engine, create_engine, event, exc
 from connecting import TRANSPORT, hang_up
 from database_url import DatabaseUrl
 from diagnosis import explain
-from findings import Retry
+from findings import Finding, Retry
 
 CONNECT_SECONDS = 9  # a compute that wakes up may take as long; a whole number, as libpq wants it
 FIRST_PAUSE_SECONDS = 0.25  # before another attempt to connect; each further one is twice as long
 IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
+ALONE = ("SAVEPOINT", "ROLLBACK TO", "RELEASE")  # has to work in a transaction that has failed
 READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
 
 
 class DatabaseUnavailable(Exception):
-    """The database does not answer, or every connection is taken: worth another try later."""
+    """The database does not answer, or every connection is taken: worth another try later.
+
+    finding: what is wrong with the database; None where it is only busy.
+    """
+
+    def __init__(self, detail: str, finding: Finding | None = None) -> None:
+        super().__init__(detail)
+        self.finding = finding
 
 
 def create_db_engine(url: DatabaseUrl, *, pool_size: int = 1, echo: bool = False) -> Engine:
@@ -41,6 +49,7 @@ def create_db_engine(url: DatabaseUrl, *, pool_size: int = 1, echo: bool = False
         pool_size=pool_size,
         max_overflow=0,
         pool_use_lifo=True,  # lets connections that are not needed go idle
+        use_native_hstore=False,  # spares each new connection a question
     )
     event.listen(engine, "do_connect", connect_patiently(url))
     event.listen(engine, "checkout", note_use)  # first: the next one may have to wait, too
@@ -84,6 +93,15 @@ class Slot:
                 raise DatabaseUnavailable("the database does not answer")
             self._connection = connection
 
+    def watch(self, connection: Any) -> Any:
+        """Note a new connection: SQLAlchemy has questions of its own to the first one."""
+        try:
+            self.use(connection)
+        except DatabaseUnavailable:
+            connection.close()
+            raise
+        return connection
+
     def abort(self) -> None:
         """End what the connection waits for, with an error. A connection given back stays whole."""
         with self._lock:
@@ -99,16 +117,23 @@ def connect_patiently(url: DatabaseUrl) -> Callable[..., Any]:
     """Return a listener that connects, and again where a database that wakes up asks for it."""
 
     def connect(dialect: Dialect, _record: Any, arguments: Any, parameters: Any) -> Any:
+        slot = current_slot.get()
+        if slot is None:
+            return dialect.connect(*arguments, **parameters)
         pause = FIRST_PAUSE_SECONDS
         while True:
+            # libpq takes whole seconds, 2 at least, for each address of the host.
+            seconds = max(2, min(CONNECT_SECONDS, int(slot.seconds_left)))
             try:
-                return dialect.connect(*arguments, **parameters)
+                connection = dialect.connect(
+                    *arguments, **parameters | {"connect_timeout": seconds}
+                )
             except psycopg2.OperationalError as error:
-                slot = current_slot.get()
                 worth_it = explain(error, url).retry in {Retry.YES, Retry.WITH_JITTER}
-                patient = slot is not None and slot.is_patient and slot.seconds_left > 2 * pause
-                if not (worth_it and patient):
+                if not (worth_it and slot.is_patient and slot.seconds_left > pause + 2):
                     raise
+            else:
+                return slot.watch(connection)
             # Jitter, so that those who were turned away together do not come back together.
             time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
             pause *= 2
@@ -136,13 +161,15 @@ def limit_statement(
 ) -> tuple[str, Any]:
     """Have the server end a statement in time. Both go in one message, so it costs no round trip.
 
+    Not so for what PostgreSQL takes alone, for many rows at once, and for server-side cursors.
     LOCAL is over with the statement's own transaction: a pooler hands the connection to others.
     """
     slot = current_slot.get()
-    if slot is None or many or cursor.name is not None:  # a server-side cursor's is no statement
+    if slot is None or many or cursor.name is not None or statement.startswith(ALONE):
         return statement, parameters
-    # Whole seconds, since pg_stat_statements lists each number by itself.
-    milliseconds = max(1, int(slot.seconds_left)) * 1000
+    milliseconds = max(1, int(1000 * slot.seconds_left))
+    if milliseconds > 1000:  # whole seconds: pg_stat_statements lists each number by itself
+        milliseconds -= milliseconds % 1000
     return f"SET LOCAL statement_timeout = {milliseconds}; {statement}", parameters
 
 

@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 
 import refresh_tokens
 from auth import ACCESS_TOKEN_SECONDS, CurrentUserId, OwnTokens, unauthorized, unavailable
-from db import DatabaseDep, StatementDep
+from db import DatabaseDep, StatementDep, TimeLimit
 from models import RefreshToken, Task, User
 from passwords import PasswordGuardDep
 from schemas.auth import (
@@ -65,6 +65,7 @@ def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Respons
 @router.post(
     "/register",
     status_code=status.HTTP_201_CREATED,
+    dependencies=[TimeLimit],
     responses=problems(409, 429, 503, *BODY),
 )
 async def register(
@@ -85,7 +86,7 @@ async def register(
     return UserPublic(**user)
 
 
-@router.post("/login", responses=problems(401, 429, 503, *BODY))
+@router.post("/login", dependencies=[TimeLimit], responses=problems(401, 429, 503, *BODY))
 async def login(
     form: Annotated[LoginForm, Form()],
     database: DatabaseDep,
@@ -111,7 +112,7 @@ async def login(
     return token_pair(tokens, user["id"], token, response)
 
 
-@router.post("/refresh", responses=problems(401, 503, *BODY))
+@router.post("/refresh", dependencies=[TimeLimit], responses=problems(401, 503, *BODY))
 async def refresh_token(
     body: RefreshRequest, database: DatabaseDep, tokens: OwnTokensDep, response: Response
 ) -> TokenPair:
@@ -138,6 +139,7 @@ async def logout(body: RefreshRequest, statement: StatementDep) -> None:
 @router.post(
     "/password",
     status_code=status.HTTP_204_NO_CONTENT,
+    dependencies=[TimeLimit],
     responses=problems(401, 429, 503, *BODY),
 )
 async def change_password(

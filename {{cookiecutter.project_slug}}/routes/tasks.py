@@ -54,6 +54,7 @@ def page_of_tasks(filters: frozenset[str], sort: Sort, *, continued: bool) -> Se
     return sorted_page(tasks, sort, continued=continued)
 
 
+MAX_HOST_BYTES = 255  # a domain name has no more
 NEXT_PAGE = {"Link": '<address>; rel="next"; missing on the last page.'}
 ADDRESS = {"Location": "The task's address."}
 
@@ -99,6 +100,8 @@ def tasks_url(request: Request) -> str:
     """Return the absolute address of the list, as the client reached it."""
     scope = request.scope
     host = next((value for name, value in scope["headers"] if name == b"host"), None)
+    if len(host or b"") > MAX_HOST_BYTES:  # not worth keeping
+        return f"{request.base_url}tasks"
     server = tuple(scope.get("server") or ())
     return f"{base_url(scope['scheme'], server, scope.get('root_path', ''), host)}tasks"
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Protocol
@@ -27,7 +28,15 @@ import migrations
 import pool
 from config import PROJECT_DIR, Settings
 from database_url import DatabaseUrl
-from db import SessionDep, StatementDep, create_db_and_tables, create_db_engine, ping
+from db import (
+    DatabaseDep,
+    SessionDep,
+    StatementDep,
+    TimeLimit,
+    create_db_and_tables,
+    create_db_engine,
+    ping,
+)
 from main import create_app
 from migrations import LOCK_KEY
 from models import Priority, RefreshToken, Task, User
@@ -369,6 +378,81 @@ def test_a_statement_that_was_answered_with_a_503_is_not_done_afterwards(
         written = connection.scalar(select(func.count()).where(col(Task.id) == values["id"]))
     assert answer.status_code == 503
     assert written == 0
+
+
+def test_a_savepoint_that_fails_leaves_the_transaction_whole(app_of_size: AppOfSize) -> None:
+    app = app_of_size(1)
+    owner = uuid4().hex
+
+    @app.post("/twice")
+    async def twice(database: DatabaseDep) -> list[str]:
+        def work(session: Session) -> list[str]:
+            first = Task(owner_id=owner, title="one")
+            session.add(first)
+            session.flush()
+            with suppress(exc.IntegrityError), session.begin_nested():
+                session.execute(insert(Task), {"id": first.id, "owner_id": owner, "title": "two"})
+            return list(session.scalars(select(Task.title).where(col(Task.owner_id) == owner)))
+
+        return await database.transaction(work)
+
+    with TestClient(app) as client:
+        answer = client.post("/twice")
+
+    assert answer.json() == ["one"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
+def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
+    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "ANSWER_SECONDS", 2.5)
+    app = app_of_size(1, db_queue_seconds=1)
+    frozen: list[int] = []
+
+    @app.get("/one")
+    async def one(statement: StatementDep) -> None:
+        await statement.all(text("SELECT 1"))
+
+    def connect_and_freeze(*arguments: Any, **options: Any) -> Any:
+        connection = connect(*arguments, **options)
+        if not frozen:
+            frozen.append(connection.info.backend_pid)
+            os.kill(frozen[0], signal.SIGSTOP)
+        return connection
+
+    connect = psycopg2.connect
+    monkeypatch.setattr(psycopg2, "connect", connect_and_freeze)
+    try:
+        with TestClient(app) as client:
+            # SQLAlchemy asks its first connection some questions, before anybody gets it.
+            lost = client.get("/one")
+            afterwards = client.get("/one")
+    finally:
+        os.kill(frozen[0], signal.SIGCONT)
+
+    assert lost.status_code == 503
+    assert afterwards.status_code == 200
+
+
+def test_a_request_of_several_statements_has_one_limit_for_all(
+    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "SEVERAL_SECONDS", 0.5)
+    app = app_of_size(1)
+
+    @app.get("/several", dependencies=[TimeLimit])
+    async def several(database: DatabaseDep) -> None:
+        for _ in range(10):
+            await database.statement(text("SELECT pg_sleep(0.2)"))
+
+    with TestClient(app) as client:
+        answer = client.get("/several")
+        afterwards = client.get("/slow")
+
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert afterwards.status_code == 200
 
 
 def test_who_waits_for_a_database_that_wakes_up_waits_longer(

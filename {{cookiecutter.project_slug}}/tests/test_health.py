@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event
+from sqlalchemy import event, text
 from structlog.testing import capture_logs
 
 from config import PYPROJECT, Settings
 from database_url import DatabaseUrl
+from db import StatementDep
 from main import create_app
 
 
@@ -77,6 +78,27 @@ def test_not_ready_within_the_limit_when_the_database_is_frozen(
         ]
         # The limit is 2 seconds; without one it would be libpq's, 5 seconds.
         assert answer.elapsed.total_seconds() < 4
+
+
+def test_a_busy_database_is_not_told_to_be_lost(
+    database_url: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> None:
+    app = create_app(settings_for(database_url, db_pool_size=1))
+
+    @app.get("/slow")
+    async def slow(statement: StatementDep) -> None:
+        await statement.all(text("SELECT pg_sleep(3)"))
+
+    with TestClient(app) as client, ThreadPoolExecutor(1) as thread, capture_logs() as log:
+        other = thread.submit(client.get, "/slow")
+        while not app.state.database.engine.pool.checkedout():
+            assert not other.done(), "nothing was asked"
+        answer = client.get("/ready")
+
+        assert other.result().status_code == 200
+
+    assert answer.status_code == 503
+    assert [line for line in log if line["event"] == "database lost"] == []
 
 
 def test_one_query_serves_all_who_ask_at_once(settings: Settings) -> None:
