@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from machine import UVX, Machine, Outcome, Project, new_machine
+from postgres_server import Server, postgres_server
 from repository import REPOSITORY
-from tls_server import Server, tls_server
 
 # A shell's job in the background ignores Ctrl-C, and all that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 EXCUSES = {
     "a Python 3.14 is installed here",
     "is about root on Linux",
+    "mounts a disk of its own",
     "sends POSIX signals",
 }
 
@@ -89,5 +90,5 @@ def project(generated: Outcome) -> Project:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A PostgreSQL with TLS, as a provider runs one."""
-    with tls_server() as server:
+    with postgres_server(tls=True) as server:
         yield server

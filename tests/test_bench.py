@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,17 +14,20 @@ from pathlib import Path
 
 import pytest
 from bench import __main__ as command
-from bench import load, report
-from bench.load import Run
+from bench import load, measure, profiles, readme, report
+from bench.load import Health, Run
 from bench.measure import Measurement, Results, measure_at, prepared
-from bench.plan import APPS, Cell, Plan, full_plan, quick_plan, select
+from bench.plan import POOLS, Cell, Plan, full_plan, quick_plan, select
 from bench.processes import BenchError, distant
+from bench.profiles import NOW, PARTS, Profile
 from bench.project import Project as Measured
+from bench.pulse import Pulse, pulse
 from bench.report import TIMES
 
 from machine import Project
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+HEALTH = Health(asked=40, failed=0, p50_ms=3, p99_ms=8, max_ms=9)
 RUN = Run(
     seconds=2,
     sent=101,
@@ -34,12 +38,17 @@ RUN = Run(
     p50_ms=5,
     p99_ms=9,
     max_ms=12,
+    refused=7,
+    took=3,
     cpu_seconds=0.2,
+    health=HEALTH,
+    probe=replace(HEALTH, failed=1, max_ms=150),
 )
+MACHINE = {"processor": "an abacus", "date": "2030-01-30"}
 
 
 class Stub(BaseHTTPRequestHandler):
-    """Answers with the status that the path names, to /0 never."""
+    """Answers with the status that the path names, to /0 never, to /200?slow late."""
 
     protocol_version = "HTTP/1.1"
     received: set[str]
@@ -48,13 +57,18 @@ class Stub(BaseHTTPRequestHandler):
     def answer(self) -> None:
         size = int(self.headers.get("Content-Length", "0"))
         self.received.add(
-            f"{self.command} {self.headers['Authorization']} {self.rfile.read(size)!r}"
+            f"{self.command} {self.headers['Authorization']} {self.headers['Content-Type']}"
+            f" {self.rfile.read(size)!r}"
         )
-        status = int(self.path.removeprefix("/"))
-        if not status:
+        path, _, manner = self.path.removeprefix("/").partition("?")
+        if not int(path):
             self.closing.wait()
             return
-        self.send_response(status)
+        if manner == "slow":
+            time.sleep(0.6)
+        self.send_response(int(path))
+        if manner == "retry":
+            self.send_header("Retry-After", "2")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -86,16 +100,21 @@ class Silent:
 
 
 def results_of(*cells: Cell) -> Results:
+    """Return results in which ours is twice as fast as textbook, and as fast as the floor."""
     slow = replace(RUN, in_time=40, p50_ms=10)
     runs = {"ours": [RUN, RUN, replace(RUN, in_time=8)], "textbook": [slow], "floor": [RUN]}
-    machine = {"processor": "an abacus"}
-    measurements = [Measurement(cell, runs) for cell in cells]
-    return Results(machine, measurements, {0: 0.1, 10: 10.0}, [{"whole": 3.0, "uv sync": 2.0}])
+    measurements = [
+        Measurement(cell, {app: runs.get(app, [RUN]) for app in cell.apps}) for cell in cells
+    ]
+    generations = [{"whole": 3.0, "uv sync": 2.0}]
+    return Results(
+        MACHINE, measurements, {0: 0.1, 10: 10.0}, generations, {"connect": 0.1, "session": 0.001}
+    )
 
 
 @needs_wrk
 def test_answers_are_counted_by_status(stub: ThreadingHTTPServer) -> None:
-    requests = [load.prepare("GET", f"/{status}", "t") for status in (200, 503, 200)]
+    requests = [load.prepare("GET", f"/{path}", "t") for path in ("200", "503", "503?retry", "200")]
 
     run = load.send(stub.server_port, requests, clients=2, seconds=0.5)
 
@@ -106,10 +125,21 @@ def test_answers_are_counted_by_status(stub: ThreadingHTTPServer) -> None:
 
 
 @needs_wrk
+def test_a_refusal_that_says_when_to_come_back_is_no_failure(stub: ThreadingHTTPServer) -> None:
+    requests = [load.prepare("GET", f"/{path}", "t") for path in ("503", "503?retry", "500?retry")]
+
+    run = load.send(stub.server_port, requests, clients=1, seconds=0.5)
+
+    assert run.refused >= 1
+    assert run.failed == run.sent - run.refused
+    assert abs(run.statuses["503"] - 2 * run.refused) <= 1
+
+
+@needs_wrk
 def test_requests_that_are_never_answered_are_counted(
     stub: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "GRACE_SECONDS", 1)
+    monkeypatch.setattr(load, "SILENCE_SECONDS", 1)
     requests = [load.prepare("GET", "/200", "t"), load.prepare("GET", "/0", "t")]
 
     run = load.send(stub.server_port, requests, clients=3, seconds=0.5)
@@ -119,12 +149,50 @@ def test_requests_that_are_never_answered_are_counted(
 
 
 @needs_wrk
-def test_bodies_and_tokens_are_sent(stub: ThreadingHTTPServer) -> None:
-    request = load.prepare("POST", "/201", "secret", {"title": "Buy milk"})
+def test_late_answers_are_waited_for(stub: ThreadingHTTPServer) -> None:
+    request = load.prepare("GET", "/200?slow", "t")
 
-    load.send(stub.server_port, [request], clients=1, seconds=0.2)
+    run = load.send(stub.server_port, [request], clients=3, seconds=0.2)
 
-    assert Stub.received == {"POST Bearer secret " + repr(b'{"title": "Buy milk"}')}
+    assert (run.succeeded, run.unanswered, run.in_time) == (3, 0, 0)
+    assert run.took >= 0.6
+    assert run.throughput == run.succeeded / run.took
+
+
+@needs_wrk
+def test_bodies_forms_and_tokens_are_sent(stub: ThreadingHTTPServer) -> None:
+    body = load.prepare("POST", "/201", "secret", {"title": "Buy milk"})
+    form = load.prepare_form("/201", username="ada@example.com", password="a b")
+
+    load.send(stub.server_port, [body, form], clients=1, seconds=0.2)
+
+    assert Stub.received == {
+        "POST Bearer secret application/json " + repr(b'{"title": "Buy milk"}'),
+        "POST None application/x-www-form-urlencoded "
+        + repr(b"username=ada%40example.com&password=a+b"),
+    }
+
+
+def test_an_app_is_asked_for_its_health_meanwhile(stub: ThreadingHTTPServer) -> None:
+    with pulse(stub.server_port, "/200") as beats, pulse(stub.server_port, "/500") as failing:
+        time.sleep(1)
+
+    assert beats.health().asked > 0
+    assert beats.probe().asked > 0
+    assert beats.health().failed == beats.probe().failed == 0
+    assert 0 < beats.health().p50_ms <= beats.health().p99_ms <= beats.health().max_ms
+    assert failing.health().failed == failing.health().asked > 0
+    assert failing.probe().failed == failing.probe().asked > 0
+
+
+def test_a_long_wait_counts_for_all_who_would_have_waited() -> None:
+    beats = Pulse()
+    beats.kept = [1.0, 120.0, None]
+
+    health = beats.health()
+
+    assert (health.asked, health.failed) == (5, 1)  # after 120 ms come 70 and 20
+    assert (health.p50_ms, health.max_ms) == (45, 120)
 
 
 def test_without_wrk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +230,7 @@ def test_ratios_are_between_medians() -> None:
 
 
 def test_an_app_that_answers_nothing_has_no_ratio() -> None:
-    nothing = replace(RUN, in_time=0)
+    nothing = replace(RUN, statuses={"500": 100}, in_time=0)
     found = Measurement(Cell("crowd", "list", 200), {"ours": [RUN], "textbook": [nothing]})
 
     assert found.ratio("ours", "textbook") is None
@@ -170,13 +238,128 @@ def test_an_app_that_answers_nothing_has_no_ratio() -> None:
 
 def test_every_chapter_gets_its_table() -> None:
     cells = [Cell("speed", "list", 1, 10), Cell("crowd", "create", 200), Cell("growth", "list", 1)]
+    pools = Cell("pool", "list", 64, 50, apps=tuple(POOLS))
 
-    text = report.markdown(results_of(*cells))
+    text = report.markdown(results_of(*cells, pools))
 
     assert f"| list | 1 | 10 ms | 40 | 20 | 40 | 2.00 {TIMES} | 1.00 {TIMES} |" in text
-    assert f"| create | 200 | 0 ms | ours | 270 of 303 | 30 {TIMES} 503 | 3 |" in text
+    assert f"| create | 200 | 0 ms | ours | 270 of 303 | 21 | 9 {TIMES} 503 | 3 | 30 |" in text
+    assert "| 3 / 8 / 9 | 3 / 8 / 150, 3 of 120 failed |" in text
     assert "| first page | 1,000 | 1 | 5.00 | 10.00 | 5.00 |" in text
+    assert "| list | 50 ms |" + " 40 / 9 ms |" * len(POOLS) in text
+    assert "- list, 64 clients, 50 ms: pool of 4: 11 of 101\n" in text
     assert f"| 2.00 | 2.00 | 3.00 | 1.50 {TIMES} |" in text
+    assert "given back: 1.00 ms" in text
+
+
+def test_the_readme_tells_which_numbers_hold() -> None:
+    cells = [Cell("speed", "list", 16), Cell("speed", "get", 16, 10), Cell("speed", "list", 1, 10)]
+    cells += [Cell("crowd", "list", 200), Cell("growth", "list", 1)]
+    cells += [Cell("growth", "list", 1, tasks=1_000_000)]
+
+    goals = {goal.what: (goal.measured, goal.holds) for goal in readme.goals(results_of(*cells))}
+
+    assert list(goals.values()) == [
+        ("0 ms: list 2.00; 10 ms: get 2.00", "no"),
+        ("0 ms: list 1.00; 10 ms: get 1.00", "yes"),
+        ("list 0.50", "yes"),
+        ("ours 89 %, floor 89 %, textbook 89 %", "no"),
+        (f"303 requests, 21 {TIMES} 503, 12 failed", "no"),
+        ("median 3 ms, p99 at most 8 ms, longest 9 ms", "yes"),
+        ("median 3 ms, p99 at most 8 ms, longest 150 ms, 3 failed", "in 0 of 1 crowds"),
+        (f"first page 1.00 {TIMES}", "yes"),
+        (f"1.50 {TIMES}, 3.0 s", "no"),
+        ("0.10 s; 1.0 ms", "yes"),
+    ]
+
+
+def test_numbers_that_hold_here_and_there_say_where() -> None:
+    results = results_of(Cell("speed", "list", 16), Cell("speed", "list", 16, 10))
+    fast = {"ours": [replace(RUN, in_time=400)], "textbook": [RUN], "floor": [RUN]}
+    results.measurements[1] = replace(results.measurements[1], runs=fast)
+
+    goal = readme.goals(results)[0]
+
+    assert goal.holds == "at 10 ms"
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of its own, into which a full run writes. Returns its README."""
+    path = tmp_path / "README.md"
+    path.write_text(f"Before\n\n{readme.BEGIN}\nof another run\n{readme.END}\n\nAfter\n", "utf-8")
+    monkeypatch.setattr(command, "README", path)
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "bench" / "results")
+    return path
+
+
+def run_of(
+    monkeypatch: pytest.MonkeyPatch, *words: str, quick: bool = False, fails: bool = False
+) -> None:
+    """Run the command with a measurement that takes no time."""
+
+    def instead(_plan: Plan, _folder: Path, _display: object, results: Results) -> None:
+        results.machine |= MACHINE
+        results.measurements += results_of(Cell("speed", "list", 16)).measurements
+        if fails:
+            raise BenchError("the lights went out")
+
+    monkeypatch.setattr(command, "measure", instead)
+    command.run(Namespace(quick=quick, only=words, output=None))
+
+
+def test_a_full_run_is_put_into_the_readme(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of(monkeypatch)
+
+    text = published.read_text("utf-8")
+    assert text.startswith(f"Before\n\n{readme.BEGIN}\n")
+    assert text.endswith(f"{readme.END}\n\nAfter\n")
+    assert "of another run" not in text
+    assert "| at least 3 × | 0 ms: list 2.00 | no |" in text
+    assert "](bench/results/speed.svg)" in text
+    assert (published.parent / "bench" / "results" / "speed.svg").exists()
+
+
+def test_a_partial_run_changes_nothing_that_is_published(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = published.read_text("utf-8")
+
+    run_of(monkeypatch, quick=True)
+    run_of(monkeypatch, "speed")
+
+    assert published.read_text("utf-8") == before
+    assert [*published.parent.iterdir()] == [published]
+
+
+def test_what_was_found_before_a_failure_is_kept(
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(command, "new_folder", lambda: kept)
+
+    with pytest.raises(BenchError, match="lights"):
+        run_of(monkeypatch, fails=True)
+
+    assert len(json.loads((kept / "results.json").read_text("utf-8"))["measurements"]) == 1
+    assert str(kept) in capsys.readouterr().out
+    assert "of another run" in published.read_text("utf-8")
+
+
+def test_a_readme_without_a_place_for_results_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"{readme.END} {readme.BEGIN}", "utf-8")
+
+    with pytest.raises(BenchError, match="no lines"):
+        readme.write(path, "text")
+
+    assert path.read_text("utf-8") == f"{readme.END} {readme.BEGIN}"
 
 
 def test_table_plots_and_figures_are_written(
@@ -184,17 +367,40 @@ def test_table_plots_and_figures_are_written(
 ) -> None:
     cells = [Cell("speed", "list", 16), Cell("speed", "list", 1, 10), Cell("crowd", "list", 200)]
     cells += [Cell("growth", "list", 1, tasks=tasks) for tasks in (20, 1000)]
+    cells += [Cell("pool", "list", 64, latency, apps=tuple(POOLS)) for latency in (0, 10)]
+    results = results_of(*cells)
 
-    command.write(results_of(*cells), tmp_path)
+    command.write(results, tmp_path)
 
     assert {path.name for path in tmp_path.iterdir()} == {
         *("results.json", "results.md"),
-        *("speed.svg", "trips.svg", "crowd.svg", "growth.svg"),
+        *("speed.svg", "trips.svg", "crowd.svg", "growth.svg", "pool.svg"),
     }
-    data = json.loads((tmp_path / "results.json").read_text("utf-8"))
-    assert data["measurements"][0]["runs"]["ours"][0]["statuses"] == {"200": 90, "503": 10}
+    figures = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert Results.from_data(figures) == results
     assert ">textbook</text>" in (tmp_path / "speed.svg").read_text("utf-8")
     assert "### Speed" in capsys.readouterr().out
+
+
+def test_tables_and_plots_are_written_anew_from_figures(tmp_path: Path) -> None:
+    command.write(results_of(Cell("speed", "list", 16)), tmp_path / "old")
+    arguments = Namespace(figures=tmp_path / "old" / "results.json", output=tmp_path / "new")
+
+    command.tell(arguments)
+
+    old, new = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("old", "new")
+    )
+    assert new == old
+
+
+def test_a_file_without_figures_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text('{"machine": {}}', "utf-8")
+
+    with pytest.raises(BenchError, match="no figures"):
+        command.tell(Namespace(figures=path, output=None))
 
 
 @pytest.mark.parametrize("plan", [full_plan(), quick_plan()])
@@ -206,19 +412,79 @@ def test_parts_of_a_plan_can_be_chosen(plan: Plan) -> None:
     assert select(plan, []) == plan
 
 
+LIB, HOME = "/usr/lib/python3.13", "/home/ada/todo-backend"
+SITE = f"{HOME}/.venv/lib/python3.13/site-packages"
+STACKS = f"""\
+main (/home/ada/bench/serve.py:22);Runner.run ({LIB}/asyncio/runners.py:86) 4
+RequestLog.__call__ ({HOME}/logs.py:100);encode ({LIB}/json/encoder.py:1) 3
+app ({SITE}/fastapi/routing.py:4);JSONResponse.render ({SITE}/starlette/responses.py:180) 2
+list_tasks ({HOME}/routes/tasks.py:7) 5
+list_tasks ({HOME}/routes/tasks.py:7);sign ({SITE}/itsdangerous/signer.py:9) 1
+run ({HOME}/db.py:3);Connection.execute ({SITE}/sqlalchemy/engine/base.py:1) 2
+execute ({SITE}/sqlalchemy/a.py:1);Dialect.do_execute ({SITE}/sqlalchemy/b.py:1) 1
+run ({HOME}/db.py:3);submit ({LIB}/concurrent/futures/thread.py:8) 1
+<module> (<string>:1) 1
+"""
+
+
+def test_samples_belong_to_the_innermost_part_that_is_known() -> None:
+    shares = profiles.shares(profiles.read(STACKS))
+
+    assert shares.keys() == set(PARTS)
+    assert {part: share for part, share in shares.items() if share} == {
+        profiles.LOOP: 25,
+        profiles.LOGS: 15,
+        profiles.CHECKS: 10,
+        profiles.OURS: 30,
+        profiles.ORM: 10,
+        profiles.DRIVER: 5,
+        profiles.THREADS: 5,
+    }
+
+
+def test_profiles_are_told_without_the_paths_of_this_machine(tmp_path: Path) -> None:
+    shares = dict.fromkeys(PARTS, 11.1)
+    found = [Profile(version, "list", 900, 2000, shares) for version in (NOW, "61d64d5")]
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+    for profile in found:
+        (graphs / profile.name).write_text(
+            '<text id="title" x="1">/home/ada/py-spy</text>', "utf-8"
+        )
+
+    text = profiles.write(found, graphs, tmp_path)
+
+    assert "| part | at 61d64d5 | now |" in text
+    assert "| psycopg2 | 11.1 % | 11.1 % |" in text
+    graph = (tmp_path / "profile-list-before.svg").read_text("utf-8")
+    assert graph == '<text id="title" x="1">list, 61d64d5</text>'
+    assert (tmp_path / "profile-list.svg").exists()
+
+
 @needs_wrk
-def test_all_three_apps_answer_the_same_and_are_measured(project: Project, tmp_path: Path) -> None:
+def test_all_apps_answer_the_same_and_are_measured(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "WARM_UP_SECONDS", 0.1)
     operations = ("list", "last page", "get", "create", "change", "delete", "mixed")
     cells = [Cell("speed", name, 2, rounds=1, seconds=0.1) for name in operations]
+    cells.append(Cell("crowd", "log-ins", 20, rounds=1, seconds=0.5, apps=("ours",)))
+    cells.append(Cell("growth", "create", 1, tasks=30, rounds=1, seconds=0.1))
+    pools = [Cell("pool", "list", 8, rounds=1, seconds=0.1, apps=(*POOLS,)[:1])]
     measured, results = Measured(project.path), Results({})
 
     with (
         measured.postgres() as url,
-        prepared(measured, url, Plan(tuple(cells), 0, 1), Silent()) as world,
+        prepared(measured, url, Plan((*cells, *pools), 0, 1), Silent()) as world,
     ):
         measure_at(url, world, cells, results, tmp_path, Silent())
+        measure_at(url, world, pools, results, tmp_path, Silent())
+        seconds = measured.time_sessions(url)
 
-    assert [found.cell.operation for found in results.measurements] == [*operations]
+    assert [found.cell for found in results.measurements] == [*cells, *pools]
     for found in results.measurements:
-        for app in APPS:
+        for app in found.cell.apps:
             assert found.total(app, "succeeded") == found.total(app, "sent") > 0, found
+    assert results.left_out == []
+    assert results.of("crowd")[0].runs["ours"][0].health is not None
+    assert seconds.keys() == {"connect", "session"}

@@ -1,0 +1,162 @@
+"""All that goes wrong on the way to a Neon database, and how a client comes to meet it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import trustme
+
+from neon_proxy import Endpoint, Reply
+from postgres_server import free_port
+
+NEVER = 3600.0  # seconds
+UNFORESEEN = "the flux capacitor is out of tune"
+
+Retry = Literal["no", "once", "yes"]
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """What is met, what it is to be called, and whether another try is worth it.
+
+    meet: makes it happen on an endpoint of its own. Returns the URL to connect with. counted:
+    whether the attempts get as far as naming their endpoint.
+    """
+
+    text: str
+    finding: str
+    retry: Retry
+    meet: Callable[[Endpoint], str]
+    counted: bool = True
+
+
+def told(
+    text: str,
+    finding: str,
+    retry: Retry,
+    *,
+    severity: str = "ERROR",
+    code: str = "XX000",
+    before_login: bool = False,
+) -> Mishap:
+    """Meet an error of the proxy's, the pooler's or the server's, whatever the URL is."""
+
+    def meet(endpoint: Endpoint) -> str:
+        endpoint.reply(Reply(text, severity, code, before_login=before_login))
+        return endpoint.url()
+
+    return Mishap(text, finding, retry, meet)
+
+
+def written(
+    text: str, finding: str, *, retry: Retry = "no", counted: bool = True, **changes: str | None
+) -> Mishap:
+    """Meet what follows from what the URL says."""
+    return Mishap(text, finding, retry, lambda endpoint: endpoint.url(**changes), counted)
+
+
+def elsewhere(text: str, finding: str, *, retry: Retry, **changes: str | None) -> Mishap:
+    """Meet what comes of a host that is not Neon's."""
+    return written(text, finding, retry=retry, counted=False, host="db.example.com", **changes)
+
+
+def sleep_for_ever(endpoint: Endpoint) -> str:
+    endpoint.suspend(wake_seconds=NEVER)
+    return endpoint.url()
+
+
+def name_no_database(endpoint: Endpoint) -> str:
+    # PgBouncer remembers for 15 s of a database that a log-in to it has failed, and says that.
+    return endpoint.url(database=f"nowhere_{endpoint.name[-8:]}")
+
+
+def name_the_server(endpoint: Endpoint) -> str:
+    return endpoint.url(host="db.example.com", port=str(endpoint.proxy.server.port))
+
+
+def name_a_free_port(endpoint: Endpoint) -> str:
+    return endpoint.url(port=str(free_port()))
+
+
+def trust_another_authority(endpoint: Endpoint) -> str:
+    file = endpoint.proxy.authority.with_name("another.pem")
+    trustme.CA().cert_pem.write_to_path(file)
+    return endpoint.url(sslmode="verify-full", sslrootcert=str(file))
+
+
+def tell_the_password(endpoint: Endpoint) -> str:
+    endpoint.reply(Reply(f"no luck with {endpoint.password}"))
+    return endpoint.url()
+
+
+NO_BINDING = "channel binding required but not supported by server's authentication request"
+ALLOW_LIST = (
+    "This IP address 203.0.113.7 is not allowed to connect to this endpoint. Please add it to the"
+    " allowed list in the Neon console. Make sure to check for IPv4 or IPv6 addresses."
+)
+QUOTA = (
+    "Your account or project has exceeded the compute time quota."
+    " Upgrade your plan to increase limits."
+)
+UNAVAILABLE = (
+    "Control plane request failed: endpoint is temporarily unavailable."
+    " Check your quotas and/or contact our support."
+)
+PERMIT = (
+    "Failed to acquire permit to connect to the database."
+    " Too many database connection attempts are currently ongoing."
+)
+RESERVED = "remaining connection slots are reserved for roles with the SUPERUSER attribute"
+
+MISHAPS = (
+    # The URL
+    elsewhere("connection is insecure (try using `sslmode=require`)", "tls-required", retry="no",
+              sslmode="disable", channel_binding=None),
+    elsewhere("Endpoint ID is not specified.", "endpoint-missing", retry="no",
+              channel_binding=None),
+    elsewhere(NO_BINDING, "channel-binding-unsupported", retry="no"),
+    written("password authentication failed for user 'ada' (password)", "login-refused",
+            password="wrong"),
+    written("password authentication failed for user 'bob' (role)", "login-refused", user="bob"),
+    written("password authentication failed for user 'ada' (endpoint)", "login-refused",
+            host="ep-no-body-a1b2c3d4.us-east-2.aws.neon.tech", counted=False),
+    told('password authentication failed for user "ada"', "login-refused", "no",
+         severity="FATAL", code="28P01"),
+    written("Inconsistent project name inferred from SNI ('ep-…') and project option ('ep-x').",
+            "endpoint-mismatch", options="endpoint=ep-x", counted=False),
+    Mishap('database "nowhere" does not exist', "database-missing", "no", name_no_database),
+    told('role "ada" does not exist', "role-missing", "no", severity="FATAL", code="28000"),
+    written("unsupported startup parameter in options: statement_timeout",
+            "startup-parameter-refused", options="-c statement_timeout=5s"),
+    # The project at Neon
+    told(ALLOW_LIST, "address-not-allowed", "no", before_login=True),
+    told("This connection is trying to access this endpoint from a blocked network.",
+         "address-not-allowed", "no", before_login=True),
+    told(QUOTA, "quota-exceeded", "no"),
+    told("Control plane request failed: endpoint is disabled", "endpoint-disabled", "no"),
+    told("Control plane request failed: endpoint cannot be found", "endpoint-deleted", "no"),
+    told(UNAVAILABLE, "endpoint-unavailable", "once"),
+    # What passes
+    told("Control plane request failed", "waking-up", "yes"),
+    told("Couldn't connect to compute node", "waking-up", "yes"),
+    told(PERMIT, "connect-storm", "yes"),
+    told("Too many connections to this endpoint. Please try again later.", "connect-storm", "yes"),
+    told("Too many connections attempts", "connect-storm", "yes"),
+    told("Authentication timed out", "no-answer", "yes"),
+    Mishap("timeout expired", "no-answer", "yes", sleep_for_ever),
+    told(RESERVED, "server-full", "yes", severity="FATAL", code="53300"),
+    told("sorry, too many clients already", "server-full", "yes", severity="FATAL", code="53300"),
+    told("no more connections allowed (max_client_conn)", "pooler-full", "yes", severity="FATAL",
+         code="08P01"),
+    # The network, and TLS
+    written('could not translate host name "db.example.invalid"', "host-unknown", retry="once",
+            host="db.example.invalid", hostaddr=None, counted=False),
+    Mishap("connection refused", "nothing-listens", "no", name_a_free_port, counted=False),
+    Mishap("server does not support SSL, but SSL was required", "tls-not-offered", "no",
+           name_the_server, counted=False),
+    Mishap("certificate verify failed", "certificate-refused", "no", trust_another_authority,
+           counted=False),
+    # What nobody foresaw
+    told(UNFORESEEN, "server-refused", "no"),
+    Mishap("an error with the password in it", "server-refused", "no", tell_the_password),
+)  # fmt: skip

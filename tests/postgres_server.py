@@ -1,0 +1,183 @@
+"""A PostgreSQL of the system's own that wants a password, and where asked for, TLS."""
+
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg2
+import pytest
+
+import processes
+
+START_SECONDS = 30
+USER = "ada"
+CONFIGURATION = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "fsync": "off",
+}
+TLS = {"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"}
+STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+@dataclass
+class Server:
+    """A server, running or stopped. `data`: its data's folder."""
+
+    port: int
+    password: str
+    data: Path
+    tls: bool = False
+    wrapper: Sequence[str] = ()
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    def url(
+        self, password: str | None = None, *, port: int | None = None, database: str = "postgres"
+    ) -> str:
+        """Return a URL, with the password or another one in it, percent-encoded.
+
+        port: of a proxy or a pooler that leads here.
+        """
+        login = f"{USER}:{quote(password or self.password, safe='')}"
+        sslmode = "require" if self.tls else "disable"
+        return f"postgresql://{login}@127.0.0.1:{port or self.port}/{database}?sslmode={sslmode}"
+
+    def ask(self, sql: str, *values: object, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run a statement, with values for its `%s`. Returns its rows, if it has any."""
+        url = self.url(database=database)
+        with closing(psycopg2.connect(url, connect_timeout=10)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(sql, values or None)
+                return cursor.fetchall() if cursor.description else []
+
+    def new_database(self, template: str = "template1", tablespace: str = "pg_default") -> str:
+        """Create a database, empty or as another one is. Returns its name."""
+        name = f"test_{secrets.token_hex(8)}"
+        self.ask(f"CREATE DATABASE {name} TEMPLATE {template} TABLESPACE {tablespace}")
+        return name
+
+    def terminate_backends(self, database: str) -> int:
+        """End all connections to a database. Returns how many there were."""
+        # With a time-out, the function returns when the backend is gone, not when it was told.
+        return len(
+            self.ask(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE datname = %s AND pid <> pg_backend_pid()",
+                database,
+            )
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self.data.parent / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.wrapper, find_programs() / "postgres", "-D", self.data],
+                cwd=self.data.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **processes.account(),
+            )
+        limit = time.monotonic() + START_SECONDS
+        while True:
+            assert self.process.poll() is None, f"the server has ended:\n{self.log}"
+            try:
+                self.ask("SELECT 1")
+            except psycopg2.OperationalError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it as pg_ctl's modes do: "smart", "fast", or "immediate" as in a crash."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(STOP[mode])
+            self.process.wait(processes.END_SECONDS)
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Stop all its processes (SIGSTOP), and let them go on at the end (SIGCONT)."""
+        assert self.process is not None
+        return processes.frozen(self.process.pid)
+
+    @property
+    def log(self) -> str:
+        return (self.data.parent / "log").read_text("utf-8", "replace")
+
+
+def new_password() -> str:
+    """Return a password that has to be percent-encoded, and is easy to search for."""
+    return f"s3cr3t-{secrets.token_hex(8)}/@:é %"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def find_programs() -> Path:
+    """Return the folder of initdb and postgres, the newest ones."""
+    debian = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    installed = sorted(debian, key=lambda program: int(program.parent.parent.name))
+    found = installed[-1] if installed else shutil.which("postgres")
+    if not found:
+        pytest.skip("no PostgreSQL is installed on the system")
+    return Path(found).parent
+
+
+@contextmanager
+def postgres_server(
+    *,
+    tls: bool = False,
+    settings: Mapping[str, object] | None = None,
+    wrapper: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Start a server with an empty database, and stop it at the end.
+
+    tls: refuse connections without it. settings: of postgresql.conf, by name. wrapper: a command
+    that is given the server's command, and becomes the server.
+    """
+    programs = find_programs()
+    with processes.folder() as folder:
+        server = Server(free_port(), new_password(), folder / "data", tls, wrapper)
+        password_file = folder / "password"
+        password_file.write_text(server.password, "utf-8")
+        password_file.chmod(0o644)
+
+        def run(*command: str | Path) -> None:
+            subprocess.run(
+                command, check=True, cwd=folder, capture_output=True, **processes.account()
+            )
+
+        run(programs / "initdb", "--auth=scram-sha-256", f"--username={USER}", "--encoding=UTF8",
+            "--no-sync", f"--pwfile={password_file}", server.data)  # fmt: skip
+        configuration = {**CONFIGURATION, "port": server.port, **(settings or {})}
+        if tls:
+            configuration |= TLS
+            run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj",
+                "/CN=localhost", "-keyout", server.data / "server.key",
+                "-out", server.data / "server.crt")  # fmt: skip
+        with (server.data / "postgresql.conf").open("a", encoding="utf-8") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in configuration.items())
+        kind = "hostssl" if tls else "host"
+        rule = f"{kind} all all 127.0.0.1/32 scram-sha-256\n"
+        (server.data / "pg_hba.conf").write_text(rule, "utf-8")
+
+        try:
+            server.start()
+            yield server
+        finally:
+            if server.process:
+                processes.end(server.process)

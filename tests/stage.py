@@ -1,0 +1,92 @@
+"""Where faults happen: a server with a migrated database, and the project to serve on it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psycopg2
+
+from app_server import AppServer, app_server
+from machine import Outcome, Project
+from postgres_server import Server, postgres_server
+
+POOL_SIZE = 4  # connections of one process: few, so that requests have to wait for them
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A database on a server, and what can be done there. `folder`: for the logs."""
+
+    project: Project
+    server: Server
+    database: str
+    folder: Path
+
+    def copy(self, tablespace: str = "pg_default") -> "Stage":
+        """Return the same with a database of its own, in which no app was at work yet."""
+        return replace(self, database=self.server.new_database(self.database, tablespace))
+
+    def empty(self) -> "Stage":
+        """Return the same with a database that was never migrated."""
+        return replace(self, database=self.server.new_database())
+
+    def url(self, port: int | None = None) -> str:
+        """Return the database's URL. port: of a proxy or a pooler that leads there."""
+        return self.server.url(port=port, database=self.database)
+
+    def app(
+        self, name: str, port: int | None = None, *, workers: int = 1, **settings: str
+    ) -> AbstractContextManager[AppServer]:
+        """Serve the project. name: of its log. port: as in `url`."""
+        return app_server(
+            self.project,
+            self.url(port),
+            self.folder / f"{self.database}-{name}.log",
+            {"DB_POOL_SIZE": str(POOL_SIZE), **settings},
+            workers=workers,
+        )
+
+    def migrate(self, project: Project | None = None) -> Outcome:
+        """Bring the database up to date as an operator does. project: another one's migrations."""
+        project = project or self.project
+        operator = Project(project.path, {**project.environment, "DATABASE_URL": self.url()})
+        return operator.run(str(self.project.python), "manage.py", "migrate")
+
+    def ask(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+        return self.server.ask(sql, *values, database=self.database)
+
+    def titles(self) -> list[str]:
+        """Return the titles of all tasks."""
+        return [str(title) for (title,) in self.ask("SELECT title FROM tasks")]
+
+    @contextmanager
+    def locked(self, table: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[None]:
+        """Have all that is asked of a table wait, or what a weaker mode of PostgreSQL's bars."""
+        with closing(psycopg2.connect(self.url())) as connection, connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {table} IN {mode} MODE")
+            yield
+            connection.rollback()
+
+    def waiting(self) -> list[int]:
+        """Return the pids of the backends whose statement waits for a lock."""
+        rows = self.ask(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return [pid for (pid,) in rows if isinstance(pid, int)]
+
+
+@contextmanager
+def new_stage(
+    project: Project, folder: Path, wrapper: Sequence[str] = (), **settings: object
+) -> Iterator[Stage]:
+    """Start a server for a project, and migrate a database on it.
+
+    folder: for the logs. wrapper, settings: of the server.
+    """
+    with postgres_server(settings=settings, wrapper=wrapper) as server:
+        stage = Stage(project, server, server.new_database(), folder)
+        outcome = stage.migrate()
+        assert outcome.code == 0, outcome.output
+        yield stage

@@ -1,0 +1,506 @@
+"""The generated project on a stand-in for Neon: its commands, its generation and its app.
+
+What takes long, because it waits for a time limit or a compute that wakes, is done side by side.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import pexpect
+import pytest
+
+from app_server import LIMIT_SECONDS, Answer, AppServer, app_server
+from machine import Outcome, Project, new_machine
+from neon_proxy import Endpoint, NeonProxy, Reply, Way, neon_proxy
+from neon_proxy.mishaps import ALLOW_LIST, MISHAPS, QUOTA, Mishap
+from visitors import wait_for
+
+T = TypeVar("T")
+
+CHECK_SECONDS = 100  # all that a check takes, on a machine that is busy
+OWN_SECONDS = 600  # all that the project's own tests take
+SIDE_BY_SIDE = 16
+CORES = 2
+SHARED_SECONDS = 1.5  # how long an answer of /ready serves all who ask
+
+
+@pytest.fixture(scope="module")
+def neon() -> Iterator[NeonProxy]:
+    with neon_proxy() as neon:
+        yield neon
+
+
+@pytest.fixture(scope="module")
+def migrated(neon: NeonProxy, project: Project) -> str:
+    """A database with the project's schema."""
+    endpoint = neon.new_endpoint()
+    run = manage(project, endpoint.url(), "migrate")
+    assert run.code == 0, run.output
+    return endpoint.database
+
+
+@pytest.fixture
+def endpoint(neon: NeonProxy, migrated: str) -> Endpoint:
+    return neon.new_endpoint(migrated)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command of the project left behind."""
+
+    code: int
+    output: str
+    seconds: float
+
+
+def manage(
+    project: Project, url: str | None, *arguments: str, folder: Path | None = None, typed: str = ""
+) -> Run:
+    """Run `manage.py`, on a database. None: on the one of .env. folder: another copy of it."""
+    environment = {**project.environment, **({"DATABASE_URL": url} if url else {})}
+    start = time.monotonic()
+    done = subprocess.run(
+        [project.python, "manage.py", *arguments],
+        check=False,
+        cwd=folder or project.path,
+        env=environment,
+        input=typed,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=CHECK_SECONDS * 2,
+    )
+    return Run(done.returncode, done.stdout, time.monotonic() - start)
+
+
+def side_by_side(works: Iterable[Callable[[], T]]) -> list[T]:
+    """Do all of it at once. Returns what came out, in their order."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as executor:
+        return [future.result() for future in [executor.submit(work) for work in works]]
+
+
+# Diagnosis
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How a check met a mishap. attempts: how often it has named the endpoint."""
+
+    run: Run
+    attempts: int
+    password: str
+
+
+Meetings = dict[tuple[Mishap, str], Meeting]
+
+
+@pytest.fixture(scope="module")
+def meetings(project: Project, neon: NeonProxy, migrated: str) -> Meetings:
+    """All mishaps, each met by the check as people and as programs call it."""
+
+    def meet(mishap: Mishap, *options: str) -> Meeting:
+        endpoint = neon.new_endpoint(migrated)
+        run = manage(project, mishap.meet(endpoint), "check", *options)
+        return Meeting(run, len(endpoint.show()["connections"]), endpoint.password)
+
+    cases = [(mishap, option) for mishap in MISHAPS for option in ("", "--json")]
+    with ThreadPoolExecutor(len(cases)) as patient, ThreadPoolExecutor(CORES) as busy:
+        futures = {
+            (mishap, option): (patient if mishap.retry == "yes" else busy).submit(
+                meet, mishap, *filter(None, [option])
+            )
+            for mishap, option in cases
+        }
+        return {case: future.result() for case, future in futures.items()}
+
+
+def names(mishap: Mishap) -> str:
+    return mishap.text[:60]
+
+
+@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
+def test_the_check_names_what_is_wrong_and_what_to_do(meetings: Meetings, mishap: Mishap) -> None:
+    report = meetings[mishap, "--json"].run
+    text = meetings[mishap, ""].run
+
+    found = json.loads(report.output[report.output.index("{") :])
+    (failed,) = [step for step in found["checks"] if step["ok"] is False]
+    assert (report.code, text.code) == (1, 1)
+    assert (found["ok"], found["finding"], failed["finding"]) == (False, *[mishap.finding] * 2)
+    assert f"✗ {failed['name']:<9} {failed['detail']}\n" in text.output
+    assert failed["advice"]
+    assert f"→ {failed['advice']}\n" in text.output
+
+
+@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
+def test_the_check_tries_again_where_that_helps_and_nowhere_else(
+    meetings: Meetings, mishap: Mishap
+) -> None:
+    meeting = meetings[mishap, ""]
+
+    if mishap.counted:
+        assert meeting.attempts in {"no": {1}, "once": {2}, "yes": range(2, 20)}[mishap.retry]
+    assert meeting.run.seconds < CHECK_SECONDS
+
+
+@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
+def test_the_check_tells_no_secret(meetings: Meetings, mishap: Mishap) -> None:
+    shown = [meetings[mishap, option] for option in ("", "--json")]
+
+    assert all(meeting.password not in meeting.run.output for meeting in shown)
+
+
+@pytest.mark.usefixtures("own_tests")  # they begin now
+def test_a_healthy_database_passes_each_step(project: Project, endpoint: Endpoint) -> None:
+    run = manage(project, endpoint.url(), "check")
+
+    assert run.code == 0, run.output
+    assert set(re.findall(r"^(\S) ", run.output, re.MULTILINE)) == {"✓"}
+    assert f"migrations go to {endpoint.host(pooled=False)}" in run.output
+
+
+def test_a_database_that_is_behind_is_named(project: Project, neon: NeonProxy) -> None:
+    run = manage(project, neon.new_endpoint().url(), "check", "--json")
+
+    assert run.code == 1
+    assert json.loads(run.output)["finding"] == "schema-behind"
+    assert "uv run manage.py migrate" in run.output
+
+
+def test_a_waking_compute_is_waited_for_with_a_count_of_seconds(
+    project: Project, neon: NeonProxy, migrated: str
+) -> None:
+    endpoint = neon.new_endpoint(migrated, wake_seconds=8)
+
+    run = manage(project, endpoint.url(), "check")
+
+    counted = [int(seconds) for seconds in re.findall(r"(\d+) s so far", run.output)]
+    assert run.code == 0, run.output
+    assert len(counted) >= 2
+    assert counted == sorted(set(counted))
+
+
+def test_a_terminal_shows_each_second_of_the_wait(
+    project: Project, neon: NeonProxy, migrated: str
+) -> None:
+    url = neon.new_endpoint(migrated, wake_seconds=4).url()
+    terminal = pexpect.spawn(
+        str(project.python),
+        ["manage.py", "check"],
+        cwd=project.path,
+        env={**project.environment, "DATABASE_URL": url},
+        encoding="utf-8",
+        timeout=CHECK_SECONDS,
+    )
+
+    output = terminal.read()
+    terminal.close()
+
+    counted = [int(seconds) for seconds in re.findall(r"\r[^\r\n]*?(\d+) s so far", output)]
+    assert terminal.exitstatus == 0, output
+    assert len(counted) >= 3
+    assert counted == sorted(counted)
+
+
+def test_trouble_that_passes_is_waited_out(project: Project, endpoint: Endpoint) -> None:
+    endpoint.reply(
+        Reply("Couldn't connect to compute node", times=1),
+        Reply("Control plane request failed", times=1),
+    )
+
+    run = manage(project, endpoint.url(), "check")
+
+    assert run.code == 0, run.output
+    assert len(endpoint.show()["connections"]) == 3
+
+
+# Migrations, and settings
+
+
+def test_migrations_go_past_the_pooler(project: Project, neon: NeonProxy) -> None:
+    endpoint = neon.new_endpoint()
+
+    run = manage(project, endpoint.url(), "migrate")
+
+    assert run.code == 0, run.output
+    connections = endpoint.show()["connections"]
+    assert {connection["host"] for connection in connections} == {endpoint.host(pooled=False)}
+
+
+def test_migrations_wait_for_a_waking_compute(project: Project, neon: NeonProxy) -> None:
+    run = manage(project, neon.new_endpoint(wake_seconds=5).url(), "migrate")
+
+    assert run.code == 0, run.output
+
+
+@pytest.mark.parametrize("text", [QUOTA, "password authentication failed for user 'ada'"])
+def test_a_migration_that_cannot_connect_says_why(
+    project: Project, endpoint: Endpoint, text: str
+) -> None:
+    endpoint.reply(Reply(text))
+
+    run = manage(project, endpoint.url(), "migrate")
+
+    assert run.code == 1
+    assert "→ " in run.output
+    assert "Traceback" not in run.output
+    assert endpoint.password not in run.output
+
+
+def test_what_the_console_shows_can_be_pasted(
+    project: Project, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project.path, folder, ignore=shutil.ignore_patterns(".venv", ".postgres"))
+
+    env = manage(project, None, "env", folder=folder, typed=f"psql '{endpoint.url()}'\n")
+    check = manage(project, None, "check", folder=folder)
+
+    assert env.code == 0, env.output
+    assert endpoint.password not in env.output
+    assert f"DATABASE_URL={endpoint.url()}\n" in (folder / ".env").read_text("utf-8")
+    assert check.code == 0, check.output
+
+
+# The generator
+
+
+@pytest.fixture(scope="module")
+def generations(
+    template: Path, neon: NeonProxy, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Endpoint, Outcome]]:
+    """Projects generated for databases in all states, by these."""
+    states = {
+        "healthy": [],
+        "waking": [],
+        "unsteady": [Reply("Couldn't connect to compute node", times=1)],
+        "wrong password": [Reply("password authentication failed for user 'ada'")],
+        "quota": [Reply(QUOTA)],
+        "not allowed": [Reply(ALLOW_LIST, before_login=True)],
+    }
+
+    def generate(state: str) -> tuple[Endpoint, Outcome]:
+        endpoint = neon.new_endpoint(wake_seconds=5 if state == "waking" else 0)
+        endpoint.reply(*states[state])
+        folder = tmp_path_factory.mktemp("machine") / "machine"
+        with new_machine(folder, template) as machine:
+            url = endpoint.url()
+            return endpoint, machine.generate("database=neon", NEON_DATABASE_URL=url, seconds=240)
+
+    found = side_by_side([partial(generate, state) for state in states])
+    return dict(zip(states, found, strict=True))
+
+
+@pytest.mark.parametrize("state", ["healthy", "waking", "unsteady"])
+def test_a_project_is_generated_on_neon(
+    generations: dict[str, tuple[Endpoint, Outcome]], state: str
+) -> None:
+    endpoint, outcome = generations[state]
+
+    assert outcome.code == 0
+    assert "✓ schema" in outcome.output
+    assert "✓ smoke test" in outcome.output
+    assert "It is ready" in outcome.output
+    assert endpoint.password not in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("wrong password", "uv run manage.py env"),
+        ("quota", "quota"),
+        ("not allowed", "not allowed"),
+    ],
+)
+def test_a_project_whose_database_refuses_is_whole_and_says_what_to_do(
+    generations: dict[str, tuple[Endpoint, Outcome]], state: str, told: str
+) -> None:
+    endpoint, outcome = generations[state]
+
+    assert outcome.code == 0
+    assert re.search(r"✗ schema: .*\n(    .*\n)*    → .*\n(    .*\n)*    again: ", outcome.output)
+    assert told in outcome.output
+    assert "\n    uv run manage.py migrate\n" in outcome.output
+    assert endpoint.password not in outcome.output
+    assert f"DATABASE_URL={endpoint.url()}\n" in outcome.project.read(".env")
+
+
+# Scale to zero
+
+
+@dataclass(frozen=True)
+class Night:
+    """The end of a night in which the compute slept: its first requests, and what came later."""
+
+    answers: list[Answer]
+    health: Answer
+    ready: Answer
+    later: Answer
+    ready_later: Answer
+
+
+POOL_SIZE = 4
+CLIENTS = 6  # so that two of them have to wait until others are done
+NIGHTS: list[tuple[Way, float]] = [
+    *((way, 0.5) for way in get_args(Way)),
+    *((way, 5) for way in get_args(Way)),
+    ("fatal", 20),
+]
+
+
+def spend_a_night(app: AppServer, endpoint: Endpoint, way: Way, wake_seconds: float) -> Night:
+    token = app.register()
+    read = partial(app.request, "GET", "/tasks", token=token)
+    write = partial(app.request, "POST", "/tasks", {"title": "first thing"}, token=token)
+    health, ready = (partial(app.request, "GET", path) for path in ("/health", "/ready"))
+    side_by_side([read] * CLIENTS)  # so that several connections are there to die
+
+    endpoint.suspend(way, wake_seconds=wake_seconds)
+
+    *answers, alive, able = side_by_side([*[read] * (CLIENTS - 1), write, health, ready])
+    seconds = wake_seconds + 20
+    later = [wait_for(partial(succeed, request), seconds) for request in (read, ready)]
+    return Night(answers, alive, able, *filter(None, later))
+
+
+def succeed(request: Callable[[], Answer]) -> Answer | None:
+    answer = request()
+    return answer if answer.status == 200 else None
+
+
+@pytest.fixture(scope="module")
+def nights(
+    project: Project, neon: NeonProxy, migrated: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[Way, float], Night]:
+    folder = tmp_path_factory.mktemp("nights")
+
+    def spend(way: Way, wake_seconds: float) -> Night:
+        endpoint = neon.new_endpoint(migrated)
+        log, settings = folder / f"{endpoint.name}.log", {"DB_POOL_SIZE": str(POOL_SIZE)}
+        with app_server(project, endpoint.url(), log, settings=settings) as app:
+            return spend_a_night(app, endpoint, way, wake_seconds)
+
+    found = side_by_side([partial(spend, *night) for night in NIGHTS])
+    return dict(zip(NIGHTS, found, strict=True))
+
+
+@pytest.mark.parametrize("wake_seconds", [0.5, 5])
+@pytest.mark.parametrize("way", get_args(Way))
+def test_the_first_requests_after_a_night_are_answered(
+    nights: dict[tuple[Way, float], Night], way: Way, wake_seconds: float
+) -> None:
+    night = nights[way, wake_seconds]
+
+    assert [answer.status for answer in night.answers] == [200] * (CLIENTS - 1) + [201]
+    assert night.health.status == 200
+
+
+def test_a_compute_that_takes_too_long_costs_requests_but_not_the_app(
+    nights: dict[tuple[Way, float], Night],
+) -> None:
+    night = nights["fatal", 20]
+
+    assert {answer.status for answer in night.answers} == {503}
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in night.answers)
+    assert all(answer.seconds < LIMIT_SECONDS for answer in night.answers)
+    assert (night.health.status, night.ready.status) == (200, 503)
+    assert (night.later.status, night.ready_later.status) == (200, 200)
+
+
+@pytest.fixture(scope="module")
+def idle(
+    project: Project, neon: NeonProxy, migrated: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[AppServer, Endpoint]]:
+    """An app on an endpoint of its own."""
+    endpoint = neon.new_endpoint(migrated)
+    log = tmp_path_factory.mktemp("idle") / "log"
+    with app_server(project, endpoint.url(), log) as app:
+        yield app, endpoint
+
+
+def test_an_app_that_nobody_asks_asks_nothing(idle: tuple[AppServer, Endpoint]) -> None:
+    app, endpoint = idle
+    app.register()
+    before = len(endpoint.show()["statements"])
+
+    time.sleep(6)
+
+    assert before > 0
+    assert len(endpoint.show()["statements"]) == before
+
+
+def test_readiness_costs_one_query_in_its_cache_time(idle: tuple[AppServer, Endpoint]) -> None:
+    app, endpoint = idle
+    before = len(endpoint.show()["statements"])
+    start = time.monotonic()
+
+    statuses = []
+    while time.monotonic() - start < 6:
+        statuses.append(app.request("GET", "/ready").status)
+        time.sleep(0.25)
+    asked = len(endpoint.show()["statements"]) - before
+
+    assert set(statuses) == {200}
+    assert 2 <= asked <= (time.monotonic() - start) / SHARED_SECONDS + 1
+
+
+def test_an_error_that_passes_is_tried_again_within_the_requests_limit(
+    idle: tuple[AppServer, Endpoint],
+) -> None:
+    app, endpoint = idle
+    token = app.register()
+    endpoint.hang_up("fatal")
+    endpoint.reply(Reply("Couldn't connect to compute node", times=1))
+
+    answer = app.request("GET", "/tasks", token=token)
+
+    assert answer.status == 200
+
+
+def test_an_app_may_start_while_the_compute_sleeps(
+    project: Project, neon: NeonProxy, migrated: str, tmp_path: Path
+) -> None:
+    endpoint = neon.new_endpoint(migrated, wake_seconds=3)
+    with app_server(project, endpoint.url(), tmp_path / "log") as app:
+        token = app.register()
+
+        assert app.request("GET", "/tasks", token=token).status == 200
+
+
+# The project's own tests
+
+
+@pytest.fixture(scope="module")
+def own_tests(
+    project: Project, neon: NeonProxy, migrated: str, meetings: Meetings
+) -> Iterator[tuple[Endpoint, Future[Outcome]]]:
+    """The project's tests on a pooled host, which go on while other tests wait."""
+    assert meetings  # these were many, and are done
+    endpoint = neon.new_endpoint(migrated)
+    environment = {**project.environment, "TEST_DATABASE_URL": endpoint.url()}
+    tested = Project(project.path, environment)
+    with ThreadPoolExecutor(1) as executor:
+        command = ("uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider")
+        yield endpoint, executor.submit(tested.run, *command, seconds=OWN_SECONDS)
+
+
+@pytest.mark.timeout(OWN_SECONDS + 60)
+def test_its_own_tests_pass_through_the_pooled_host(
+    own_tests: tuple[Endpoint, Future[Outcome]],
+) -> None:
+    endpoint, future = own_tests
+
+    outcome = future.result(OWN_SECONDS)
+
+    assert outcome.code == 0, outcome.output
+    assert re.search(r"^\d+ passed in ", outcome.output, re.MULTILINE), outcome.output
+    assert any(connection["pooled"] for connection in endpoint.show()["connections"])

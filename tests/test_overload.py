@@ -1,0 +1,169 @@
+"""More clients than the generated app can serve at once: each is answered, and it stays alive."""
+
+import json
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
+from http.client import HTTPConnection
+
+import pytest
+from bench import load
+from bench.load import Run, prepare, send
+
+from app_server import LIMIT_SECONDS, PASSWORD, REQUEST_SECONDS, AppServer
+from machine import Project
+from stage import Stage, new_stage
+from visitors import visitors
+
+POOL_SIZE = 15
+LOAD_SECONDS = 2
+ACCOUNTS = 200  # each of which may log in ten times at once
+LOG_INS = 10  # of a hundred requests of the mix
+
+pytestmark = pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk")
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have wrk wait for the last answers longer than the slowest should take."""
+    monkeypatch.setattr(load, "GRACE_SECONDS", LIMIT_SECONDS + 10)
+
+
+@pytest.fixture(scope="module")
+def stage(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with new_stage(project, tmp_path_factory.mktemp("stage")) as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def app(stage: Stage) -> Iterator[AppServer]:
+    with stage.app("overloaded", DB_POOL_SIZE=str(POOL_SIZE)) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def token(app: AppServer, stage: Stage) -> str:
+    """The log-in of the first of ACCOUNTS."""
+    token = app.register("0")
+    stage.ask(
+        "INSERT INTO users (id, email, password_hash, name)"
+        " SELECT gen_random_uuid(), number || '@example.com', password_hash, name"
+        " FROM users, generate_series(1, %s) AS number",
+        ACCOUNTS - 1,
+    )
+    return token
+
+
+def log_in(account: int) -> bytes:
+    """Return a log-in as it goes over the wire."""
+    form = f"username={account}@example.com&password={PASSWORD}".encode()
+    head = f"POST /auth/login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(form)}\r\n"
+    return head.encode() + b"Content-Type: application/x-www-form-urlencoded\r\n\r\n" + form
+
+
+def load_of(kind: str, token: str) -> list[bytes]:
+    """Return requests, to be sent in turn."""
+    listing = prepare("GET", "/tasks", token)
+    creation = prepare("POST", "/tasks", token, {"title": "one of very many"})
+    if kind == "lists":
+        return [listing]
+    if kind == "creates":
+        return [creation]
+    tasks = [listing, creation, listing] * ((100 - LOG_INS) // 3)
+    return [
+        request
+        for first in range(0, ACCOUNTS, LOG_INS)
+        for request in [*tasks, *map(log_in, range(first, first + LOG_INS))]
+    ]
+
+
+@contextmanager
+def pulse(app: AppServer) -> Iterator[list[float]]:
+    """Ask for its health again and again, on one connection. Yields the seconds of each answer."""
+    seconds: list[float] = []
+    over = threading.Event()
+    connection = HTTPConnection("127.0.0.1", app.port, timeout=REQUEST_SECONDS)
+
+    def ask() -> None:
+        start = time.perf_counter()
+        connection.request("GET", "/health")
+        assert json.load(connection.getresponse())["status"] == "ok"
+        seconds.append(time.perf_counter() - start)
+
+    def go_on() -> None:
+        while not over.wait(0.02):
+            ask()
+
+    ask()  # connects before the crowd does
+    with closing(connection), ThreadPoolExecutor(1) as thread:
+        asking = thread.submit(go_on)
+        try:
+            yield seconds
+        finally:
+            over.set()
+            asking.result()
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    found = {
+        "p50": statistics.median(seconds),
+        "p99": statistics.quantiles(seconds, n=100, method="inclusive")[-1],
+        "max": max(seconds),
+    }
+    return {name: round(1000 * value, 1) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("clients", [200, 1000, 2000])
+@pytest.mark.parametrize("kind", ["lists", "creates", "mix"])
+def test_each_client_of_a_crowd_is_answered(
+    app: AppServer,
+    token: str,
+    clients: int,
+    kind: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    requests = load_of(kind, token)
+
+    # wrk tells of each answer only its status: a few visitors look at the whole of theirs.
+    with pulse(app) as health, visitors(app, token, 4) as witnesses:
+        run = send(app.port, requests, clients, LOAD_SECONDS)
+
+    record_property("load", str(run))
+    record_property("health", milliseconds(health))
+    refusals = {"503"} if clients > 200 or kind == "mix" else set()  # hashes have a queue of 50
+    assert set(run.statuses) <= {"200", "201"} | refusals
+    assert (run.unanswered, run.broken) == (0, 0)
+    assert run.succeeded > 0
+    assert witnesses.faults() == []
+    assert statistics.median(health) < 0.1
+
+
+def test_a_crowd_at_the_start_finds_fewer_connections_than_it_wants(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def app_on(stage: Stage, name: str) -> AbstractContextManager[AppServer]:
+        return stage.app(name, workers=2, DB_POOL_SIZE=str(POOL_SIZE))
+
+    with (
+        new_stage(project, tmp_path_factory.mktemp("few"), max_connections=12) as stage,
+        app_on(stage, "first") as first,
+        app_on(stage, "second") as second,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        requests = [prepare("GET", "/tasks", first.register())]
+
+        def storm(app: AppServer) -> Run:
+            return send(app.port, requests, 300, LOAD_SECONDS)
+
+        runs = list(threads.map(storm, [first, second]))
+        logs = [app.log.read_text("utf-8") for app in (first, second)]
+
+    assert any("too many clients" in log for log in logs)
+    for run in runs:
+        assert set(run.statuses) <= {"200", "503"}
+        assert (run.unanswered, run.broken) == (0, 0)
+        assert run.succeeded > 0
