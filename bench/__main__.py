@@ -5,26 +5,39 @@ import json
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from . import plots, report
-from .measure import Measurement, Results, measure, require_results
-from .plan import APPS, CHAPTERS, OPERATIONS, Plan, full_plan, quick_plan, select
+from . import plots, profiles, readme, report
+from .measure import Measurement, Results, describe_machine, measure, require_results
+from .plan import CHAPTERS, OPERATIONS, full_plan, quick_plan, select
 from .processes import BenchError
+from .project import REPOSITORY
 
 RESULTS = Path(__file__).parent / "results"
+README = REPOSITORY / "README.md"
+EPILOG = """\
+run      measures, and writes table, plots and figures; a full run puts them into the README
+tell     writes all that anew from the figures of an earlier run: --figures FILE
+profile  tells by py-spy what the time of lists and creations is spent for; with --before COMMIT,
+         also for the template as it was then
+"""
 
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure a generated project, the textbook app and the floor, in turn.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("task", nargs="?", choices=("run", "tell", "profile"), default="run")
     parser.add_argument(
-        "--quick", action="store_true", help="about 3 minutes in place of about 22, and less exact"
+        "--quick", action="store_true", help="run: about 4 minutes in place of 22, and less exact"
     )
     parser.add_argument(
         "--only",
@@ -32,13 +45,18 @@ def read_arguments() -> argparse.Namespace:
         default=[],
         choices=(*CHAPTERS, *OPERATIONS),
         metavar="WORD",
-        help=f"chapters ({', '.join(CHAPTERS)}) and operations ({', '.join(OPERATIONS)})",
+        help=f"run: chapters ({', '.join(CHAPTERS)}) and operations ({', '.join(OPERATIONS)})",
     )
+    parser.add_argument(
+        "--figures", type=Path, default=RESULTS / "results.json", metavar="FILE", help="for tell"
+    )
+    parser.add_argument("--before", metavar="COMMIT", help="for profile")
     parser.add_argument(
         "--output",
         type=Path,
-        help="where table, plots and figures go: bench/results after a full run, else a new"
-        " temporary folder, so that what the README shows is always a full run",
+        metavar="FOLDER",
+        help="where it all goes: bench/results after a full run and a profile, else a new temporary"
+        " folder, so that what the README shows is always a full run",
     )
     return parser.parse_args()
 
@@ -67,26 +85,76 @@ class Screen:
         self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def run(plan: Plan) -> Results:
-    """Carry out a plan, and show how far it is."""
-    screen = Screen(sum(cell.rounds * cell.seconds * len(APPS) for cell in plan.cells))
+@contextmanager
+def at_work(seconds: float) -> Iterator[tuple[Screen, Path]]:
+    """Yield a display for so many seconds of load, and a folder that is gone afterwards."""
+    screen = Screen(seconds)
     with (
         tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder,
         screen.progress,
     ):
-        return measure(plan, Path(folder), screen)
+        yield screen, Path(folder)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carry out a plan. What was found is kept even if the run ends early."""
+    plan = select(quick_plan() if arguments.quick else full_plan(), arguments.only)
+    full = not (arguments.quick or arguments.only)
+    results = Results(describe_machine())
+    try:
+        with at_work(plan.seconds) as (screen, folder):
+            measure(plan, folder, screen, results)
+        require_results(results)
+    except BaseException:
+        if results.measurements:
+            write(results, new_folder())
+        raise
+    write(results, arguments.output or (RESULTS if full else new_folder()))
+    if full and arguments.output is None:
+        tell_readers(results)
+
+
+def tell(arguments: argparse.Namespace) -> None:
+    """Write table and plots from figures, and the README, if these are the ones it shows."""
+    try:
+        results = Results.from_data(json.loads(arguments.figures.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BenchError(f"{arguments.figures} holds no figures of a run: {error!r}") from None
+    folder = arguments.output or arguments.figures.parent
+    write(results, folder)
+    if folder.resolve() == RESULTS:
+        tell_readers(results)
 
 
 def write(results: Results, folder: Path) -> None:
     """Write figures, table and plots, and show the table."""
     folder.mkdir(parents=True, exist_ok=True)
     text = report.markdown(results)
-    data = json.dumps(results.as_data(), indent=1, ensure_ascii=False)
-    (folder / "results.json").write_text(data + "\n", "utf-8")
+    (folder / "results.json").write_text(as_json(results), "utf-8")
     (folder / "results.md").write_text(text, "utf-8")
     drawn = plots.draw(results, folder)
     print(text)
     print(f"In {folder}: results.json, results.md, {', '.join(path.name for path in drawn)}")
+
+
+def as_json(results: Results) -> str:
+    """Return all figures, each measurement on a line of its own."""
+    data = results.as_data()
+    lines = ",\n".join(json.dumps(one) for one in data.pop("measurements"))
+    rest = json.dumps(data, ensure_ascii=False).removesuffix("}")
+    return f'{rest},\n"measurements": [\n{lines}\n]}}\n'
+
+
+def tell_readers(results: Results) -> None:
+    readme.write(README, readme.summary(results, RESULTS, REPOSITORY))
+    print(f"{README.name} shows them.")
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    with at_work(profiles.seconds(arguments.before)) as (screen, folder):
+        found = profiles.take(folder, screen, arguments.before)
+        text = profiles.write(found, folder, arguments.output or RESULTS)
+    print(text)
 
 
 def new_folder() -> Path:
@@ -98,21 +166,20 @@ def end_orderly(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
 
+TASKS = {"run": run, "tell": tell, "profile": profile}
+
+
 def main() -> None:
     arguments = read_arguments()
-    plan = quick_plan() if arguments.quick else full_plan()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a script put us behind it
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_orderly)
     try:
-        results = run(select(plan, arguments.only))
-        require_results(results)
-        partial = arguments.quick or arguments.only
-        write(results, arguments.output or (new_folder() if partial else RESULTS))
+        TASKS[arguments.task](arguments)
     except BenchError as error:
         sys.exit(f"✗ {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped; nothing was written, and nothing runs any more.")
+        sys.exit("\nStopped; nothing runs any more.")
 
 
 if __name__ == "__main__":

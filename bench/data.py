@@ -9,6 +9,8 @@ from uuid import NAMESPACE_DNS, uuid5
 
 import psycopg2
 
+from .plan import USUAL_TASKS, Cell
+
 PAGE = 20  # tasks, the apps' default
 CROWD = 10_000  # owners beside each other
 CROWD_TASKS = 100  # of each of them
@@ -46,13 +48,21 @@ def named(name: str, tasks: int) -> Owner:
     return Owner(str(uuid5(NAMESPACE_DNS, name)), tasks)
 
 
+READER = named("reader", USUAL_TASKS)
 WRITER = named("writer", 0)  # creates, changes and deletes, so that nobody else's tasks change
 CROWD_OWNERS = tuple(named(f"one of many, {number}", CROWD_TASKS) for number in range(CROWD))
+VISITORS = tuple(named(f"visitor {number}", 0) for number in range(200))  # log in, again and again
 
 
-def owner_of(tasks: int) -> Owner:
-    """Return the owner of so many tasks."""
-    return named(f"owner of {tasks}", tasks)
+def owners_of(cell: Cell) -> tuple[Owner, ...]:
+    """Return who reads in turn. Where data grows, they write, too: each size has its own owner."""
+    if cell.owners > 1:
+        return CROWD_OWNERS
+    return (named(f"owner of {cell.tasks}", cell.tasks) if cell.chapter == "growth" else READER,)
+
+
+def email_of(owner: Owner) -> str:
+    return f"{owner.id}@example.com"
 
 
 class Data:
@@ -69,10 +79,17 @@ class Data:
             return cursor.fetchall() if cursor.description else []
 
     def add_owners(self, owners: Sequence[Owner]) -> None:
+        """Add users without a password."""
         self.execute(
             "INSERT INTO users (id, email, password_hash, name)"
-            " SELECT id::uuid, id || '@example.com', 'none', 'Ada' FROM unnest(%s) AS id",
-            ([owner.id for owner in owners],),
+            " SELECT id::uuid, email, 'none', 'Ada' FROM unnest(%s, %s) AS new (id, email)",
+            ([owner.id for owner in owners], [email_of(owner) for owner in owners]),
+        )
+
+    def set_password(self, owners: Sequence[Owner], password_hash: str) -> None:
+        self.execute(
+            "UPDATE users SET password_hash = %s WHERE id = ANY(%s::uuid[])",
+            (password_hash, [owner.id for owner in owners]),
         )
 
     def add_tasks(self, owners: Sequence[Owner], count: int) -> Iterable[int]:
@@ -118,14 +135,27 @@ class Data:
         )
         return [row[0] for row in self.execute(statement, (owner.id, limit))]
 
-    def before_last_page(self, owner: Owner) -> tuple[datetime, str]:
-        """Return date and id of the task behind which an owner's last page begins."""
-        statement = """
-            SELECT created_at, id::text FROM tasks WHERE owner_id = %s
-            ORDER BY created_at, id OFFSET %s LIMIT 1
+    def before_last_page(self, owners: Sequence[Owner]) -> list[tuple[datetime, str]]:
+        """Return date and id of the task behind which each owner's last page begins.
+
+        Owners whose tasks fill one page at most have none.
         """
-        created_at, task = self.execute(statement, (owner.id, PAGE))[0]
-        return created_at, task
+        statement = """
+            SELECT task.created_at, task.id::text
+            FROM unnest(%s) WITH ORDINALITY AS owner (id, place), LATERAL (
+                SELECT tasks.created_at, tasks.id FROM tasks WHERE owner_id = owner.id
+                ORDER BY tasks.created_at, tasks.id OFFSET %s LIMIT 1
+            ) AS task ORDER BY owner.place
+        """
+        ids = [owner.id for owner in owners]
+        return [(created_at, task) for created_at, task in self.execute(statement, (ids, PAGE))]
+
+    def reset(self, owner: Owner) -> None:
+        """Delete what the apps have created, which is newer than what we have."""
+        statement = (
+            "DELETE FROM tasks WHERE owner_id = %s AND created_at > now() - interval '1 day'"
+        )
+        self.execute(statement, (owner.id,))
 
     def reset_writer(self, tasks: int) -> list[str]:
         """Leave the writer with so many tasks, all new. Returns their ids."""
@@ -133,6 +163,10 @@ class Data:
         if tasks:
             self._insert([WRITER], WRITERS_FIRST, tasks)
         return self.ids(WRITER, tasks)
+
+    def version(self) -> str:
+        """Return the server's version, such as "18.6"."""
+        return str(self.execute("SHOW server_version")[0][0]).split()[0]
 
     def close(self) -> None:
         self._connection.close()

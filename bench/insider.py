@@ -1,41 +1,80 @@
 """Asks the generated project, from inside its own environment, for what no client could have.
 
-Run in the project's folder, with its Python and its modules. Reads a JSON object from standard
-input, with `users` and `tasks`, lists of ids; prints one with the key and issuer of tokens, the
-number of connections to the database, a token for each user, and for each task the cursor of the
-page behind it.
+Run in the project's folder, with its Python and its modules, and with a word that says what to
+tell, as JSON on standard output.
+
+`world` reads a JSON object from standard input, with `users` and `tasks`, lists of ids, and a
+`password`. It tells the key and issuer of tokens, the number of connections to the database, the
+password's hash, a token for each user, for each task the cursor of the page behind it, and the
+versions of what answers requests.
+
+`sessions` tells seconds: `connect`, for a first connection and a query on it, and `session`, the
+median of taking a session with its connection, and giving it back.
 """
 
+import asyncio
 import json
+import platform
+import statistics
 import sys
+import time
+from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
 import auth
 from config import get_settings
-from db import create_db_engine
+from db import Database, create_db_engine, get_session
 from models import Task
 from paging import Cursors, Sort
-from sqlmodel import Session
+from passwords import Passwords
+from sqlmodel import Session, col, select
+
+PACKAGES = ("fastapi", "starlette", "sqlmodel", "sqlalchemy", "psycopg2-binary", "uvicorn")
+SESSIONS = 200
 
 auth.ACCESS_TOKEN_SECONDS = 2 * 3600  # longer than any run
+session_of = asynccontextmanager(get_session)
 
 
-def main() -> None:
+def world() -> dict[str, Any]:
     wanted: dict[str, Any] = json.load(sys.stdin)
     settings = get_settings()
     tokens, cursors = auth.OwnTokens(settings), Cursors(settings.better_auth_secret)
+    of_tasks = select(Task).where(col(Task.id).in_(map(UUID, wanted["tasks"])))
     with Session(create_db_engine(settings.database_url)) as session:
-        tasks = {task: session.get_one(Task, UUID(task)).model_dump() for task in wanted["tasks"]}
-    answer = {
+        tasks = {str(task.id): task.model_dump() for task in session.exec(of_tasks)}
+    packages = [f"{package} {version(package)}" for package in PACKAGES]
+    return {
         "key": auth.signing_key(settings).hex(),
         "issuer": auth.ISSUER,
         "connections": settings.db_pool_size,
+        "password_hash": Passwords.HASHER.hash(wanted["password"]),
         "tokens": {user: tokens.issue(user) for user in wanted["users"]},
         "cursors": {task: cursors.write(row, Sort.NEWEST) for task, row in tasks.items()},
+        "software": ", ".join([f"Python {platform.python_version()}", *packages]),
     }
-    print(json.dumps(answer))
+
+
+def sessions() -> dict[str, float]:
+    return asyncio.run(time_sessions())
+
+
+async def time_sessions() -> dict[str, float]:
+    database = Database(get_settings())
+    start = time.perf_counter()
+    await database.ping()
+    connect = time.perf_counter() - start
+    taken = []
+    for _ in range(SESSIONS):
+        start = time.perf_counter()
+        async with session_of(database) as session:
+            await database.in_slot(session.connection)
+        taken.append(time.perf_counter() - start)
+    database.close()
+    return {"connect": connect, "session": statistics.median(taken)}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps({"world": world, "sessions": sessions}[sys.argv[1]]()))

@@ -2,7 +2,8 @@
 --
 -- wrk alone stops in the middle: a request that was never answered would be in no figure. Here a
 -- client that has nothing more to send gets an empty request. Writing nothing succeeds, so wrk
--- goes on listening on its connection, and what is missing at the end was never answered.
+-- goes on listening on its connection, and what is missing at the end was never answered. Who
+-- started wrk hears a sign of life while there are answers, and ends it when none comes any more.
 
 local ffi = require("ffi")
 ffi.cdef([[
@@ -14,6 +15,7 @@ ffi.cdef([[
 
 local MONOTONIC = ffi.os == "OSX" and 6 or 1
 local SIGINT = 2 -- asks wrk for its report
+local SIGN_SECONDS = 0.25 -- between two signs of life
 
 local now = ffi.new("moment")
 
@@ -24,9 +26,10 @@ end
 
 -- One thread's part: it sends.
 
-sent, answered, in_time, statuses = 0, 0, 0, {}
-local requests, window, finish = {}, nil, nil
-local tried = false
+sent, answered, in_time, refused, statuses = 0, 0, 0, 0, {}
+local requests, window, start, finish = {}, nil, nil, nil
+took = 0
+local tried, next_sign = false, 0
 
 function init(arguments)
     window = tonumber(arguments[1])
@@ -49,7 +52,8 @@ function request()
         return requests[1]
     end
     local moment = seconds()
-    finish = finish or moment + window
+    start = start or moment
+    finish = start + window
     if moment >= finish then
         end_if_all_is_answered()
         return ""
@@ -58,10 +62,28 @@ function request()
     return requests[(sent - 1) % #requests + 1]
 end
 
-function response(status)
+local function says_when_to_come_back(headers)
+    for name in pairs(headers) do
+        if name:lower() == "retry-after" then
+            return true
+        end
+    end
+    return false
+end
+
+function response(status, headers)
     local moment = seconds()
+    if moment >= next_sign then
+        next_sign = moment + SIGN_SECONDS
+        io.write("answered\n")
+        io.flush()
+    end
     answered = answered + 1
+    took = moment - start
     statuses[tostring(status)] = (statuses[tostring(status)] or 0) + 1
+    if status == 503 and says_when_to_come_back(headers) then
+        refused = refused + 1
+    end
     if moment < finish then
         if status >= 200 and status < 300 then
             in_time = in_time + 1
@@ -86,10 +108,10 @@ function done(summary, latency)
     end
     local errors = summary.errors
     print(string.format(
-        '{"sent": %d, "answered": %d, "in_time": %d, "statuses": {%s},'
-            .. ' "broken": %d, "p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f}',
-        thread:get("sent"), thread:get("answered"), thread:get("in_time"),
-        table.concat(counts, ", "), errors.connect + errors.read + errors.write,
+        '{"sent": %d, "answered": %d, "in_time": %d, "refused": %d, "took": %.3f,'
+            .. ' "statuses": {%s}, "broken": %d, "p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f}',
+        thread:get("sent"), thread:get("answered"), thread:get("in_time"), thread:get("refused"),
+        thread:get("took"), table.concat(counts, ", "), errors.connect + errors.read + errors.write,
         latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency.max / 1000
     ))
 end

@@ -6,18 +6,20 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from .data import CROWD, CROWD_OWNERS, CROWD_TASKS, PAGE, WRITER, Data, owner_of
-from .load import Run, require_wrk, send
-from .plan import APPS, USUAL_TASKS, Cell, Plan
+from .data import CROWD, CROWD_OWNERS, CROWD_TASKS, PAGE, READER, VISITORS, WRITER, Data, owners_of
+from .load import Health, Run, require_wrk, send
+from .plan import APPS, POOLS, Cell, Plan
 from .processes import App, BenchError, distant, round_trip
 from .project import Project, generate, time_parts
-from .subjects import World
+from .pulse import pulse
+from .subjects import PASSWORD, World
 
 WARM_UP_SECONDS = 0.5
 
@@ -46,10 +48,14 @@ class Measurement:
         """Return the median of the rounds. figure: an attribute of Run."""
         return float(statistics.median(getattr(run, figure) for run in self.runs[app]))
 
+    def rate(self, app: str) -> float:
+        """Return the median of answers a second."""
+        return self.median(app, "throughput" if self.cell.chapter == "crowd" else "rate")
+
     def ratio(self, app: str, other: str) -> float | None:
         """Return how many times as fast an app is as another; None where that does nothing."""
-        slower = self.median(other, "rate")
-        return self.median(app, "rate") / slower if slower else None
+        slower = self.rate(other)
+        return self.rate(app) / slower if slower else None
 
     def total(self, app: str, figure: str) -> int:
         return sum(getattr(run, figure) for run in self.runs[app])
@@ -61,6 +67,22 @@ class Measurement:
                 counts[status] = counts.get(status, 0) + number
         return counts
 
+    def health(self, app: str, kind: str = "health") -> Health | None:
+        """Return the medians of the rounds' percentiles, and the longest of all times.
+
+        kind: an attribute of Run, `health` or `probe`.
+        """
+        rounds: list[Health] = [one for run in self.runs[app] if (one := getattr(run, kind))]
+        if not rounds:
+            return None
+        return Health(
+            asked=sum(one.asked for one in rounds),
+            failed=sum(one.failed for one in rounds),
+            p50_ms=statistics.median(one.p50_ms for one in rounds),
+            p99_ms=statistics.median(one.p99_ms for one in rounds),
+            max_ms=max(one.max_ms for one in rounds),
+        )
+
 
 @dataclass
 class Results:
@@ -70,7 +92,8 @@ class Results:
     measurements: list[Measurement] = field(default_factory=list)
     round_trips_ms: dict[int, float] = field(default_factory=dict)  # by latency
     generations: list[dict[str, float]] = field(default_factory=list)  # seconds, by part
-    left_out: list[str] = field(default_factory=list)  # for want of time
+    sessions: dict[str, float] = field(default_factory=dict)  # seconds: connect, session
+    left_out: list[str] = field(default_factory=list)  # and why
 
     def of(self, chapter: str) -> list[Measurement]:
         return [found for found in self.measurements if found.cell.chapter == chapter]
@@ -78,6 +101,24 @@ class Results:
     def as_data(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Self:
+        """Return what `as_data` was called on. Raises TypeError, KeyError for other data."""
+        measurements = [
+            Measurement(
+                Cell(**{**one["cell"], "apps": tuple(one["cell"]["apps"])}),
+                {app: [run_of(run) for run in runs] for app, runs in one["runs"].items()},
+            )
+            for one in data["measurements"]
+        ]
+        trips = {int(latency): ms for latency, ms in data["round_trips_ms"].items()}
+        return cls(**{**data, "measurements": measurements, "round_trips_ms": trips})
+
+
+def run_of(data: dict[str, Any]) -> Run:
+    asked = {kind: Health(**data[kind]) for kind in ("health", "probe") if data[kind]}
+    return Run(**{**data, **asked})
 
 
 def describe_machine() -> dict[str, str]:
@@ -94,24 +135,40 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def measure(plan: Plan, folder: Path, display: Display) -> Results:
-    """Carry out a plan. folder: an empty one."""
+def measure(plan: Plan, folder: Path, display: Display, results: Results) -> None:
+    """Carry out a plan, and note what is found as soon as it is. folder: an empty one."""
     require_wrk()
-    results = Results(describe_machine())
     deadline = time.monotonic() + 60 * plan.minutes
     display.say("generating a project")
     project, seconds = generate(folder)
     measure_generation(results, plan, project, seconds, folder, display)
     if not plan.cells:
-        return results
+        return
     with project.postgres() as url, prepared(project, url, plan, display) as world:
+        results.machine["software"] = world.software
+        results.sessions = project.time_sessions(url)
         world.data.settle()
-        for latency in sorted({cell.latency_ms for cell in plan.cells}):
-            cells = [cell for cell in plan.cells if cell.latency_ms == latency]
+        for latency, cells in by_latency(plan.cells):
             with distant(url, latency) as far_url:
                 results.round_trips_ms[latency] = round_trip(far_url)
-                measure_at(far_url, world, cells, results, folder, display, deadline)
-    return results
+                for together in by_chapter(cells):
+                    measure_at(far_url, world, together, results, folder, display, deadline)
+
+
+def by_latency(cells: Sequence[Cell]) -> Iterator[tuple[int, list[Cell]]]:
+    """Group cells by where the database is, which is moved for all of a group at once."""
+    for latency in sorted({cell.latency_ms for cell in cells}):
+        yield latency, [cell for cell in cells if cell.latency_ms == latency]
+
+
+def by_chapter(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Group cells by the apps that have to run: pools are measured without all others."""
+    for _, together in groupby(sorted(cells, key=is_of_pools), key=is_of_pools):
+        yield list(together)
+
+
+def is_of_pools(cell: Cell) -> bool:
+    return cell.chapter == "pool"
 
 
 def measure_generation(
@@ -135,24 +192,27 @@ def measure_generation(
 def prepared(project: Project, url: str, plan: Plan, display: Display) -> Iterator[World]:
     """Fill the database with what the plan reads."""
     data = Data(url)
-    sizes = {cell.tasks for cell in plan.cells if cell.owners == 1} | {USUAL_TASKS}
-    owners = [owner_of(tasks) for tasks in sorted(sizes)]
+    readers = {owner for cell in plan.cells if cell.owners == 1 for owner in owners_of(cell)}
+    owners = sorted(readers | {READER}, key=lambda owner: owner.tasks)
     everybody = [*owners, WRITER]
-    data.add_owners(everybody)
-    if any(cell.owners > 1 for cell in plan.cells):
+    data.add_owners([*everybody, *VISITORS])
+    many = any(cell.owners > 1 for cell in plan.cells)
+    if many:
         data.add_owners(CROWD_OWNERS)
         everybody += CROWD_OWNERS
     with data.without_indexes():
         for owner in owners:
             for left in data.add_tasks([owner], owner.tasks):
                 display.say(f"adding tasks of one owner, {left:,} of {owner.tasks:,} are left")
-        if any(cell.owners > 1 for cell in plan.cells):
+        if many:
             for left in data.add_tasks(CROWD_OWNERS, CROWD * CROWD_TASKS):
                 display.say(f"adding tasks of {CROWD:,} owners, {left:,} are left")
         display.say("making the indexes")
     users = [owner.id for owner in everybody]
-    pages = [data.before_last_page(owner)[1] for owner in owners if owner.tasks > PAGE]
-    insider = project.ask_insider(url, users, pages)
+    pages = data.before_last_page([owner for owner in everybody if owner.tasks > PAGE])
+    insider = project.ask_for_world(url, users, [task for _, task in pages], PASSWORD)
+    data.set_password(VISITORS, insider.pop("password_hash"))
+    insider["software"] += f", PostgreSQL {data.version()}"
     try:
         yield World(project=project, data=data, **insider)
     finally:
@@ -162,42 +222,73 @@ def prepared(project: Project, url: str, plan: Plan, display: Display) -> Iterat
 def measure_at(
     url: str,
     world: World,
-    cells: list[Cell],
+    cells: Sequence[Cell],
     results: Results,
     folder: Path,
     display: Display,
     deadline: float = math.inf,
 ) -> None:
-    """Measure cells with the database at `url`. deadline: for the beginning of the last one."""
-    with world.apps(url, folder) as apps:
-        world.require_sameness(apps, owner_of(USUAL_TASKS))
+    """Measure cells with the database at `url`. deadline: for the beginning of the last one.
+
+    Either all cells are of pools, or none is.
+    """
+    names = cells[0].apps if is_of_pools(cells[0]) else APPS
+    with world.apps(url, folder, names) as apps:
+        world.require_sameness(apps, READER)
         for app in apps.values():
-            for operation in ("list", "create"):
-                warm_up = Cell("speed", operation, world.connections)
-                send(app.port, world.requests(app.name, warm_up), warm_up.clients, WARM_UP_SECONDS)
+            warm_up(app, world)
         for cell in cells:
-            found = Measurement(cell, {name: [] for name in APPS})
-            for number in range(cell.rounds):
-                if time.monotonic() > deadline:
-                    break
-                for name in APPS:
-                    display.say(f"{cell}: {name}, {number + 1} of {cell.rounds}")
-                    run = measure_once(apps[name], world.requests(name, cell), cell)
-                    found.runs[name].append(run)
-                    display.advance(cell.seconds)
-                    if run.unanswered:
-                        apps[name].restart()
-            if found.runs[APPS[0]]:
+            found, given_up = measure_in_turn(cell, apps, world, display, deadline)
+            if all(found.runs.values()):
                 results.measurements.append(found)
                 display.found(found)
             else:
-                results.left_out.append(str(cell))
+                missing = next(name for name, runs in found.runs.items() if not runs)
+                results.left_out.append(f"{cell}: {missing}: {given_up[missing]}")
+
+
+def measure_in_turn(
+    cell: Cell, apps: dict[str, App], world: World, display: Display, deadline: float
+) -> tuple[Measurement, dict[str, str]]:
+    """Measure a cell, round by round. Returns what was found, and why an app was given up."""
+    found = Measurement(cell, {name: [] for name in cell.apps})
+    given_up: dict[str, str] = {}
+    turns = [name for _ in range(cell.rounds) for name in cell.apps]
+    for number, name in enumerate(turns):
+        if time.monotonic() > deadline:
+            given_up.setdefault(name, "there was no time left")
+        if name not in given_up:
+            display.say(f"{cell}: {name}, {1 + number // len(cell.apps)} of {cell.rounds}")
+            try:
+                run = measure_once(apps[name], world.requests(name, cell), cell)
+            except BenchError as error:
+                given_up[name] = str(error)
+            else:
+                found.runs[name].append(run)
+                if run.unanswered:
+                    given_up[name] = "it locked up, as it would again, and that takes long"
+            if name in given_up:
+                apps[name].restart()
+                warm_up(apps[name], world)
+        display.advance(cell.seconds)
+    return found, given_up
+
+
+def warm_up(app: App, world: World) -> None:
+    """Have an app open all its connections, and prepare its statements."""
+    clients = POOLS.get(app.name, world.connections)
+    for operation in ("list", "create"):
+        requests = world.requests(app.name, Cell("speed", operation, clients))
+        send(app.port, requests, clients, WARM_UP_SECONDS)
 
 
 def measure_once(app: App, requests: Sequence[bytes], cell: Cell) -> Run:
+    ask = app.health if cell.chapter == "crowd" else None
     used = app.cpu_seconds()
-    run = send(app.port, requests, cell.clients, cell.seconds)
-    return replace(run, cpu_seconds=app.cpu_seconds() - used)
+    with pulse(app.port, ask) if ask else nullcontext() as beats:
+        run = send(app.port, requests, cell.clients, cell.seconds)
+    run = replace(run, cpu_seconds=app.cpu_seconds() - used)
+    return replace(run, health=beats.health(), probe=beats.probe()) if beats else run
 
 
 def require_results(results: Results) -> None:

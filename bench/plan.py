@@ -4,15 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 APPS = ("ours", "textbook", "floor")
+# Ours again, by connections to the database. Each is an app of its own, named so.
+POOLS = {f"pool of {size}": size for size in (4, 8, 15, 30, 60)}
 MAIN = ("list", "get", "create", "mixed")
-OPERATIONS = (*MAIN, "change", "delete", "last page")
-CHAPTERS = ("speed", "crowd", "growth", "generation")
+OPERATIONS = (*MAIN, "change", "delete", "last page", "log-ins")
+CHAPTERS = ("speed", "crowd", "pool", "growth", "generation")
 USUAL_TASKS = 1_000  # of the owner whose tasks are read, where nothing else is said
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement, of all apps in turn: `rounds` times `seconds` for each of them."""
+    """One measurement, of all its apps in turn: `rounds` times `seconds` for each of them."""
 
     chapter: str
     operation: str
@@ -21,7 +23,8 @@ class Cell:
     tasks: int = USUAL_TASKS  # of the owner whose tasks are read
     owners: int = 1  # who read in turn
     rounds: int = 3
-    seconds: float = 2
+    seconds: float = 1.2
+    apps: tuple[str, ...] = APPS
 
     def __str__(self) -> str:
         text = f"{self.operation}, {count(self.clients, 'client')}, {self.latency_ms} ms"
@@ -35,6 +38,11 @@ class Plan:
     cells: tuple[Cell, ...]
     generations: int  # how often a project is generated, and its parts timed
     minutes: float  # after which no further measurement begins
+
+    @property
+    def seconds(self) -> float:
+        """How long the apps are under load, if none of them locks up."""
+        return sum(cell.rounds * cell.seconds * len(cell.apps) for cell in self.cells)
 
 
 def count(number: int, noun: str) -> str:
@@ -51,33 +59,64 @@ def full_plan() -> Plan:
     ]
     cells += [Cell("speed", operation, 1, 10) for operation in ("change", "delete")]
     cells += [
-        Cell("crowd", operation, clients, latency_ms, rounds=2, seconds=3)
-        for latency_ms, operations in ((0, MAIN), (10, ("list", "create")))
+        Cell("crowd", operation, clients, latency_ms, rounds=rounds, seconds=2)
+        for latency_ms, rounds in ((0, 2), (1, 1), (10, 1))
         for clients in (200, 1000)
-        for operation in operations
+        for operation in MAIN
     ]
-    cells += growth((20, 1_000, 100_000, 1_000_000), rounds=3, seconds=1.5)
-    cells.append(Cell("growth", "list", 1, tasks=100, owners=10_000, seconds=1.5))
-    return Plan(tuple(cells), generations=3, minutes=25)
+    cells += [Cell("crowd", name, 2000, rounds=2, seconds=2) for name in ("list", "create")]
+    cells += log_ins((200, 1000, 2000), rounds=2, seconds=3)
+    cells += pools((0, 1, 10, 50), rounds=3, seconds=1)
+    cells += growth((20, 1_000, 100_000, 1_000_000), rounds=3, seconds=0.5)
+    cells += crowded(("list", "last page"), rounds=3, seconds=0.5)
+    return Plan(tuple(cells), generations=3, minutes=24)
 
 
 def quick_plan() -> Plan:
-    """About 3 minutes: the figures that matter most, with less certainty."""
+    """About 4 minutes: the figures that matter most, with less certainty."""
     cells = [Cell("speed", operation, 16, seconds=1) for operation in MAIN]
     cells += [
         Cell("speed", operation, 1, 10, rounds=1, seconds=1)
         for operation in ("list", "get", "create", "change", "delete")
     ]
-    cells += [Cell("crowd", "list", clients, rounds=1) for clients in (200, 1000)]
-    cells += growth((1_000, 1_000_000), rounds=2, seconds=1)
-    return Plan(tuple(cells), generations=1, minutes=5)
+    cells += [Cell("crowd", "list", clients, rounds=1, seconds=2) for clients in (200, 2000)]
+    cells += log_ins((1000,), rounds=1, seconds=2)
+    cells += pools((0, 10), rounds=1, seconds=1)
+    cells += growth((1_000, 1_000_000), rounds=2, seconds=0.7)
+    return Plan(tuple(cells), generations=1, minutes=6)
+
+
+def log_ins(crowds: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
+    """Crowds of which one request in ten is a log-in: the other apps have none."""
+    return [
+        Cell("crowd", "log-ins", clients, rounds=rounds, seconds=seconds, apps=APPS[:1])
+        for clients in crowds
+    ]
+
+
+def pools(latencies: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
+    """More clients than the largest pool has connections."""
+    return [
+        Cell("pool", operation, 64, latency, rounds=rounds, seconds=seconds, apps=tuple(POOLS))
+        for latency in latencies
+        for operation in ("list", "create")
+    ]
 
 
 def growth(sizes: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
+    """One owner with few tasks, and with many."""
     return [
         Cell("growth", operation, 1, tasks=tasks, rounds=rounds, seconds=seconds)
-        for operation in ("list", "last page")
+        for operation in ("list", "last page", "get", "create")
         for tasks in sizes
+    ]
+
+
+def crowded(operations: Iterable[str], rounds: int, seconds: float) -> list[Cell]:
+    """Many owners, who read in turn."""
+    return [
+        Cell("growth", name, 1, tasks=100, owners=10_000, rounds=rounds, seconds=seconds)
+        for name in operations
     ]
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from .measure import Results
-from .plan import APPS
+from .plan import APPS, MAIN, POOLS
 from .report import by_latency, round_trips
 
 COLORS = {"ours": "#2f81f7", "textbook": "#d4762c", "floor": "#8b949e"}
+DISTANCES = ("#7cc4f8", "#2f81f7", "#8250df", "#d4762c")  # from the near database to the far one
 GREY = "#7d858e"  # a contrast of 3.8 on white, of 4.9 on GitHub's black
 LEGEND: dict[str, Any] = {
     "loc": "lower center",
@@ -78,7 +80,7 @@ def speed(results: Results) -> Figure | None:
     figure, all_axes = panels(len(found))
     for axes, (latency, measured) in zip(all_axes, found, strict=True):
         operations = [one.cell.operation for one in measured]
-        rates = {app: [one.median(app, "rate") for one in measured] for app in APPS}
+        rates = {app: [one.rate(app) for one in measured] for app in APPS}
         bars(axes, operations, rates, ",.0f")
         axes.set_title(f"database at {latency} ms", fontsize=9)
     all_axes[0].set_ylabel("answers a second, 16 clients")
@@ -100,23 +102,81 @@ def trips(results: Results) -> Figure | None:
 
 
 def crowd(results: Results) -> Figure | None:
-    """The share of requests that were answered by a 2xx."""
-    found = results.of("crowd")
+    """Throughput by the number of clients: a row for each latency, a column for each operation."""
+    measured = [one for one in results.measurements if one.cell.chapter in {"speed", "crowd"}]
+    measured = [one for one in measured if one.cell.apps == APPS and one.cell.operation in MAIN]
+    latencies = sorted({one.cell.latency_ms for one in results.of("crowd")})
+    operations = [name for name in MAIN if any(one.cell.operation == name for one in measured)]
+    crowds = sorted({one.cell.clients for one in measured})
+    if not (latencies and operations):
+        return None
+    figure = Figure(figsize=(max(6.5, 2.4 * len(operations)), 0.8 + 1.8 * len(latencies)))
+    grid = figure.subplots(
+        len(latencies), len(operations), squeeze=False, sharex=True, sharey="row"
+    )
+    for row, latency in enumerate(latencies):
+        for column, operation in enumerate(operations):
+            place = (latency, operation)
+            found = [one for one in measured if (one.cell.latency_ms, one.cell.operation) == place]
+            found.sort(key=lambda one: one.cell.clients)
+            clients = [one.cell.clients for one in found]
+            axes = grid[row, column]
+            for app in APPS:
+                rates = [one.rate(app) for one in found]
+                axes.plot(clients, rates, marker="o", ms=3, color=COLORS[app], label=app)
+            axes.set_ylim(bottom=0)
+            axes.set_xscale("log")
+            axes.set_xticks(crowds, [short(number) for number in crowds], fontsize=8)
+            axes.minorticks_off()
+            axes.grid()
+            if not row:
+                axes.set_title(operation, fontsize=10)
+        grid[row, 0].set_ylabel(f"a second,\ndatabase at {latency} ms")
+    grid[-1, len(operations) // 2].set_xlabel("clients at once")
+    figure.tight_layout()
+    legend = LEGEND | {"bbox_to_anchor": (0.5, 0.98)}
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), **legend)
+    return figure
+
+
+def short(number: int) -> str:
+    return f"{number // 1000}k" if number >= 1000 else str(number)
+
+
+def pool(results: Results) -> Figure | None:
+    """Throughput, and the 99th percentile, by connections: a column for each operation."""
+    found = results.of("pool")
+    operations = sorted({one.cell.operation for one in found}, reverse=True)
     if not found:
         return None
-    figure, (axes,) = panels(1)
-    figure.set_figwidth(max(6.5, 1.1 * len(found)))
-    groups = [
-        f"{one.cell.operation}\n{one.cell.clients:,}\n{one.cell.latency_ms} ms" for one in found
-    ]
-    shares = {
-        app: [100 * one.total(app, "succeeded") / one.total(app, "sent") for one in found]
-        for app in APPS
-    }
-    bars(axes, groups, shares, ".0f")
-    axes.set_ylabel("% of requests answered, 2xx")
-    axes.set_xlabel("operation, clients at once, database at")
-    axes.legend(**LEGEND)
+    figure = Figure(figsize=(max(6.5, 4.2 * len(operations)), 5.2))
+    grid = figure.subplots(2, len(operations), squeeze=False, sharex=True, sharey="row")
+    sizes = list(POOLS.values())
+    for column, operation in enumerate(operations):
+        measured = [one for one in found if one.cell.operation == operation]
+        for number, one in enumerate(measured):
+            label = f"database at {one.cell.latency_ms} ms"
+            color = DISTANCES[number % len(DISTANCES)]
+            for axes, figure_of_run in zip(grid[:, column], ("rate", "p99_ms"), strict=True):
+                values = [one.median(name, figure_of_run) for name in POOLS]
+                axes.plot(sizes, values, marker="o", ms=4, color=color, label=label)
+        top, bottom = grid[:, column]
+        top.set_title(operation, fontsize=10)
+        bottom.set_yscale("log")
+        bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bottom.yaxis.set_major_formatter("{x:,.0f}")
+        bottom.set_xscale("log")
+        bottom.set_xticks(sizes, [str(size) for size in sizes])
+        bottom.minorticks_off()
+        bottom.set_xlabel("connections in the pool")
+        for axes in (top, bottom):
+            axes.grid()
+            axes.set_ylim(bottom=0 if axes is top else None)
+    grid[0, 0].set_ylabel(f"answers a second, {found[0].cell.clients} clients")
+    grid[1, 0].set_ylabel("their 99th percentile, ms")
+    figure.tight_layout()
+    legend = LEGEND | {"bbox_to_anchor": (0.5, 0.98), "ncols": 4, "fontsize": 9}
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), **legend)
     return figure
 
 
@@ -149,4 +209,5 @@ PLOTS: dict[str, Callable[[Results], Figure | None]] = {
     "trips": trips,
     "crowd": crowd,
     "growth": growth,
+    "pool": pool,
 }

@@ -1,5 +1,6 @@
 """The programs that are measured: how they start, and that none outlives us."""
 
+import math
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ import psycopg2
 
 HERE = Path(__file__).parent
 START_SECONDS = 30
+LISTENING_SECONDS = 0.25  # between two looks at what a program has said
 BACKLOG = 2048  # uvicorn's default
 # What a program may know of the shell's environment: nothing that could be a setting of an app.
 PASSED_ON = (
@@ -43,10 +45,19 @@ def end_of(text: str, lines: int = 25) -> str:
     return "\n".join(f"  {line}" for line in text.strip().splitlines()[-lines:])
 
 
-def run(*command: str | Path, cwd: Path, seconds: float = 300, **variables: str) -> str:
+def run(
+    *command: str | Path,
+    cwd: Path,
+    seconds: float = 300,
+    silence: float = math.inf,
+    since: float = 0,
+    **variables: str,
+) -> str:
     """Run a command to its end. Returns its output. Raises BenchError with the end of that.
 
-    Where we are interrupted, it and all that it started are ended.
+    It is told to end (SIGINT) when it has said nothing for `silence` seconds, counted from `since`
+    seconds after its start at the earliest. Where we are interrupted, it and all that it started
+    are ended.
     """
     with subprocess.Popen(
         command,
@@ -59,11 +70,24 @@ def run(*command: str | Path, cwd: Path, seconds: float = 300, **variables: str)
         errors="replace",
         start_new_session=True,
     ) as process:
+        start = time.monotonic()
+        heard, last = 0, start + since
         try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise BenchError(f"{command[0]} was not done after {seconds:.0f} s") from None
+            while True:
+                try:
+                    output, _ = process.communicate(timeout=LISTENING_SECONDS)
+                    break
+                except subprocess.TimeoutExpired as pause:
+                    now = time.monotonic()
+                    if now - start > seconds:
+                        raise BenchError(
+                            f"{command[0]} was not done after {seconds:.0f} s"
+                        ) from None
+                    if len(pause.output or b"") > heard:
+                        heard, last = len(pause.output), max(now, last)
+                    elif now - last > silence:
+                        process.send_signal(signal.SIGINT)
+                        silence = math.inf
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
@@ -141,13 +165,25 @@ def round_trip(url: str, times: int = 100) -> float:
 
 
 class App:
-    """One of the apps, served at `port`. It can be started anew."""
+    """One of the apps, served at `port`. It can be started anew.
+
+    health: the path at which it says that it lives, if it has one.
+    """
 
     def __init__(
-        self, name: str, python: Path, folder: Path, target: str, log: Path, **variables: str
+        self,
+        name: str,
+        python: Path,
+        folder: Path,
+        target: str,
+        log: Path,
+        *,
+        health: str | None = None,
+        **variables: str,
     ) -> None:
         self.name = name
         self.log = log
+        self.health = health
         self._command: Command = [python, "-P", HERE / "serve.py", target]
         self._folder = folder
         self._variables = variables | {"PYTHONPATH": str(folder)}  # and not our folder: -P
@@ -190,12 +226,21 @@ class App:
                 connection.getresponse().close()
                 return
             time.sleep(0.05)
-        text = self.log.read_text("utf-8", "replace")
-        raise BenchError(f"the app {self.name} did not start:\n{end_of(text)}")
+        raise BenchError(f"the app {self.name} did not start:\n{self.last_lines()}")
+
+    def last_lines(self) -> str:
+        return end_of(self.log.read_text("utf-8", "replace"))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has used."""
-        times = psutil.Process(self._process.pid).cpu_times()
+        """Return the processor time that it has used. Raises BenchError, if it has ended."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            raise BenchError(f"the app {self.name} has ended:\n{self.last_lines()}") from None
         return float(times.user + times.system)
 
     def restart(self) -> None:

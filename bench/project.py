@@ -1,10 +1,12 @@
 """Generates the project that is measured, and takes the time of that."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,14 +50,23 @@ class Project:
     def python(self) -> Path:
         return self.path / ".venv" / "bin" / "python"
 
-    def ask_insider(self, url: str, users: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
-        """Return what bench/insider.py answers."""
+    def ask_for_world(
+        self, url: str, users: Sequence[str], tasks: Sequence[str], password: str
+    ) -> dict[str, Any]:
+        """Return what bench/insider.py tells of the world."""
+        return self._ask("world", url, {"users": users, "tasks": tasks, "password": password})
+
+    def time_sessions(self, url: str) -> dict[str, float]:
+        """Return what bench/insider.py tells of sessions, in seconds."""
+        return self._ask("sessions", url, {})
+
+    def _ask(self, word: str, url: str, question: dict[str, Any]) -> dict[str, Any]:
         done = subprocess.run(
-            [self.python, "-P", HERE / "insider.py"],
+            [self.python, "-P", HERE / "insider.py", word],
             check=False,
             cwd=self.path,
             env=environment(DATABASE_URL=url, PYTHONPATH=str(self.path)),
-            input=json.dumps({"users": users, "tasks": tasks}),
+            input=json.dumps(question),
             capture_output=True,
             encoding="utf-8",
             timeout=60,
@@ -89,23 +100,42 @@ class Project:
             yield url
 
 
-def copy_template(target: Path) -> Path:
-    """Copy the template as git would hand it on: caches of the working tree are left behind."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+def copy_template(target: Path, commit: str | None = None) -> Path:
+    """Copy the template as git would hand it on: caches of the working tree are left behind.
+
+    commit: an earlier one, None for what is there now.
+    """
     try:
-        done = subprocess.run(listing, check=True, cwd=REPOSITORY, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise BenchError(f"{REPOSITORY} is no git clone, or there is no git") from None
-    for name in filter(None, done.stdout.split("\0")):
+        if commit:
+            archive = git("archive", "--format=tar", commit)
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                tar.extractall(target, filter="data")
+            return target
+        listing = git("ls-files", "--cached", "--others", "--exclude-standard", "-z").decode()
+    except OSError:
+        raise BenchError("git is not installed, which knows the template's files") from None
+    except subprocess.CalledProcessError as error:
+        text = end_of(error.stderr.decode("utf-8", "replace"))
+        raise BenchError(f"git does not know the template's files:\n{text}") from None
+    for name in filter(None, listing.split("\0")):
         with suppress(FileNotFoundError):  # deleted, and not committed yet
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, target / name)
     return target
 
 
-def generate(folder: Path) -> tuple[Project, float]:
-    """Generate a project. Returns it, its server stopped, and the seconds that it took."""
-    template = copy_template(folder / "template")
+def git(*arguments: str) -> bytes:
+    return subprocess.run(
+        ["git", *arguments], check=True, cwd=REPOSITORY, capture_output=True
+    ).stdout
+
+
+def generate(folder: Path, commit: str | None = None) -> tuple[Project, float]:
+    """Generate a project. Returns it, its server stopped, and the seconds that it took.
+
+    folder: an empty one. commit: as `copy_template` takes it.
+    """
+    template = copy_template(folder / "template", commit)
     project = Project(folder / SLUG)
     cookiecutter = (sys.executable, "-m", "cookiecutter", template, "--no-input")
     try:

@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from .load import SILENCE_SECONDS, Health
 from .measure import Measurement, Results
-from .plan import APPS
+from .plan import APPS, POOLS
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -16,8 +17,10 @@ def markdown(results: Results) -> str:
         speed(results.of("speed")),
         trips(results),
         crowd(results.of("crowd")),
+        pool(results.of("pool")),
         growth(results.of("growth")),
         generation(results.generations),
+        sessions(results.sessions),
         left_out(results.left_out),
         about(results),
     ]
@@ -41,7 +44,7 @@ def speed(found: list[Measurement]) -> str:
             one.cell.operation,
             str(one.cell.clients),
             f"{one.cell.latency_ms} ms",
-            *[f"{one.median(app, 'rate'):,.0f}" for app in APPS],
+            *[f"{one.rate(app):,.0f}" for app in APPS],
             times(one.ratio("ours", "textbook")),
             times(one.ratio("ours", "floor")),
             *[percentiles(one, app) for app in APPS],
@@ -53,7 +56,20 @@ def speed(found: list[Measurement]) -> str:
         "Answers a second (2xx; medians of the rounds), the times of answers in ms, and the app's "
         f"processor time for an answer in µs ({' / '.join(APPS)}).\n"
     )
-    return f"### Speed\n\n{text}\n{table(head, rows)}"
+    return f"### Speed\n\n{text}\n{table(head, rows)}\n{failures(found)}"
+
+
+def failures(found: Sequence[Measurement]) -> str:
+    """Tell what did not get a 2xx."""
+    lines = [
+        f"- {one.cell}: {app}: {not_good:,} of {one.total(app, 'sent'):,}\n"
+        for one in found
+        for app in one.cell.apps
+        if (not_good := one.total(app, "sent") - one.total(app, "succeeded"))
+    ]
+    if not lines:
+        return "Every request of this chapter was answered by a 2xx.\n"
+    return f"Not answered by a 2xx:\n\n{''.join(lines)}"
 
 
 def times(ratio: float | None) -> str:
@@ -91,28 +107,69 @@ def trips(results: Results) -> str:
 def crowd(found: list[Measurement]) -> str:
     if not found:
         return ""
-    head = ["operation", "clients", "database at", "app", "answered 2xx", "other answers"]
-    head += ["never answered", "2xx a second", "p50 / p99 ms"]
-    rows = []
-    for one in found:
-        for app in APPS:
-            others = {s: n for s, n in one.statuses(app).items() if not s.startswith("2")}
-            sent = one.total(app, "sent")
-            rows.append(
-                [
-                    one.cell.operation,
-                    f"{one.cell.clients:,}",
-                    f"{one.cell.latency_ms} ms",
-                    app,
-                    f"{one.total(app, 'succeeded'):,} of {sent:,}",
-                    ", ".join(f"{number:,} {TIMES} {status}" for status, number in others.items()),
-                    f"{one.total(app, 'unanswered'):,}",
-                    f"{one.median(app, 'rate'):,.0f}",
-                    percentiles(one, app) if one.total(app, "answered") else "",
-                ]
-            )
-    text = "All clients at once. After the last request they wait 8 s for what is missing.\n"
+    head = ["operation", "clients", "database at", "app", "answered 2xx", "503, Retry-After"]
+    head += ["errors", "never answered", "2xx a second", "p50 / p99 ms"]
+    head += ["health, ms", "on a new connection"]
+    rows = [
+        [
+            one.cell.operation,
+            f"{one.cell.clients:,}",
+            f"{one.cell.latency_ms} ms",
+            app,
+            f"{one.total(app, 'succeeded'):,} of {one.total(app, 'sent'):,}",
+            f"{one.total(app, 'refused'):,}",
+            errors(one, app),
+            f"{one.total(app, 'unanswered'):,}",
+            f"{one.rate(app):,.0f}",
+            percentiles(one, app) if one.total(app, "answered") else "",
+            heartbeat(one.health(app)),
+            heartbeat(one.health(app, "probe")),
+        ]
+        for one in found
+        for app in one.cell.apps
+    ]
+    text = (
+        "All clients at once. After the last request they wait for what is missing, until nothing"
+        f" has come for {SILENCE_SECONDS} s; rates are 2xx a second until the last answer. A 503"
+        " with Retry-After is how a busy app refuses, and no error. Of the requests called log-ins,"
+        " one in ten is one; the rest are lists, single tasks and new ones. Health: p50 / p99 /"
+        " longest time of `/health`, asked meanwhile on a connection that was there before, and on"
+        " new ones.\n"
+    )
     return f"### Crowds\n\n{text}\n{table(head, rows)}"
+
+
+def errors(one: Measurement, app: str) -> str:
+    """Return what was answered but 2xx and a 503 with Retry-After, by status, and what broke."""
+    counts = {s: n for s, n in one.statuses(app).items() if not s.startswith("2")}
+    if refused := one.total(app, "refused"):
+        counts["503"] -= refused
+    counts["connections lost"] = one.total(app, "broken")
+    found = [f"{number:,} {TIMES} {what}" for what, number in counts.items() if number]
+    return ", ".join(found) or "0"
+
+
+def heartbeat(health: Health | None) -> str:
+    if health is None:
+        return ""
+    text = f"{health.p50_ms:.0f} / {health.p99_ms:.0f} / {health.max_ms:.0f}"
+    return f"{text}, {health.failed} of {health.asked} failed" if health.failed else text
+
+
+def pool(found: list[Measurement]) -> str:
+    if not found:
+        return ""
+    rows = [
+        [
+            one.cell.operation,
+            f"{one.cell.latency_ms} ms",
+            *[f"{one.rate(name):,.0f} / {one.median(name, 'p99_ms'):,.0f} ms" for name in POOLS],
+        ]
+        for one in found
+    ]
+    head = ["operation", "database at", *[f"{size} connections" for size in POOLS.values()]]
+    text = f"Ours at {found[0].cell.clients} clients: answers a second, and their p99.\n"
+    return f"### Pools\n\n{text}\n{table(head, rows)}\n{failures(found)}"
 
 
 def growth(found: list[Measurement]) -> str:
@@ -127,27 +184,45 @@ def growth(found: list[Measurement]) -> str:
         ]
         for one in found
     ]
-    text = "The median time of a page of 20 tasks in ms, one client, all owners in one table.\n"
-    head = ["page", "tasks of an owner", "owners in turn", *APPS]
-    return f"### Growth\n\n{text}\n{table(head, rows)}"
+    text = (
+        "The median time of an answer in ms, one client, all owners in one table. A page has 20"
+        " tasks.\n"
+    )
+    head = ["operation", "tasks of an owner", "owners in turn", *APPS]
+    return f"### Growth\n\n{text}\n{table(head, rows)}\n{failures(found)}"
+
+
+def medians(found: list[dict[str, float]]) -> tuple[dict[str, float], float]:
+    """Return the seconds of each part of a generation, and those of the whole."""
+    parts = {part: statistics.median(one[part] for one in found) for part in found[0]}
+    whole = parts.pop("whole")
+    return parts, whole
 
 
 def generation(found: list[dict[str, float]]) -> str:
     if not found:
         return ""
-    medians = {part: statistics.median(one[part] for one in found) for part in found[0]}
-    parts = [part for part in medians if part != "whole"]
-    alone = sum(medians[part] for part in parts)
-    values = [*[medians[part] for part in parts], alone, medians["whole"]]
-    row = [*[f"{seconds:.2f}" for seconds in values], times(medians["whole"] / alone)]
+    parts, whole = medians(found)
+    alone = sum(parts.values())
+    row = [*[f"{seconds:.2f}" for seconds in (*parts.values(), alone, whole)], times(whole / alone)]
     text = "`cookiecutter --no-input` with warm caches, next to what it cannot do without, in s.\n"
     head = [*parts, "these alone", "the whole", "ratio"]
     return f"### Generation\n\n{text}\n{table(head, [row])}"
 
 
+def sessions(seconds: dict[str, float]) -> str:
+    if not seconds:
+        return ""
+    text = (
+        f"A first connection and a query on it: {seconds['connect']:.2f} s. A session with its"
+        f" connection, taken and given back: {1000 * seconds['session']:.2f} ms, median of 200.\n"
+    )
+    return f"### Sessions\n\n{text}"
+
+
 def left_out(cells: list[str]) -> str:
     lines = "".join(f"- {cell}\n" for cell in cells)
-    return f"### Left out, for want of time\n\n{lines}" if lines else ""
+    return f"### Left out\n\n{lines}" if lines else ""
 
 
 def about(results: Results) -> str:
@@ -160,7 +235,9 @@ def about(results: Results) -> str:
 
 def line(one: Measurement) -> str:
     """Return a measurement in one line, for the progress display."""
-    rates = ", ".join(f"{app} {one.median(app, 'rate'):,.0f}/s" for app in APPS)
+    rates = ", ".join(f"{app} {one.rate(app):,.0f}/s" for app in one.cell.apps)
+    if "textbook" not in one.cell.apps:
+        return f"{one.cell}: {rates}"
     return f"{one.cell}: {rates}; ours ÷ textbook {times(one.ratio('ours', 'textbook'))}"
 
 

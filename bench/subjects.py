@@ -10,15 +10,17 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from .data import CROWD_OWNERS, PAGE, WRITER, Data, Owner, owner_of
-from .load import prepare
-from .plan import APPS, Cell
+from .data import PAGE, VISITORS, WRITER, Data, Owner, email_of, owners_of
+from .load import prepare, prepare_form
+from .plan import APPS, POOLS, Cell
 from .processes import App, BenchError
 from .project import HERE, Project
 
 BODY = {"title": "Buy milk", "description": "Two litres, semi-skimmed"}
 CHANGE = {"title": "Buy oat milk"}
 MIX = ("list",) * 5 + ("get",) * 3 + ("create",) * 2
+MIX_WITH_LOG_INS = ("list",) * 4 + ("get",) * 3 + ("create",) * 2 + ("log in",)
+PASSWORD = "correct horse"  # noqa: S105  (of users of this benchmark)
 VARIETY = 1_000  # different tasks that are read or changed
 DELETED_A_SECOND = 5_000  # more than any app manages
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
@@ -35,22 +37,27 @@ class World:
     connections: int  # of one app
     tokens: dict[str, str] = field(repr=False)  # by user
     cursors: dict[str, str]  # of ours, by task
+    software: str  # names and versions, for people to read
 
     def requests(self, app: str, cell: Cell) -> list[bytes]:  # noqa: PLR0911
         """Return what the clients send to an app, each once or in turn."""
-        owners: Sequence[Owner] = (owner_of(cell.tasks),) if cell.owners == 1 else CROWD_OWNERS
-        token = self.tokens[owners[0].id]
+        owners = owners_of(cell)
         match cell.operation:
             case "list":
                 return [prepare("GET", "/tasks", self.tokens[owner.id]) for owner in owners]
             case "last page":
-                return [prepare("GET", self.last_page(app, owners[0]), token)]
+                return [
+                    prepare("GET", path, self.tokens[owner.id])
+                    for owner, path in zip(owners, self.last_pages(app, owners), strict=True)
+                ]
             case "get":
-                ids = self.data.ids(owners[0], VARIETY)
-                return [prepare("GET", f"/tasks/{task}", token) for task in ids]
+                return self.gets(owners[0])
             case "create":
+                if cell.chapter == "growth":
+                    self.data.reset(owners[0])
+                    return [self.create(owners[0])]
                 self.data.reset_writer(0)
-                return [prepare("POST", "/tasks", self.tokens[WRITER.id], BODY)]
+                return [self.create(WRITER)]
             case "change":
                 ids = self.data.reset_writer(VARIETY)
                 token = self.tokens[WRITER.id]
@@ -60,64 +67,82 @@ class World:
                 token = self.tokens[WRITER.id]
                 return [prepare("DELETE", f"/tasks/{task}", token) for task in ids]
             case "mixed":
-                return self.mixed(token, owners[0])
+                return self.mix(owners[0], MIX)
+            case "log-ins":
+                return self.mix(owners[0], MIX_WITH_LOG_INS)
             case unknown:
                 raise BenchError(f"there is no operation {unknown}")
 
-    def mixed(self, token: str, owner: Owner) -> list[bytes]:
-        """Return half lists, three tenths single tasks, two tenths new ones, well mixed."""
-        self.data.reset_writer(0)
-        ids = itertools.cycle(self.data.ids(owner, VARIETY))
-        words = [word for _ in range(100) for word in MIX]
-        random.Random(1).shuffle(words)  # noqa: S311  (the same one in each run)
-        create = prepare("POST", "/tasks", self.tokens[WRITER.id], BODY)
-        page = prepare("GET", "/tasks", token)
-        return [
-            page if word == "list"
-            else create if word == "create"
-            else prepare("GET", f"/tasks/{next(ids)}", token)
-            for word in words
-        ]  # fmt: skip
+    def create(self, owner: Owner) -> bytes:
+        return prepare("POST", "/tasks", self.tokens[owner.id], BODY)
 
-    def last_page(self, app: str, owner: Owner) -> str:
-        """Return the address of an owner's last page, as an app's client would have it."""
-        if owner.tasks <= PAGE:
-            return "/tasks"
+    def gets(self, owner: Owner) -> list[bytes]:
+        ids = self.data.ids(owner, VARIETY)
+        return [prepare("GET", f"/tasks/{task}", self.tokens[owner.id]) for task in ids]
+
+    def mix(self, owner: Owner, words: Sequence[str]) -> list[bytes]:
+        """Return a hundred times what the words name, well mixed."""
+        self.data.reset_writer(0)
+        page = prepare("GET", "/tasks", self.tokens[owner.id])
+        log_ins = [
+            prepare_form("/auth/login", username=email_of(visitor), password=PASSWORD)
+            for visitor in VISITORS
+        ]
+        kinds = {
+            "list": itertools.repeat(page),
+            "get": itertools.cycle(self.gets(owner)),
+            "create": itertools.repeat(self.create(WRITER)),
+            "log in": itertools.cycle(log_ins),
+        }
+        mixed = [word for _ in range(100) for word in words]
+        random.Random(1).shuffle(mixed)  # noqa: S311  (the same one in each run)
+        return [next(kinds[word]) for word in mixed]
+
+    def last_pages(self, app: str, owners: Sequence[Owner]) -> list[str]:
+        """Return the addresses of owners' last pages, as an app's client would have them."""
+        if owners[0].tasks <= PAGE:
+            return ["/tasks"] * len(owners)
         if app == "textbook":
-            return f"/tasks?offset={owner.tasks - PAGE}"
-        created_at, task = self.data.before_last_page(owner)
-        if app == "ours":
-            return f"/tasks?cursor={self.cursors[task]}"
-        return f"/tasks?after={created_at:%Y-%m-%dT%H:%M:%S.%fZ}_{task}"
+            return [f"/tasks?offset={owner.tasks - PAGE}" for owner in owners]
+        places = self.data.before_last_page(owners)
+        if app == "floor":
+            return [
+                f"/tasks?after={created_at:%Y-%m-%dT%H:%M:%S.%fZ}_{task}"
+                for created_at, task in places
+            ]
+        return [f"/tasks?cursor={self.cursors[task]}" for _, task in places]
 
     @contextmanager
-    def apps(self, url: str, logs: Path) -> Iterator[dict[str, App]]:
-        """Serve all three, with the database at `url`."""
-        python = self.project.python
-        common = {
-            "BENCH_CONNECTIONS": str(self.connections),
-            "BENCH_DATABASE_URL": url.replace("postgresql://", "postgresql+psycopg2://"),
-            "BENCH_TOKEN_ISSUER": self.issuer,
-            "BENCH_TOKEN_KEY": self.key,
-        }
-        as_in_production = {"DATABASE_URL": url, "ENVIRONMENT": "production"}
-        subjects = (
-            App("ours", python, self.project.path, "main:app", logs / "ours", **as_in_production),
-            App("textbook", python, HERE, "textbook:app", logs / "textbook", **common),
-            App("floor", python, HERE, "floor:app", logs / "floor", **common),
-        )
+    def apps(self, url: str, logs: Path, names: Sequence[str] = APPS) -> Iterator[dict[str, App]]:
+        """Serve apps, all at the same time, with the database at `url`."""
         with ExitStack() as stack:
-            yield {app.name: stack.enter_context(app) for app in subjects}
+            yield {name: stack.enter_context(self.app(name, url, logs)) for name in names}
+
+    def app(self, name: str, url: str, logs: Path) -> App:
+        python, path = self.project.python, self.project.path
+        log = logs / name.replace(" ", "-")
+        if name in {"textbook", "floor"}:
+            return App(
+                *(name, python, HERE, f"{name}:app", log),
+                BENCH_CONNECTIONS=str(self.connections),
+                BENCH_DATABASE_URL=url.replace("postgresql://", "postgresql+psycopg2://"),
+                BENCH_TOKEN_ISSUER=self.issuer,
+                BENCH_TOKEN_KEY=self.key,
+            )
+        variables = {"DATABASE_URL": url, "ENVIRONMENT": "production"}
+        if name in POOLS:
+            variables["DB_POOL_SIZE"] = str(POOLS[name])
+        return App(name, python, path, "main:app", log, health="/health", **variables)
 
     def require_sameness(self, apps: dict[str, App], owner: Owner) -> None:
         """Ask all apps the same. Raises BenchError where one answers differently."""
-        answers = {name: self.sample(apps[name], owner) for name in APPS}
-        for name in APPS[1:]:
-            for (what, expected), (_, answer) in zip(answers["ours"], answers[name], strict=True):
-                if answer != expected:
+        (first, expected), *others = [(name, self.sample(apps[name], owner)) for name in apps]
+        for name, answers in others:
+            for (what, ours), (_, answer) in zip(expected, answers, strict=True):
+                if answer != ours:
                     raise BenchError(
-                        f"{what}: the app {name} does not answer as ours does:"
-                        f"\n  {name}: {answer}\n  ours: {expected}"
+                        f"{what}: the app {name} does not answer as {first} does:"
+                        f"\n  {name}: {answer}\n  {first}: {ours}"
                     )
 
     def sample(self, app: App, owner: Owner) -> list[tuple[str, Any]]:
@@ -128,7 +153,7 @@ class World:
         new = {"id", "url", "created_at", "updated_at"}
         return [
             ("list", ask(app, "GET", "/tasks", reader)),
-            ("last page", ask(app, "GET", self.last_page(app.name, owner), reader)),
+            ("last page", ask(app, "GET", self.last_pages(app.name, [owner])[0], reader)),
             ("get", ask(app, "GET", task, reader)),
             ("get an unknown one", ask(app, "GET", f"/tasks/{UNKNOWN}", reader, {"detail"})),
             ("get another's", ask(app, "GET", own, reader, {"detail"})),

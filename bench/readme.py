@@ -1,0 +1,228 @@
+"""What the README of the template tells of a full run: which of the design's numbers hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from .measure import Measurement, Results
+from .processes import BenchError
+from .report import TIMES, by_latency, medians, round_trips
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+COMPARED = ("list", "get", "create")
+PLOTS = {
+    "speed": "Answers a second of the three apps, by operation and distance of the database",
+    "trips": "Round trips to the database that an answer takes",
+    "crowd": "Answers a second, by the number of clients at once",
+    "growth": "Time of a page, by the number of tasks its owner has",
+    "pool": "Answers a second and their times, by the size of the pool",
+}
+INTRODUCTION = """\
+Three apps give the same answers from the same rows, measured in turn within one run: *ours*, a
+generated project with its defaults; *textbook*, the app that tutorials lead to (`def` routes, a
+session by `yield`, a user look-up, count and offset); and *floor*, Starlette and bare psycopg2, the
+least that Python can do. App, database and clients share {processor}.
+"""
+CONCLUSION = """\
+[{place}]({place}/results.md) has all figures of this run ({date}), with errors and
+percentiles. `uv run python -m bench` measures anew: the ratios should come out alike elsewhere, the
+absolute numbers will not.
+"""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number that was to hold, and what was measured. holds: yes, no, or where it does."""
+
+    what: str
+    wanted: str
+    measured: str
+    holds: str
+
+
+def goals(results: Results) -> list[Goal]:
+    """Compare a run with the numbers of the design. What was not measured is left out."""
+    found = [
+        speed(results, "textbook", 3),
+        speed(results, "floor", 0.5),
+        trips(results),
+        crowd(results),
+        overload(results),
+        health(results, "health", "one connection"),
+        health(results, "probe", "new connections"),
+        growth(results),
+        generation(results),
+        sessions(results),
+    ]
+    return [goal for goal in found if goal]
+
+
+def yes_if(*facts: bool) -> str:
+    return "yes" if all(facts) else "no"
+
+
+def speed(results: Results, other: str, wanted: float) -> Goal | None:
+    measured, held = [], []
+    cells = [one for one in results.of("speed") if one.cell.clients == 16]
+    latencies = by_latency([one for one in cells if one.cell.operation in COMPARED])
+    for latency, group in latencies:
+        ratios = {one.cell.operation: one.ratio("ours", other) or 0 for one in group}
+        texts = [f"{operation} {ratio:.2f}" for operation, ratio in ratios.items()]
+        measured.append(f"{latency} ms: {', '.join(texts)}")
+        if all(ratio >= wanted for ratio in ratios.values()):
+            held.append(f"{latency} ms")
+    if not measured:
+        return None
+    return Goal(
+        f"answers a second at 16 clients, ours ÷ {other}, by distance of the database",
+        f"at least {wanted:g} {TIMES}",
+        "; ".join(measured),
+        "yes" if len(held) == len(latencies) else f"at {' and '.join(held)}" if held else "no",
+    )
+
+
+def trips(results: Results) -> Goal | None:
+    found = [(operation, trips_of["ours"]) for operation, trips_of in round_trips(results)]
+    found = [(operation, number) for operation, number in found if operation != "mixed"]
+    if not found:
+        return None
+    return Goal(
+        "round trips of 10 ms in the median answer to one client",
+        "at most 1.6",
+        ", ".join(f"{operation} {number:.2f}" for operation, number in found),
+        yes_if(*(number <= 1.6 for _, number in found)),
+    )
+
+
+def crowd(results: Results) -> Goal | None:
+    found = [
+        one
+        for one in results.of("crowd")
+        if one.cell.clients in {200, 1000} and "textbook" in one.cell.apps
+    ]
+    if not found:
+        return None
+    return Goal(
+        "requests answered with a 2xx, 200 and 1,000 clients at once",
+        "all by ours, none by textbook",
+        f"ours {shares(found, 'ours')}, floor {shares(found, 'floor')},"
+        f" textbook {shares(found, 'textbook')}",
+        yes_if(all(share(one, "ours", "succeeded") == 100 for one in found)),
+    )
+
+
+def shares(found: Sequence[Measurement], app: str) -> str:
+    """Return the share of requests answered with a 2xx, from the worst to the best measurement."""
+    numbers = sorted({f"{share(one, app, 'succeeded'):.0f}" for one in found}, key=float)
+    return f"{numbers[0]} %" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} %"
+
+
+def share(one: Measurement, app: str, figure: str) -> float:
+    sent = one.total(app, "sent")
+    return 100 * one.total(app, figure) / sent if sent else 0
+
+
+def overload(results: Results) -> Goal | None:
+    found = results.of("crowd")
+    if not found:
+        return None
+    failed = sum(one.total("ours", "failed") for one in found)
+    refused = sum(one.total("ours", "refused") for one in found)
+    sent = sum(one.total("ours", "sent") for one in found)
+    most = max(one.cell.clients for one in found)
+    return Goal(
+        f"requests to ours, up to {most:,} clients at once, log-ins among them",
+        "each gets a 2xx, or a 503 with Retry-After",
+        f"{sent:,} requests, {refused:,} {TIMES} 503, {failed:,} failed",
+        yes_if(failed == 0),
+    )
+
+
+def health(results: Results, kind: str, how: str) -> Goal | None:
+    found = [one for each in results.of("crowd") if (one := each.health("ours", kind))]
+    if not found:
+        return None
+    in_time = [one for one in found if one.max_ms < 100 and not one.failed]
+    failed = sum(one.failed for one in found)
+    return Goal(
+        f"`/health` of ours meanwhile, asked on {how}",
+        "under 100 ms",
+        f"median {median(one.p50_ms for one in found):.0f} ms, p99 at most"
+        f" {max(one.p99_ms for one in found):,.0f} ms, longest"
+        f" {max(one.max_ms for one in found):,.0f} ms" + (f", {failed} failed" if failed else ""),
+        "yes" if in_time == found else f"in {len(in_time)} of {len(found)} crowds",
+    )
+
+
+def growth(results: Results) -> Goal | None:
+    times = {
+        (one.cell.operation, one.cell.tasks): one.median("ours", "p50_ms")
+        for one in results.of("growth")
+        if one.cell.owners == 1
+    }
+    ratios = {
+        name: times[operation, 1_000_000] / times[operation, 1_000]
+        for operation, name in (("list", "first page"), ("last page", "last page"))
+        if {(operation, 1_000), (operation, 1_000_000)} <= times.keys()
+    }
+    if not ratios:
+        return None
+    return Goal(
+        "a page of an owner with 1,000,000 tasks, against one with 1,000",
+        f"at most 1.5 {TIMES} the time",
+        ", ".join(f"{name} {ratio:.2f} {TIMES}" for name, ratio in ratios.items()),
+        yes_if(*(ratio <= 1.5 for ratio in ratios.values())),
+    )
+
+
+def generation(results: Results) -> Goal | None:
+    if not results.generations:
+        return None
+    parts, whole = medians(results.generations)
+    alone = sum(parts.values())
+    return Goal(
+        "generating a project, to its smoke test, against what it cannot do without",
+        f"at most 1.3 {TIMES} the time, and under 10 s",
+        f"{whole / alone:.2f} {TIMES}, {whole:.1f} s",
+        yes_if(whole <= 1.3 * alone, whole < 10),
+    )
+
+
+def sessions(results: Results) -> Goal | None:
+    if not results.sessions:
+        return None
+    connect, session = results.sessions["connect"], results.sessions["session"]
+    return Goal(
+        "a first connection; a session taken and given back",
+        "under 3 s; under 50 ms",
+        f"{connect:.2f} s; {1000 * session:.1f} ms",
+        yes_if(connect < 3, session < 0.05),
+    )
+
+
+def summary(results: Results, folder: Path, root: Path) -> str:
+    """Return what stands between the README's markers. folder: of the plots; root: the README's."""
+    rows = [[goal.what, goal.wanted, goal.measured, goal.holds] for goal in goals(results)]
+    lines = [["", "wanted", "measured", "holds"], ["---"] * 4, *rows]
+    facts = results.machine
+    place = folder.relative_to(root).as_posix()
+    drawn = [name for name in PLOTS if (folder / f"{name}.svg").exists()]
+    return "\n".join(
+        [
+            INTRODUCTION.format(processor=facts["processor"]),
+            "".join(f"| {' | '.join(line)} |\n" for line in lines),
+            *[f"![{PLOTS[name]}]({place}/{name}.svg)\n" for name in drawn],
+            CONCLUSION.format(place=place, date=facts["date"]),
+        ]
+    )
+
+
+def write(readme: Path, text: str) -> None:
+    """Put a text between the markers. Raises BenchError where there are none."""
+    old = readme.read_text("utf-8")
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise BenchError(f"{readme.name} has no lines {BEGIN} and {END} to write between")
+    readme.write_text(f"{before}{BEGIN}\n{text}{END}{after}", "utf-8")
