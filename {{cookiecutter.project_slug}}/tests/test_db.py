@@ -404,10 +404,11 @@ def test_a_savepoint_that_fails_leaves_the_transaction_whole(app_of_size: AppOfS
 
 @pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
 def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
-    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+    app_of_size: AppOfSize, embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "ANSWER_SECONDS", 2.5)
-    app = app_of_size(1, db_queue_seconds=1)
+    # A pooler would invent the number of the process.
+    app = app_of_size(1, db_queue_seconds=1, database_url=embedded_url)
     frozen: list[int] = []
 
     @app.get("/one")
@@ -479,11 +480,14 @@ def test_who_waits_for_a_database_that_wakes_up_waits_longer(
 @pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
 @pytest.mark.parametrize("idle_seconds", [-1.0, 30.0])
 def test_a_frozen_connection_costs_a_503_and_is_replaced(
-    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+    app_of_size: AppOfSize,
+    embedded_url: DatabaseUrl,
+    monkeypatch: pytest.MonkeyPatch,
+    idle_seconds: float,
 ) -> None:
     monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(pool, "IDLE_SECONDS", idle_seconds)
-    app = app_of_size(1)
+    app = app_of_size(1, database_url=embedded_url)
 
     @app.get("/pid")
     def get_pid(session: SessionDep) -> int:
