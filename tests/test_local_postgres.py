@@ -94,8 +94,8 @@ class Place:
 
 def new_place(project: Project, folder: Path) -> Place:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("local_postgres.py", "database_url.py", "env_file.py"):
-        shutil.copy(project.path / name, folder)
+    for module in project.path.glob("*.py"):
+        shutil.copy(module, folder)
     return Place(folder, project.python, f"postgresql://embedded:first@127.0.0.1:{free_port()}/app")
 
 

@@ -49,13 +49,14 @@ def find_settings(text: str, changes: list[str]) -> dict[str, str] | None:
 
     Raises DatabaseUrlError for a text that is of a known form, but not all of it.
     """
-    if not (settings := read_semicolons(text) or read_keywords(text)):
-        settings = read_command(text) or read_password_file(text) or read_pairs(text)
-        if settings:
-            changes.append("put the single settings together")
-    if settings and max(map(len, settings.values())) > LONGEST:
-        raise DatabaseUrlError("one of the settings is too long: copy it again")
-    return settings
+    for read in (read_semicolons, read_keywords, read_command, read_password_file, read_pairs):
+        if settings := read(text):
+            if max(map(len, settings.values())) > LONGEST:
+                raise DatabaseUrlError("one of the settings is too long: copy it again")
+            if read is not read_keywords:
+                changes.append("put the single settings together")
+            return settings
+    return None
 
 
 def read_keywords(text: str) -> dict[str, str] | None:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from pasted_url import PLACEHOLDER, DatabaseUrlError
 
-LONGEST = 30_000  # characters; whole .env files are shorter
+LONGEST = 20_000  # characters; whole .env files are shorter
 MOST = 10  # URLs that are looked at
 
 # What chats, terminals and web pages put into a text.

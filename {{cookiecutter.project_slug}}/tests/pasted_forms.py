@@ -354,6 +354,7 @@ PASSWORDS = {
     "s3<w>": "postgresql://ann:s3<w>@localhost/todo",
     "s3\\w": "postgresql://ann:s3\\w@localhost/todo",
     "s3|w": "postgresql://ann:s3|w@localhost/todo",
+    "s3|x": "<postgresql://ann:s3|x@localhost/todo>",
     "s3~^!(w)": "postgresql://ann:s3~^!(w)@localhost/todo",
     "s3é€": "postgresql://ann:s3é€@localhost/todo",
     "s3@/%w": "postgresql://ann:s3%40%2F%25w@localhost/todo",
@@ -423,6 +424,10 @@ REFUSED = {
     "a reference in Django's settings": (
         f"'HOST': '{HOST}', 'USER': 'alex', 'PASSWORD': os.environ['DB_PW'],",
         "[***]",
+    ),
+    "what may be a placeholder, or a part of a password": (
+        f"postgresql://ann:xxxx@localhost/s3?w@{HOST}/neondb",
+        "USER:[***]@HOST/DATABASE",
     ),
     # masked
     "asterisks": (f"postgresql://alex:************@{HOST}/neondb?{QUERY}", "[***]@ep"),
@@ -520,6 +525,10 @@ REFUSED = {
         "several connection strings",
     ),
     "a word in the next line": (f"postgresql://{LOGIN}@{HOST}/neondb\nCopied", "has more lines"),
+    "broken after an @ in the password": (
+        f"postgresql://ann:s3@s3\ns3cr3t@{HOST}:s3/neondb",
+        "has more lines",
+    ),
     # parts that are not what they should be
     "no colon in the log-in": (
         f"postgresql://alex@s3cr3t@{HOST}/neondb",
@@ -595,10 +604,16 @@ REFUSED = {
         "password=[…]: this goes on",
     ),
     "an open quote among variables": ("PGHOST=h\nPGUSER=ann\nPGPASSWORD='s3 cr3t", "password=[…]"),
+    "an open quote in .NET's form": ("Host=h1;Username=ann;Password='s3;x", "no host name"),
+    "keywords with a semicolon": ("host=h1; user=ann password=s3 dbname=db", "no host name"),
+    "a line break and more after it": (
+        f"psql postgresql://alex:\ns3cr3t@{HOST}/neondb -c 'select 1'",
+        "the user is missing",
+    ),
     "8,000 characters": (f"postgresql://ann:{'s3' * 4000}@localhost/todo", "is too long"),
     "8,000 characters in a variable": (
         f"PGHOST=h\nPGUSER=a\nPGPASSWORD={'s3' * 4001}",
         "is too long",
     ),
-    "30,000 characters": ("s3" * 15_001, "is too long"),
+    "20,000 characters": ("s3" * 10_001, "is too long"),
 }
