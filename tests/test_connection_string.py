@@ -214,6 +214,7 @@ def test_after_three_strings_that_make_no_sense_a_placeholder_is_left(offline: M
 def test_a_string_from_the_environment_is_mended_too(offline: Machine) -> None:
     outcome = offline.generate(NEON, NEON_DATABASE_URL="psql 'postgres://ada:x@y@example.com/app'")
 
+    assert "Mended: percent-encoded the special characters of the password" in outcome.output
     assert "\nDATABASE_URL=postgresql://ada:x%40y@example.com:5432/app\n" in outcome.project.read(
         ".env"
     )
