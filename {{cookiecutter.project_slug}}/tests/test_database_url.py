@@ -461,10 +461,12 @@ def test_sqlalchemy_sees_the_same_parts_and_the_driver(url: DatabaseUrl) -> None
 
 
 @pytest.mark.parametrize("password", ["p@ss/w:rd?#", "5%", "it's \\ \"", "é€ %41", "a b&c=d"])
-def test_postgresql_lets_in_whoever_the_string_names(server: DatabaseUrl, password: str) -> None:
+def test_postgresql_lets_in_whoever_the_string_names(
+    embedded_server: DatabaseUrl, password: str
+) -> None:
     name = 'o\'dd "näme" @/?#%'
-    url = server.replace(user=name, password=password, database=name)
-    connection = psycopg2.connect(server.for_libpq())
+    url = embedded_server.replace(user=name, password=password, database=name)
+    connection = psycopg2.connect(embedded_server.for_libpq())
     connection.autocommit = True
 
     def run(statement: str) -> None:
