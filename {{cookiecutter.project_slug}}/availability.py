@@ -12,7 +12,7 @@ from threading import Lock, Thread
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from connecting import check_connection
+from checking import check_connection
 from database_url import DatabaseUrl
 from diagnosis import explain
 from findings import Finding
@@ -85,7 +85,7 @@ def look_once(url: DatabaseUrl, history: Callable[[], Sequence[str]]) -> Thread:
     """Check the way to the database once, in the background, and log what is wrong with it.
 
     For `uv run main.py`, whose user sits before the log: it wakes a database that sleeps.
-    history: as for connecting.check_connection.
+    history: as for checking.check_connection.
     """
     log: FilteringBoundLogger = structlog.get_logger().bind()
 

@@ -17,7 +17,8 @@ from config import ENV_FILE, PROJECT_DIR, PYPROJECT, Settings, SettingsError, lo
 from database_url import DatabaseUrl, DatabaseUrlError
 
 if TYPE_CHECKING:
-    from connecting import Check, OnWait
+    from checking import Check
+    from connecting import OnWait
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
 postgres = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_help=True)
@@ -118,7 +119,7 @@ def check(
 
 
 def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
-    from connecting import Check, check_connection
+    from checking import Check, check_connection
     from diagnosis import BY_NAME
 
     try:
@@ -326,4 +327,5 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that has no ✓ shows a ?
-    app()
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    app(color=False if is_plain else None)

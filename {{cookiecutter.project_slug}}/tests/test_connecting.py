@@ -9,9 +9,11 @@ import psycopg2
 import pytest
 from scripted_server import SILENCE, error, scripted_server
 
+import checking
 import connecting
 import migrations
-from connecting import Check, Patience, check_connection, hang_up, log_in
+from checking import Check, check_connection
+from connecting import Patience, hang_up, log_in
 from database_url import DatabaseUrl
 from local_postgres import temporary_server
 
@@ -55,7 +57,7 @@ def failed(steps: dict[str, Check]) -> tuple[str, str]:
 def test_all_steps_pass_on_a_healthy_database(plain: DatabaseUrl) -> None:
     steps, _ = check(plain)
 
-    assert list(steps) == list(connecting.STEPS)
+    assert list(steps) == list(checking.STEPS)
     assert all(step.ok for step in steps.values())
 
 
@@ -121,7 +123,7 @@ def test_pauses_grow_and_stay_within_their_bounds(
 def test_a_server_that_freezes_after_the_log_in_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, silent_after: bytes, step: str
 ) -> None:
-    monkeypatch.setattr(connecting, "QUERY_SECONDS", 2.0)
+    monkeypatch.setattr(checking, "QUERY_SECONDS", 2.0)
 
     with scripted_server(behind=plain) as server:
         server.freezes_at = silent_after
@@ -196,7 +198,7 @@ def test_a_server_that_takes_no_changes_is_found(plain: DatabaseUrl) -> None:
 def test_a_server_that_is_too_old_is_found(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "OLDEST", 99)
+    monkeypatch.setattr(checking, "OLDEST", 99)
 
     steps, _ = check(plain)
 
@@ -230,7 +232,7 @@ def test_migrations_that_cannot_be_read_are_found(plain: DatabaseUrl) -> None:
 def test_the_endpoint_is_the_pooled_one_for_the_app_and_the_direct_one_for_migrations(
     host: str, detail: str, advice: str
 ) -> None:
-    found, advised = connecting.describe_endpoint(DatabaseUrl("ada", "", host, 5432, "todo", ()))
+    found, advised = checking.describe_endpoint(DatabaseUrl("ada", "", host, 5432, "todo", ()))
 
     assert detail in found
     assert (advice in advised) if advice else not advised

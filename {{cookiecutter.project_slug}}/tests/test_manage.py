@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import connecting
 import manage
-from connecting import STEPS
+from checking import STEPS
 from database_url import DatabaseUrl
 from diagnosis import BEGIN, END
 from env_file import get_value
