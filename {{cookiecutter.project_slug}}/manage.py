@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -19,6 +20,7 @@ from database_url import DatabaseUrl, DatabaseUrlError
 if TYPE_CHECKING:
     from checking import Check
     from connecting import OnWait
+    from copying import Progress
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
 postgres = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_help=True)
@@ -73,21 +75,26 @@ def env(
         env_file.set_value(ENV_FILE, "BETTER_AUTH_SECRET", env_file.new_secret())
         typer.echo("✓ BETTER_AUTH_SECRET is new: whoever was logged in has to log in again")
         return
-    url = None if local else ask_database_url()
+    url = None if local else ask_database_url(empty="the embedded PostgreSQL")
     if url is None:
         url = env_file.embedded_url(PYPROJECT["project"]["name"].replace("-", "_"))
+    use_database(url)
+    typer.echo("  next: uv run manage.py migrate")
+
+
+def use_database(url: DatabaseUrl) -> None:
+    """Write it into .env."""
     env_file.set_value(ENV_FILE, "DATABASE_URL", url.for_libpq())
     typer.echo(f"✓ DATABASE_URL is {url}")
     if "DATABASE_URL" in os.environ:
         typer.echo("! The shell sets DATABASE_URL too, and the shell goes first: unset it there.")
-    typer.echo("  next: uv run manage.py migrate")
 
 
-def ask_database_url() -> DatabaseUrl | None:
-    """Return what was pasted, None for an empty answer."""
+def ask_database_url(*, empty: str) -> DatabaseUrl | None:
+    """Return what was pasted, None for an empty answer, which means `empty`."""
     try:
         if sys.stdin.isatty():
-            return env_file.ask_database_url(empty="the embedded PostgreSQL")
+            return env_file.ask_database_url(empty=empty)
         text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
         return env_file.take_database_url(text) if text.strip() else None
     except DatabaseUrlError as error:
@@ -176,7 +183,7 @@ class Waiting:
     """Shows how long the database has been waited for: in a live line, in a log in a few lines."""
 
     def __init__(self, what: str) -> None:
-        self._what = what
+        self.what = what
         self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._line = ""
         self._next = 0.0
@@ -191,7 +198,7 @@ class Waiting:
         if not self._live and seconds < self._next:
             return
         self._next = seconds + 5
-        self._line = f"  {self._what}, {seconds:.0f} s so far"
+        self._line = f"  {self.what}, {seconds:.0f} s so far"
         ends = ("\r", "") if self._live else ("", "\n")
         print(self._line.join(ends), end="", file=sys.stderr, flush=True)
 
@@ -211,13 +218,12 @@ def migrate(
 
     A compute that sleeps is waited for.
     """
-    import psycopg2
-    from alembic.util import CommandError
-    from sqlalchemy.exc import DBAPIError
+    bring_up_to_date(running_database(), timeout)
 
-    import migrations
-    from connecting import TOTAL_SECONDS, Patience, hang_up, log_in, reach
-    from diagnosis import explain
+
+def running_database() -> DatabaseUrl:
+    """Return where migrations go, with the embedded server started where that is it."""
+    from connecting import reach
 
     url = settings_or_fail().migration_url
     if url.is_embedded:
@@ -226,6 +232,18 @@ def migrate(
         except OSError:
             start()
             url = settings_or_fail().migration_url  # the port may have changed
+    return url
+
+
+def bring_up_to_date(url: DatabaseUrl, timeout: float) -> None:
+    """Run the migrations that are missing. timeout: seconds."""
+    import psycopg2
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError
+
+    import migrations
+    from connecting import TOTAL_SECONDS, Patience, hang_up, log_in
+
     connection = None
     try:
         with Waiting("waiting for the database") as waiting:
@@ -240,12 +258,133 @@ def migrate(
                 f"{url.address}: given up after {timeout:.0f} s\n"
                 "  → `uv run manage.py check` tells whether it is done; --timeout gives it longer"
             ) from None
-        finding = explain(error, url)
-        raise fail(
-            f"{url.address}: {finding.cause}; nothing was changed\n"
-            f"  → {finding.advice}\n  error: {finding.said}"
-        ) from None
+        raise failed(url, error, "nothing was changed") from None
     typer.echo(f"✓ the schema is at {migrations.head()}")
+
+
+def failed(url: DatabaseUrl, error: Exception, outcome: str) -> typer.Exit:
+    """Say what an error of a database means. The result is to be raised."""
+    from diagnosis import explain
+
+    finding = explain(error, url)
+    return fail(
+        f"{url.address}: {finding.cause}; {outcome}\n  → {finding.advice}\n  error: {finding.said}"
+    )
+
+
+@app.command()
+def copy(
+    *,
+    switch: Annotated[
+        bool, typer.Option("--switch", help="Have .env name the new database afterwards.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 3600,
+) -> None:
+    """Copy all data into an empty database, such as a new one at Neon: all of it, or nothing.
+
+    Asks for its connection string without showing it, or takes it from TARGET_DATABASE_URL, or from
+    standard input where that is not a terminal. Stop the app first: what it writes meanwhile stays
+    in the old database.
+    """
+    source, target = running_database(), ask_target_url()
+    if place_of(source) == place_of(target):
+        raise fail("that is the same database as in DATABASE_URL: nothing was copied")
+    check_target(target)
+    bring_up_to_date(target.direct, timeout)
+    rows = copy_data(source, target.direct, timeout).rows
+    for table, number in rows.items():
+        typer.echo(f"✓ {table:<{max(map(len, rows))}} {number:>9,} row{'s' * (number != 1)}")
+    typer.echo(f"✓ all of them are at {target}")
+    if not switch and sys.stdin.isatty():
+        switch = typer.confirm("  Shall .env name this database from now on?")
+    if switch:
+        use_database(target)
+        typer.echo("  next: uv run manage.py check")
+    else:
+        typer.echo("  .env names the old one; to change that: uv run manage.py env")
+
+
+def ask_target_url() -> DatabaseUrl:
+    """Return where the data shall go."""
+    given = os.environ.get("TARGET_DATABASE_URL")
+    try:
+        url = env_file.take_database_url(given) if given else ask_database_url(empty="stop")
+    except DatabaseUrlError as error:
+        raise fail(f"TARGET_DATABASE_URL: {error}") from None
+    if url is None:
+        raise fail("no connection string was given: nothing was copied")
+    return url
+
+
+def place_of(url: DatabaseUrl) -> tuple[str, int, str]:
+    return url.direct.host.lower(), url.port, url.database
+
+
+def check_target(url: DatabaseUrl) -> None:
+    """Show the steps on the way there. That tables are missing is as it should be."""
+    from checking import check_connection
+
+    with Waiting("waiting for the database") as waiting:
+        for step in check_connection(url, known_revisions, waiting):
+            if step.finding and step.finding.name == "schema-behind":
+                return
+            waiting.clear()
+            # The advice was written for those who come from `manage.py check`.
+            show(replace(step, advice=step.advice.replace("manage.py env", "manage.py copy")))
+            if step.ok is False:
+                raise fail("nothing was copied")
+
+
+def copy_data(source: DatabaseUrl, target: DatabaseUrl, timeout: float) -> "Progress":
+    """Copy all rows and commit them. timeout: seconds."""
+    from sqlmodel import SQLModel
+
+    import models  # noqa: F401  (the tables)
+    from checking import StepFailed, compare_schema
+    from connecting import TOTAL_SECONDS, Patience, hang_up
+    from copying import CopyRefused, End, EndFailed, Progress, copy_rows
+
+    ends: list[End] = []
+    progress, outcome = Progress(), "nothing was copied"
+    try:
+        with Waiting("waiting for the database") as waiting:
+            for url in (source, target):
+                patience = Patience(url, waiting, TOTAL_SECONDS)
+                ends.append(End.log_in(url, patience))
+            old, new = ends
+            compare_schema(source, old.connection, known_revisions, patience)
+        if others := old.other_clients():
+            typer.echo(
+                f"! {source} has other connections ({others}): what they write now is not copied"
+            )
+        with Waiting("copying") as waiting:
+
+            def tell(seconds: float) -> None:
+                waiting.what = str(progress)
+                waiting(seconds)
+
+            patience = Patience(target, tell, timeout)
+            left = patience.run(lambda: copy_rows(old, new, SQLModel.metadata, progress), timeout)
+            outcome = "whether it is all there, the same command tells: it refuses if so"
+            patience.run(new.commit, TOTAL_SECONDS)
+    except KeyboardInterrupt:
+        raise fail(f"stopped: {outcome}") from None
+    except TimeoutError:
+        raise fail(
+            f"given up after {timeout:.0f} s: {outcome}\n  → --timeout gives it longer"
+        ) from None
+    except EndFailed as failure:
+        raise failed(failure.url, failure, outcome) from None
+    except CopyRefused as refusal:
+        raise fail(f"{refusal}; {outcome}") from None
+    except StepFailed as failure:
+        raise fail(f"{source}: {failure}; {outcome}\n  → {failure.finding.advice}") from None
+    finally:
+        for end in ends:
+            hang_up(end.connection)  # whatever it waits for: other threads use it, too
+    if left:
+        typer.echo(f"! not copied, since no model has them: {', '.join(left)}")
+    return progress
 
 
 @app.command()

@@ -20,6 +20,8 @@ import config
 # What the developer has set must not reach the tests.
 for name in config.Settings.model_fields:
     os.environ.pop(name.upper(), None)
+if "TEST_DATABASE_URL" not in os.environ:
+    config.forget_other_servers()
 config.ENV_FILE = None  # type: ignore[assignment]
 # main.py builds an app as it is imported; this one is never served.
 os.environ["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"

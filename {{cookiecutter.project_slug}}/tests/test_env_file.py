@@ -116,6 +116,19 @@ def test_a_failure_leaves_the_file_as_it_was_and_nothing_else(
     assert list(env.parent.iterdir()) == [env]
 
 
+def test_the_draft_of_a_write_that_was_killed_is_removed_by_the_next(env: Path) -> None:
+    old, new = env.with_name(".env.0a1b.tmp"), env.with_name(".env.2c3d.tmp")
+    for draft in (old, new):
+        draft.write_text(PASTED, "utf-8")
+    os.utime(old, (0, 0))
+    env.write_text("A=1\n", "utf-8")
+
+    env_file.set_value(env, "A", "2")
+
+    assert not old.exists()
+    assert new.exists()  # another process may be writing it
+
+
 @needs_modes
 def test_a_link_stays_a_link(env: Path, tmp_path: Path) -> None:
     target = tmp_path / "shared"

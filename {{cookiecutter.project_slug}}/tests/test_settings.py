@@ -45,6 +45,20 @@ def test_the_environment_goes_before_the_file(
     assert settings.port == 9000
 
 
+def test_what_libpq_is_told_of_another_server_does_not_reach_the_embedded_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
+    remote = URL.replace("127.0.0.1", "db.example.com")
+    embedded = URL.replace("//me:", "//embedded:")
+
+    load(tmp_path, DATABASE_URL=remote, BETTER_AUTH_SECRET=SECRET)
+    assert "PGHOSTADDR" in os.environ
+
+    load(tmp_path, DATABASE_URL=embedded, BETTER_AUTH_SECRET=SECRET)
+    assert "PGHOSTADDR" not in os.environ
+
+
 def test_several_front_ends_are_separated_by_commas(tmp_path: Path) -> None:
     origins = "https://App.example.com:443/, http://localhost:3000"
 
@@ -78,6 +92,7 @@ def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
         ("FRONTEND_URL", "https://bücher.example", "FRONTEND_URL: write an origin"),
         ("BETTER_AUTH_URL", "auth.example.com", "BETTER_AUTH_URL: write an origin"),
         ("ENVIRONMENT", "staging", "ENVIRONMENT: "),
+        ("API_DOCS", "perhaps", "API_DOCS: "),
         ("LOG_LEVEL", "chatty", "LOG_LEVEL: "),
         ("DB_POOL_SIZE", "0", "DB_POOL_SIZE: "),
         ("DB_QUEUE_SIZE", "-1", "DB_QUEUE_SIZE: "),

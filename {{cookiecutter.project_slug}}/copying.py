@@ -1,0 +1,217 @@
+"""Copies the data of one database into another: all rows of all tables, or none.
+
+The tables are those of the models: one that is added there is copied, too. Rows go by COPY, in the
+order that foreign keys want, out of one snapshot and into one transaction, which is not committed
+here. What would drop or hide rows, such as a trigger or a policy, is an error.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, Self
+
+import psycopg2
+import sqlalchemy as sa
+from psycopg2 import sql
+
+from connecting import Connection, Patience, log_in
+from database_url import DatabaseUrl
+
+LOCK_WAIT = "10s"
+CHUNK = 65_536  # bytes
+# Both ends write and read values in the same way, no rows are hidden, and nobody's own limits end
+# a transaction that the other end keeps waiting.
+TRANSACTION = f"""
+SET LOCAL datestyle = 'ISO, YMD';
+SET LOCAL intervalstyle = 'postgres';
+SET LOCAL extra_float_digits = 3;
+SET LOCAL row_security = off;
+SET LOCAL statement_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL lock_timeout = '{LOCK_WAIT}'
+"""
+OTHER_CLIENTS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+OTHER_TABLES = """
+SELECT format('%%I.%%I', nspname, relname)
+FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'alembic_version'
+  AND nspname !~ '^pg_' AND nspname <> 'information_schema'
+  AND pg_class.oid <> ALL (%s::regclass[])
+ORDER BY 1
+"""
+SEQUENCES = """
+SELECT pg_get_serial_sequence(%s, attname) AS name FROM pg_attribute
+WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+"""
+
+
+class CopyRefused(Exception):
+    """The two databases are not what a copy needs. It says why."""
+
+
+class EndFailed(Exception):
+    """The database at `url` failed; the cause is psycopg2's error, or a TimeoutError."""
+
+    def __init__(self, url: DatabaseUrl) -> None:
+        super().__init__(str(url))
+        self.url = url
+
+
+@contextmanager
+def failing_at(url: DatabaseUrl) -> Iterator[None]:
+    """Tell which of the two databases an error comes from. Raises EndFailed."""
+    try:
+        yield
+    except (psycopg2.Error, TimeoutError) as error:
+        raise EndFailed(url) from error
+
+
+@dataclass(frozen=True)
+class End:
+    """One of the two databases, and a connection to it. Every method raises EndFailed."""
+
+    url: DatabaseUrl
+    connection: Connection
+
+    @classmethod
+    def log_in(cls, url: DatabaseUrl, patience: Patience) -> Self:
+        with failing_at(url):
+            return cls(url, log_in(url, patience))
+
+    @contextmanager
+    def cursor(self) -> Iterator[Any]:
+        with failing_at(self.url), self.connection.cursor() as cursor:
+            yield cursor
+
+    def ask(self, query: str | sql.Composable, *values: object) -> list[tuple[Any, ...]]:
+        """Run a statement. Returns its rows, if it has any."""
+        with self.cursor() as cursor:
+            cursor.execute(query, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def other_clients(self) -> int:
+        """Return how many other connections this database has."""
+        ((number,),) = self.ask(OTHER_CLIENTS)
+        return int(number)
+
+    def commit(self) -> None:
+        with failing_at(self.url):
+            self.connection.commit()
+
+
+@dataclass
+class Progress:
+    """How far a copy is. rows: of each table that was begun, by its name."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "copying"
+        table, rows = next(reversed(self.rows.items()))
+        return f"copying {table}: {rows:,} rows"
+
+
+class Meter:
+    """Where COPY writes to, one row at a time."""
+
+    def __init__(self, pipe: IO[bytes], progress: Progress, table: str) -> None:
+        self._pipe = pipe
+        self._rows = progress.rows
+        self._table = table
+
+    def write(self, row: bytes) -> None:
+        self._pipe.write(row)
+        self._rows[self._table] += 1
+
+
+def copy_rows(source: End, target: End, metadata: sa.MetaData, progress: Progress) -> list[str]:
+    """Copy all rows of the metadata's tables, and set the sequences behind them.
+
+    Nothing of it is there before `target.commit()`. Returns the tables of the source that the
+    metadata does not have. Raises CopyRefused and EndFailed.
+    """
+    tables = metadata.sorted_tables
+    with failing_at(source.url):
+        source.connection.rollback()
+        source.connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+    for end in (source, target):
+        with failing_at(end.url):
+            end.connection.set_client_encoding("UTF8")
+        end.ask(TRANSACTION)
+    refuse_rows(target, tables)
+    for table in tables:
+        copy_table(source, target, table, progress)
+    for table in tables:
+        copy_sequences(source, target, table)
+        target.ask(sql.SQL("ANALYZE {}").format(name_of(table)))
+    known = [name_of(table).as_string(source.connection) for table in tables]
+    return [name for (name,) in source.ask(OTHER_TABLES, known)]
+
+
+def refuse_rows(target: End, tables: Sequence[sa.Table]) -> None:
+    """Keep everybody else from writing there. Raises CopyRefused where rows are there already."""
+    names = sql.SQL(", ").join(map(name_of, tables))
+    target.ask(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(names))
+    has_rows = sql.SQL("SELECT EXISTS (SELECT FROM {})")
+    full = [
+        table.fullname
+        for table in tables
+        if target.ask(has_rows.format(name_of(table))) == [(True,)]
+    ]
+    if full:
+        place = f"{target.url.address}/{target.url.database}"
+        raise CopyRefused(f"{place} has rows already, in {', '.join(full)}: take an empty database")
+
+
+def copy_table(source: End, target: End, table: sa.Table, progress: Progress) -> None:
+    """Have one server send a table's rows while the other one takes them."""
+    columns = [sql.Identifier(column.name) for column in table.columns if column.computed is None]
+    parts = {"table": name_of(table), "columns": sql.SQL(", ").join(columns)}
+    send = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT").format(**parts)
+    take = sql.SQL("COPY {table} ({columns}) FROM STDIN").format(**parts)
+    progress.rows[table.fullname] = 0
+    reading, writing = os.pipe()
+
+    def send_rows() -> None:
+        with os.fdopen(writing, "wb") as pipe, source.cursor() as cursor:
+            cursor.copy_expert(send, Meter(pipe, progress, table.fullname))
+
+    with ThreadPoolExecutor(1) as sender:
+        sent = sender.submit(send_rows)
+        # Where taking fails, the closed pipe ends the sending. Where sending fails, taking ends as
+        # if that were all: only the sender's result tells.
+        with os.fdopen(reading, "rb") as pipe, target.cursor() as cursor:
+            cursor.copy_expert(take, pipe, size=CHUNK)
+        sent.result()
+    ((arrived,),) = target.ask(sql.SQL("SELECT count(*) FROM {}").format(name_of(table)))
+    rows = progress.rows[table.fullname]
+    if arrived != rows:
+        raise CopyRefused(
+            f"{table.fullname}: {rows:,} rows were sent, and {arrived:,} are there: look for a"
+            " trigger or a rule on the new database"
+        )
+
+
+def copy_sequences(source: End, target: End, table: sa.Table) -> None:
+    """Have the next numbers be those of the source. This is not undone by a rollback."""
+    name = name_of(table).as_string(source.connection)
+    owned = {sequence for (sequence,) in source.ask(SEQUENCES, name, name) if sequence is not None}
+    named = {
+        name_of(column.default).as_string(source.connection)
+        for column in table.columns
+        if isinstance(column.default, sa.Sequence)
+    }
+    for sequence in sorted(owned | named):  # names come quoted
+        state = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.SQL(sequence))
+        ((value, is_called),) = source.ask(state)
+        target.ask("SELECT setval(%s, %s, %s)", sequence, value, is_called)
+
+
+def name_of(thing: sa.Table | sa.Sequence) -> sql.Identifier:
+    return sql.Identifier(*filter(None, (thing.schema, thing.name)))

@@ -1,0 +1,133 @@
+"""The page at /, in development: what runs here, and a todo list to try the API with.
+
+Its routes come after all others, so that it costs those nothing. In production it is not there.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from sqlalchemy import Engine, exc, text
+
+from config import VERSION, Settings
+from database_url import DatabaseUrl
+from db import Database, DatabaseDep, DatabaseUnavailable
+from diagnosis import explain, told
+from findings import Finding
+from pages import hashes_of, secure_page
+from pool import autocommitting
+from schemas.home import AppStatus, DatabaseStatus, MigrationStatus, Status
+
+PAGE = Path(__file__).with_name("home.html")
+QUERY_SECONDS = 5.0  # a person waits for the answer, and a compute may have to wake up
+REVISIONS = text("SELECT version_num FROM alembic_version")
+NO_SUCH_TABLE = "42P01"  # PostgreSQL's code
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def get_home() -> HTMLResponse:
+    """Serve the page as its file is now: to change it, edit and reload."""
+    html = PAGE.read_text("utf-8")
+    return secure_page(
+        html,
+        {
+            "script-src": hashes_of("script", html),
+            "style-src": hashes_of("style", html),
+            "img-src": "data:",
+            # Text stays text: the browser refuses innerHTML and the like.
+            "require-trusted-types-for": "'script'",
+            "trusted-types": "'none'",
+        },
+    )
+
+
+@router.get("/home/status")
+async def get_status(request: Request, response: Response, database: DatabaseDep) -> Status:
+    """Tell what the page shows. The database is asked once, and only when somebody looks."""
+    settings: Settings = request.app.state.settings
+    url = settings.database_url
+    response.headers["Cache-Control"] = "no-store"
+    answer, revisions = await ask(database, url)
+    known = await asyncio.to_thread(read_history, url)  # afterwards: it would show in the latency
+    app = AppStatus(
+        name=settings.app_name,
+        version=VERSION,
+        docs=settings.serves_docs,
+        login="better-auth" if settings.better_auth_url else "password",
+        better_auth_url=settings.better_auth_url,
+    )
+    return Status(app=app, database=answer, migrations=compare(revisions, known, url))
+
+
+async def ask(database: Database, url: DatabaseUrl) -> tuple[DatabaseStatus, list[str] | None]:
+    """Return how the database is, and its revisions: None where it did not tell them."""
+    answer = DatabaseStatus(ok=True, kind=kind_of(url), name=url.database, address=url.address)
+    try:
+        seconds, revisions = await database.run(
+            lambda: read_revisions(database.engine), seconds=QUERY_SECONDS
+        )
+    except (DatabaseUnavailable, exc.DBAPIError) as error:
+        finding = error.finding if isinstance(error, DatabaseUnavailable) else explain(error, url)
+        answer.ok = False
+        answer.cause = finding.cause if finding else str(error)
+        answer.advice = finding.advice if finding else "look again in a moment"
+        return answer, None
+    answer.latency_ms = round(seconds * 1000, 1)
+    return answer, revisions
+
+
+def kind_of(url: DatabaseUrl) -> Literal["embedded PostgreSQL", "Neon", "PostgreSQL"]:
+    if url.is_embedded:
+        return "embedded PostgreSQL"
+    return "Neon" if url.is_neon else "PostgreSQL"
+
+
+def read_revisions(engine: Engine) -> tuple[float, list[str]]:
+    """Return how many seconds one round trip took, and what it brought: the schema's revisions."""
+    with autocommitting(engine) as connection:
+        start = time.perf_counter()
+        try:
+            revisions = list(connection.execute(REVISIONS).scalars())
+        except exc.ProgrammingError as error:
+            if getattr(error.orig, "pgcode", None) != NO_SUCH_TABLE:
+                raise
+            revisions = []
+        return time.perf_counter() - start, revisions
+
+
+def read_history(url: DatabaseUrl) -> list[str] | Finding:
+    """Return the revisions that the code knows, the newest first, or why they cannot be read."""
+    import migrations  # noqa: PLC0415  (takes a second, and the app has no other need of Alembic)
+
+    try:
+        return migrations.history()
+    except Exception as error:  # noqa: BLE001  (the files are code, and may raise anything)
+        return told("migrations-broken", url, str(error))
+
+
+def compare(
+    revisions: list[str] | None, known: list[str] | Finding, url: DatabaseUrl
+) -> MigrationStatus:
+    """Tell whether the database has the tables that the code expects."""
+    if isinstance(known, Finding):
+        cause = f"{known.cause}: {known.said}"
+        return MigrationStatus(ok=False, state="broken", cause=cause, advice=known.advice)
+    if revisions is None:
+        return MigrationStatus(ok=None, state="not known")
+    revision = ", ".join(revisions) or None
+    if revisions == known[:1]:
+        return MigrationStatus(ok=True, state="up to date", revision=revision)
+    behind = set(revisions) <= set(known)
+    finding = told("schema-behind" if behind else "schema-ahead", url)
+    return MigrationStatus(
+        ok=False,
+        state="behind the code" if behind else "ahead of the code",
+        revision=revision,
+        cause=finding.cause,
+        advice=finding.advice,
+    )

@@ -1,0 +1,455 @@
+"""Moving the data to another database: all of it, or nothing."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from psycopg2 import sql
+from scripted_server import error, scripted_server
+from sqlmodel import SQLModel
+from typer.testing import CliRunner
+
+import copying
+import manage
+import migrations
+from config import PROJECT_DIR
+from copying import End, EndFailed, Progress, copy_rows
+from database_url import DatabaseUrl
+from env_file import get_value
+from models import RefreshToken, Task, User
+
+SECRET = "correct-horse-battery-staple-0123456789"
+TABLES = [table.name for table in SQLModel.metadata.sorted_tables]
+NASTY = ["\\N", "\\.", "tab\there", "line\nend\r", "👩‍💻 'quoted' \"twice\"", "%s {} $1", "back\\"]
+
+type Rows = dict[str, list[tuple[Any, ...]]]
+
+
+class Copy(Protocol):
+    def __call__(
+        self, source: DatabaseUrl, target: DatabaseUrl, *options: str
+    ) -> tuple[int, str]: ...
+
+
+@pytest.fixture
+def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The .env that the command uses in place of the developer's own."""
+    path = tmp_path / ".env"
+    monkeypatch.setattr(manage, "ENV_FILE", path)
+    monkeypatch.delenv("DATABASE_URL")
+    monkeypatch.delenv("BETTER_AUTH_SECRET")
+    return path
+
+
+@pytest.fixture
+def copy(env_file: Path) -> Copy:
+    """Copy as an operator does. Returns exit code and output."""
+
+    def run(source: DatabaseUrl, target: DatabaseUrl, *options: str) -> tuple[int, str]:
+        lines = f"DATABASE_URL={source.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
+        env_file.write_text(lines, "utf-8")
+        result = CliRunner().invoke(manage.app, ["copy", *options], input=target.for_libpq())
+        return result.exit_code, result.output
+
+    return run
+
+
+@contextmanager
+def connected(url: DatabaseUrl) -> Iterator[Any]:
+    """Yield a cursor whose work is committed."""
+    with closing(psycopg2.connect(url.direct.for_libpq())) as connection:
+        with connection.cursor() as cursor:
+            yield cursor
+        connection.commit()
+
+
+def rows(url: DatabaseUrl, tables: list[str] = TABLES) -> Rows:
+    with connected(url) as cursor:
+        found: Rows = {}
+        for table in tables:
+            cursor.execute(sql.SQL("SELECT * FROM {} ORDER BY id").format(sql.Identifier(table)))
+            found[table] = cursor.fetchall()
+        return found
+
+
+@pytest.fixture(scope="module")
+def filled(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
+    """A database in use: rows in every table, with all that texts may hold."""
+    url = new_database()
+    migrations.upgrade(url)
+    engine = sa.create_engine(url.direct.for_sqlalchemy())
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        users = [
+            {"id": uuid4(), "email": f"{number}@example.com", "password_hash": "…", "name": name}
+            for number, name in enumerate(NASTY)
+        ]
+        connection.execute(sa.insert(User), users)
+        tasks = [
+            {
+                "owner_id": str(user["id"]),
+                "title": text,
+                "description": None if number % 2 else text,
+                "due_at": now if number % 3 else None,
+                "priority": "high",
+            }
+            for user in users
+            for number, text in enumerate(NASTY * 20)
+        ]
+        connection.execute(sa.insert(Task), [{"id": uuid4(), **task} for task in tasks])
+        hashes = [{"user_id": user["id"], "token_hash": secrets.token_bytes(32)} for user in users]
+        log_ins = [{"id": uuid4(), "expires_at": now, **log_in} for log_in in hashes]
+        connection.execute(sa.insert(RefreshToken), log_ins)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def empty(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
+    """A database that was never migrated."""
+    return new_database()
+
+
+@pytest.fixture
+def migrated(empty: DatabaseUrl) -> DatabaseUrl:
+    migrations.upgrade(empty)
+    return empty
+
+
+def test_all_rows_arrive_as_they_were(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
+    code, output = copy(filled, empty)
+
+    assert code == 0, output
+    assert rows(empty) == rows(filled)
+    assert all(rows(empty).values())
+    assert "✓ tasks" in output
+    assert "980 rows" in output
+    assert "uv run manage.py env" in output
+
+
+def test_no_password_is_shown(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
+    _, output = copy(filled, empty.replace(user="nobody", password="pass-word"))
+
+    assert "pass-word" not in output
+    assert not filled.password or filled.password not in output
+
+
+def test_env_keeps_the_old_database_unless_it_is_told_otherwise(
+    copy: Copy, filled: DatabaseUrl, new_database: Callable[[], DatabaseUrl], env_file: Path
+) -> None:
+    first, second = new_database(), new_database()
+
+    copy(filled, first)
+    kept = get_value(env_file, "DATABASE_URL")
+    code, output = copy(filled, second, "--switch")
+
+    assert code == 0, output
+    assert kept == filled.for_libpq()
+    assert get_value(env_file, "DATABASE_URL") == second.for_libpq()
+
+
+def test_the_new_database_may_come_from_the_environment(
+    copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TARGET_DATABASE_URL", empty.for_libpq())
+
+    code, output = copy(filled, filled)
+
+    assert code == 0, output
+    assert rows(empty) == rows(filled)
+
+
+def test_a_database_with_rows_is_refused(
+    copy: Copy, filled: DatabaseUrl, migrated: DatabaseUrl
+) -> None:
+    with connected(migrated) as cursor:
+        cursor.execute("INSERT INTO tasks (id, owner_id, title) VALUES (gen_random_uuid(), '', '')")
+    before = rows(migrated)
+
+    code, output = copy(filled, migrated)
+
+    assert code == 1
+    assert "has rows already, in tasks" in output
+    assert rows(migrated) == before
+
+
+def test_a_second_copy_is_refused(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
+    copy(filled, empty)
+
+    code, output = copy(filled, empty)
+
+    assert code == 1
+    assert "has rows already" in output
+    assert rows(empty) == rows(filled)
+
+
+def test_a_database_is_not_copied_into_itself(copy: Copy, filled: DatabaseUrl) -> None:
+    code, output = copy(filled, filled)
+
+    assert code == 1
+    assert "the same database" in output
+
+
+def test_an_empty_answer_copies_nothing(env_file: Path, filled: DatabaseUrl) -> None:
+    lines = f"DATABASE_URL={filled.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
+    env_file.write_text(lines, "utf-8")
+
+    result = CliRunner().invoke(manage.app, ["copy"], input="\n")
+
+    assert result.exit_code == 1
+    assert "nothing was copied" in result.output
+
+
+def test_a_source_that_is_behind_is_told_to_migrate(
+    copy: Copy, migrated: DatabaseUrl, new_database: Callable[[], DatabaseUrl]
+) -> None:
+    with connected(migrated) as cursor:
+        cursor.execute("DELETE FROM alembic_version")
+
+    code, output = copy(migrated, new_database())
+
+    assert code == 1
+    assert "uv run manage.py migrate" in output
+
+
+def test_a_target_that_refuses_is_diagnosed(copy: Copy, filled: DatabaseUrl) -> None:
+    with scripted_server(error("password authentication failed for user 'me'")) as server:
+        target = DatabaseUrl("me", "pass-word", "127.0.0.1", server.port, "todo")
+        code, output = copy(filled, target)
+
+    assert code == 1
+    assert "✗ log-in" in output
+    assert "then: uv run manage.py copy" in output
+
+
+# Failures in the middle: the trigger meets the last of the tasks, when others are there already.
+TRIGGER = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} RETURN NEW; END $$;
+CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW
+WHEN (NEW.title = 'back\\') EXECUTE FUNCTION fail()
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ("RAISE EXCEPTION 'no more room';", "nothing was copied"),
+        ("PERFORM pg_terminate_backend(pg_backend_pid());", "nothing was copied"),
+        ("RETURN NULL;", "look for a trigger"),
+    ],
+)
+def test_a_copy_that_fails_in_the_middle_leaves_nothing(
+    copy: Copy, filled: DatabaseUrl, migrated: DatabaseUrl, action: str, told: str
+) -> None:
+    with connected(migrated) as cursor:
+        cursor.execute(TRIGGER.format(action))
+
+    code, output = copy(filled, migrated)
+
+    assert code == 1
+    assert told in output
+    assert "Traceback" not in output
+    assert rows(migrated) == {table: [] for table in TABLES}
+
+
+@pytest.fixture
+def plain(embedded_server: DatabaseUrl) -> DatabaseUrl:
+    """A migrated database that is reached without TLS, so that a script can stand before it."""
+    url = embedded_server.replace(database=f"test_{secrets.token_hex(8)}")
+    with closing(psycopg2.connect(embedded_server.for_libpq())) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"CREATE DATABASE {url.database}")
+    migrations.upgrade(url)
+    return url
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_a_server_that_freezes_ends_the_copy_in_time(
+    copy: Copy, filled: DatabaseUrl, plain: DatabaseUrl, embedded_url: DatabaseUrl, end: str
+) -> None:
+    frozen = embedded_url if end == "source" else plain
+    with scripted_server(behind=frozen) as server:
+        server.freezes_at = b"COPY"
+        behind = frozen.replace(port=server.port)
+        code, output = copy(
+            *((behind, plain) if end == "source" else (filled, behind)), "--timeout", "3"
+        )
+
+    assert code == 1
+    assert "given up after 3 s" in output
+    assert rows(plain) == {table: [] for table in TABLES}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C by a signal")
+def test_ctrl_c_ends_the_copy_and_leaves_nothing(filled: DatabaseUrl, plain: DatabaseUrl) -> None:
+    with scripted_server(behind=plain) as server:
+        server.freezes_at = b"COPY"
+        target = plain.replace(port=server.port).for_libpq()
+        with subprocess.Popen(
+            [sys.executable, "manage.py", "copy"],
+            cwd=PROJECT_DIR,
+            env=os.environ | {"DATABASE_URL": filled.for_libpq(), "TARGET_DATABASE_URL": target},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        ) as process:
+            assert process.stdout
+            output = ""
+            while "copying " not in output:
+                line = process.stdout.readline()
+                assert line, output
+                output += line
+            start = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            output += process.stdout.read()
+
+    assert process.returncode not in {0, None}
+    assert time.monotonic() - start < 20
+    assert "nothing was copied" in output
+    assert "Traceback" not in output
+    assert rows(plain) == {table: [] for table in TABLES}
+
+
+# Tables that are not there yet: keys that point to each other, numbers that count up.
+
+
+def shop() -> sa.MetaData:
+    metadata = sa.MetaData()
+    sa.Table(
+        "line items",
+        metadata,
+        sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("order_id", sa.ForeignKey("orders.id"), nullable=False),
+        sa.Column("parent_id", sa.ForeignKey("line items.id")),
+        sa.Column("price", sa.Numeric(10, 2)),
+        sa.Column("twice", sa.Numeric(10, 2), sa.Computed("price * 2")),
+        sa.Column("Weights", sa.ARRAY(sa.Double)),
+        sa.Column("extra", sa.JSON),
+    )
+    sa.Table(
+        "orders",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("number", sa.Integer, sa.Sequence("order_numbers")),
+    )
+    return metadata
+
+
+@pytest.fixture
+def shops(new_database: Callable[[], DatabaseUrl]) -> Iterator[tuple[End, End]]:
+    """Two databases with such tables: one that is in use, and an empty one."""
+    ends = []
+    for url in (new_database(), new_database()):
+        engine = sa.create_engine(url.direct.for_sqlalchemy())
+        shop().create_all(engine)
+        engine.dispose()
+        ends.append(End(url, psycopg2.connect(url.direct.for_libpq())))
+    with ends[0].connection, ends[0].connection.cursor() as cursor:
+        for _ in range(3):
+            cursor.execute("INSERT INTO orders (number) VALUES (nextval('order_numbers'))")
+        cursor.execute(
+            """INSERT INTO "line items" (order_id, parent_id, price, "Weights", extra) VALUES
+            (1, 2, 0.1, '{0.1, 3e-300}', '{"a": [1]}'), (3, NULL, 2.5, NULL, NULL)"""
+        )
+        cursor.execute("DELETE FROM orders WHERE id = 2")
+    yield ends[0], ends[1]
+    for end in ends:
+        end.connection.close()
+
+
+def test_tables_of_ones_own_are_copied_too(shops: tuple[End, End]) -> None:
+    source, target = shops
+    progress = Progress()
+
+    copy_rows(source, target, shop(), progress)
+    target.commit()
+
+    tables = ["orders", "line items"]
+    assert progress.rows == {"orders": 2, "line items": 2}
+    assert str(progress) == "copying line items: 2 rows"
+    assert rows(target.url, tables) == rows(source.url, tables)
+
+
+def test_what_is_written_meanwhile_is_left_out_whole(
+    shops: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = shops
+
+    def write_between(source: End, target: End, table: sa.Table, progress: Progress) -> None:
+        copy_table(source, target, table, progress)
+        with connected(source.url) as cursor:
+            cursor.execute("INSERT INTO orders DEFAULT VALUES RETURNING id")
+            cursor.execute('INSERT INTO "line items" (order_id) VALUES (%s)', cursor.fetchone())
+
+    copy_table = copying.copy_table
+    monkeypatch.setattr(copying, "copy_table", write_between)
+    copy_rows(source, target, shop(), progress := Progress())
+    target.commit()
+
+    assert progress.rows == {"orders": 2, "line items": 2}
+
+
+def test_numbers_go_on_where_they_were(shops: tuple[End, End]) -> None:
+    source, target = shops
+
+    copy_rows(source, target, shop(), Progress())
+    target.commit()
+
+    insert = "INSERT INTO orders (number) VALUES (nextval('order_numbers')) RETURNING id, number"
+    assert target.ask(insert) == [(4, 4)]
+    assert target.ask('INSERT INTO "line items" (order_id) VALUES (4) RETURNING id') == [(3,)]
+
+
+def test_rows_that_a_policy_hides_are_not_left_behind(shops: tuple[End, End]) -> None:
+    source, target = shops
+    role = f"test_{secrets.token_hex(8)}"
+    source.ask("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
+    source.ask(f"CREATE ROLE {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    source.connection.commit()
+    source.ask(f"SET ROLE {role}")
+    source.connection.commit()
+
+    with pytest.raises(EndFailed) as caught:
+        copy_rows(source, target, shop(), Progress())
+
+    assert caught.value.url == source.url
+    assert "row-level security" in str(caught.value.__cause__)
+
+
+def test_what_no_model_has_is_named(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
+    with connected(filled) as cursor:
+        cursor.execute('CREATE TABLE "Better Auth" (id integer)')
+
+    _, output = copy(filled, empty)
+
+    with connected(filled) as cursor:
+        cursor.execute('DROP TABLE "Better Auth"')
+    assert 'public."Better Auth"' in output
+
+
+def test_a_copy_does_not_wait_long_for_those_who_write(
+    shops: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "TRANSACTION", "SET LOCAL lock_timeout = '100ms'")
+    source, target = shops
+    with closing(psycopg2.connect(target.url.direct.for_libpq())) as other:
+        other.cursor().execute("LOCK TABLE orders IN ROW EXCLUSIVE MODE")
+
+        with pytest.raises(EndFailed) as caught:
+            copy_rows(source, target, shop(), Progress())
+
+    assert caught.value.url == target.url
+    assert "lock timeout" in str(caught.value.__cause__)

@@ -1,0 +1,259 @@
+"""The page at /: who gets it, what it may do, and what it tells of the database."""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import event, text
+from starlette.routing import Match
+
+import main
+import migrations
+from config import Settings
+from database_url import DatabaseUrl, parse
+from db import create_db_engine
+from main import create_app
+from pages import hashes_of
+from routes import home
+
+type Build = Callable[..., Settings]
+
+HOME = ["/", "/home/status"]
+
+
+@pytest.fixture
+def nowhere(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
+    """A database that is away: nothing listens on its port, and nothing else can take it."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield database_url.replace(port=reserved.getsockname()[1], password="hunter2-hunter2")
+
+
+def status_of(settings: Settings) -> dict[str, dict[str, object]]:
+    with TestClient(create_app(settings)) as client:
+        answer = client.get("/home/status")
+    assert answer.status_code == 200, answer.text
+    status: dict[str, dict[str, object]] = answer.json()
+    return status
+
+
+def mark(database: DatabaseUrl, revision: str) -> None:
+    """Have a migrated database be at another revision."""
+    engine = create_db_engine(database)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :new"), {"new": revision})
+    engine.dispose()
+
+
+def test_the_page_may_run_its_own_script_and_talk_to_this_app_only(client: TestClient) -> None:
+    answer = client.get("/")
+
+    policy = dict(
+        rule.split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split("; ")
+    )
+    assert answer.status_code == 200
+    assert policy == {
+        "default-src": "'none'",
+        "script-src": hashes_of("script", answer.text),
+        "style-src": hashes_of("style", answer.text),
+        "img-src": "data:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    assert re.fullmatch(r"'sha256-[\w+/]{43}='", policy["script-src"])
+    assert re.fullmatch(r"'sha256-[\w+/]{43}='", policy["style-src"])
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_page_names_nothing_from_elsewhere(client: TestClient) -> None:
+    html = client.get("/").text
+
+    addresses = re.findall(r"""(?:src|href|action|url\()\s*=?\s*["']([^"']*)""", html)
+    assert {"docs", "redoc", "openapi.json"} < set(addresses)
+    assert [address for address in addresses if re.match(r"(?!data:)\w+:|//", address)] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["localStorage", "sessionStorage", "indexedDB", "document.cookie", "innerHTML"]
+)
+def test_the_page_keeps_nothing_and_takes_no_text_for_code(client: TestClient, name: str) -> None:
+    assert name not in client.get("/").text
+
+
+@pytest.mark.parametrize("path", HOME)
+def test_production_has_no_page(path: str, database_url: DatabaseUrl, settings_for: Build) -> None:
+    with TestClient(create_app(settings_for(database_url, environment="production"))) as client:
+        answer = client.get(path)
+
+    assert answer.status_code == 404
+    assert answer.json() == {"detail": "Not Found"}
+
+
+def test_the_page_is_no_part_of_the_api() -> None:
+    assert not main.app.openapi()["paths"].keys() & {*HOME, "/docs", "/redoc"}
+
+
+def test_other_routes_are_found_before_the_page_is_looked_at(settings: Settings) -> None:
+    app = create_app(settings)
+
+    def place(path: str) -> int:
+        """Return how many routes are looked at until this one is found."""
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        found = (route.matches(scope)[0] is Match.FULL for route in app.routes)
+        return list(found).index(True)
+
+    places = [place(path) for path in ("/tasks", "/health", "/auth/me", "/docs", "/")]
+    assert places == sorted(places)
+    assert places[-1] == len(app.routes) - 1
+
+
+def test_a_database_that_is_well(settings: Settings, database_url: DatabaseUrl) -> None:
+    status = status_of(settings)
+
+    assert status["database"].pop("latency_ms") >= 0  # type: ignore[operator]
+    assert status["database"] == {
+        "ok": True,
+        "kind": home.kind_of(database_url),
+        "name": database_url.database,
+        "address": database_url.address,
+        "cause": None,
+        "advice": None,
+    }
+    assert status["migrations"] == {
+        "ok": True,
+        "state": "up to date",
+        "revision": migrations.head(),
+        "cause": None,
+        "advice": None,
+    }
+
+
+def test_a_database_without_tables_is_behind(
+    new_database: Callable[[], DatabaseUrl], settings_for: Build
+) -> None:
+    status = status_of(settings_for(new_database()))
+
+    assert status["database"]["ok"] is True
+    assert status["migrations"]["ok"] is False
+    assert status["migrations"]["state"] == "behind the code"
+    assert status["migrations"]["advice"] == "uv run manage.py migrate"
+
+
+def test_a_database_that_newer_code_has_migrated_is_ahead(
+    new_database: Callable[[], DatabaseUrl], settings_for: Build
+) -> None:
+    database = new_database()
+    migrations.upgrade(database)
+    mark(database, "9999")
+
+    status = status_of(settings_for(database))
+
+    assert status["migrations"]["state"] == "ahead of the code"
+    assert status["migrations"]["revision"] == "9999"
+
+
+def test_migrations_that_cannot_be_read_are_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def history() -> list[str]:
+        raise SyntaxError("0002_broken.py, line 3")
+
+    monkeypatch.setattr(migrations, "history", history)
+
+    status = status_of(settings)
+
+    assert status["migrations"]["state"] == "broken"
+    assert "0002_broken.py, line 3" in str(status["migrations"]["cause"])
+
+
+def test_a_database_that_is_away_is_told_with_what_to_do(
+    nowhere: DatabaseUrl, settings_for: Build
+) -> None:
+    status = status_of(settings_for(nowhere))
+
+    assert status["database"]["ok"] is False
+    assert status["database"]["latency_ms"] is None
+    assert status["database"]["cause"]
+    assert status["database"]["advice"]
+    assert status["migrations"]["ok"] is None
+    assert status["migrations"]["state"] == "not known"
+
+
+def test_a_frozen_database_is_told_within_the_limit_and_holds_up_nobody(
+    database_url: DatabaseUrl, settings_for: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "QUERY_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as thread:
+        app = create_app(settings_for(database_url.replace(port=silent.getsockname()[1])))
+        with TestClient(app) as client:
+            question = thread.submit(client.get, "/home/status")
+            connection, _ = silent.accept()  # the app has begun to ask
+            with connection:
+                health = client.get("/health")
+                answered_first = not question.done()
+                status = question.result().json()
+
+    assert health.status_code == 200
+    assert answered_first
+    assert status["database"]["ok"] is False
+
+
+def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Settings) -> None:
+    app = create_app(settings)
+    queries = []
+    with TestClient(app) as client:
+        event.listen(
+            app.state.database.engine,
+            "before_cursor_execute",
+            lambda *arguments: queries.append(arguments),
+        )
+        client.get("/")
+        before = len(queries)
+        client.get("/home/status")
+
+    assert before == 0
+    assert len(queries) == 1
+
+
+def test_no_secret_is_told(nowhere: DatabaseUrl, settings_for: Build) -> None:
+    settings = settings_for(nowhere)
+
+    with TestClient(create_app(settings)) as client:
+        status = client.get("/home/status")
+        told = status.text + client.get("/").text
+
+    assert status.json()["database"]["name"] == nowhere.database
+    assert nowhere.user not in status.json()["database"].values()
+    assert nowhere.password not in told
+    assert settings.better_auth_secret.get_secret_value() not in told
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("postgresql://embedded@127.0.0.1:5433/todo", "embedded PostgreSQL"),
+        ("postgresql://me:pw@ep-calm-sky-a1b2c3d4-pooler.eu-central-1.aws.neon.tech/todo", "Neon"),
+        ("postgresql://me:pw@db.example.com/todo", "PostgreSQL"),
+    ],
+)
+def test_the_kind_of_database_is_told(url: str, kind: str) -> None:
+    assert home.kind_of(parse(url)) == kind
+
+
+def test_with_better_auth_the_page_is_told_where_to_log_in(
+    database_url: DatabaseUrl, settings_for: Build
+) -> None:
+    origin = "https://auth.example.com"
+
+    status = status_of(settings_for(database_url, better_auth_url=origin))
+
+    assert status["app"]["login"] == "better-auth"
+    assert status["app"]["better_auth_url"] == origin
