@@ -44,8 +44,10 @@ def settings_or_fail() -> Settings:
 @contextmanager
 def failing_plainly() -> Iterator[None]:
     """Turn what can go wrong with the embedded server into a message and exit code 1."""
-    import local_postgres
-
+    try:
+        import local_postgres
+    except ModuleNotFoundError:
+        raise fail("the embedded PostgreSQL is for development only, and not here") from None
     try:
         yield
     except local_postgres.LocalPostgresError as error:
@@ -406,10 +408,10 @@ def findings(
 @postgres.command()
 def start() -> None:
     """Create the server on first use, and start it where it does not run."""
-    import local_postgres
-
     before = settings_or_fail().database_url
     with failing_plainly():
+        import local_postgres
+
         url = local_postgres.ensure_running(ENV_FILE)
     typer.echo(f"✓ PostgreSQL runs at {url}")
     if url.port != before.port:
@@ -419,9 +421,9 @@ def start() -> None:
 @postgres.command()
 def stop() -> None:
     """Stop the server; its data stays."""
-    import local_postgres
-
     with failing_plainly():
+        import local_postgres
+
         stopped = local_postgres.stop()
     typer.echo("✓ PostgreSQL has stopped" if stopped else "✓ PostgreSQL was not running")
 
@@ -429,9 +431,9 @@ def stop() -> None:
 @postgres.command()
 def status() -> None:
     """Say whether the server runs; exit 0 when it does, 3 when it does not."""
-    import local_postgres
-
     with failing_plainly():
+        import local_postgres
+
         state = local_postgres.status()
     if not state.running:
         typer.echo(f"- PostgreSQL does not run; its data is in {state.folder}")
@@ -442,12 +444,12 @@ def status() -> None:
 @postgres.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """Open psql on the embedded server; further arguments go to psql."""
-    import local_postgres
-
     url = settings_or_fail().database_url
     if not url.is_embedded:
         raise fail(f"DATABASE_URL is not the embedded server but {url}: use your own psql")
     with failing_plainly():
+        import local_postgres
+
         program = local_postgres.binaries() / "psql"
         url = local_postgres.ensure_running(ENV_FILE)
     login = ["--host", url.host, "--port", str(url.port), "--username", url.user]

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -313,6 +314,19 @@ def test_migrate_names_a_database_that_is_newer_than_the_code(
     assert code == 1
     assert "the code is older" in output
     assert "9999" in output
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "status", "psql"])
+def test_an_image_without_the_embedded_server_says_so(
+    use: Callable[[DatabaseUrl], None], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    use(DatabaseUrl("embedded", "", "127.0.0.1", 1, "todo", ()))
+    monkeypatch.setitem(sys.modules, "local_postgres", None)
+
+    code, output = run("postgres", command)
+
+    assert code == 1
+    assert output == "✗ the embedded PostgreSQL is for development only, and not here\n"
 
 
 def test_the_table_of_findings_can_be_printed() -> None:
