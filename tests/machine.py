@@ -1,12 +1,16 @@
 """A machine of its own for a test: home, temp and work folder, environment, and what runs on it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
+from io import StringIO
 from pathlib import Path
 
 import pexpect
@@ -18,8 +22,12 @@ COOKIECUTTER = (sys.executable, "-m", "cookiecutter")  # of these tests: it need
 # What a program of the machine may know of the one that these tests run on.
 PASSED_ON = {"LANG", "LC_ALL", "PYENV_ROOT", "SYSTEMROOT", "TZ", "HTTP_PROXY", "HTTPS_PROXY"}
 PASSED_ON |= {"NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX"}
+# What is left in the temp folder and is not ours: uv's locks, and what remains of the copy of the
+# template that cookiecutter makes for a hook before the questions. All of it is empty.
+NOT_OURS = re.compile(r"uv-[\da-f]+\.lock|cookiecutter\w{8}")
 
 
+@cache
 def ask_uv(*question: str) -> str:
     done = subprocess.run([UV, *question], check=True, capture_output=True, text=True, timeout=60)
     return done.stdout.strip()
@@ -148,23 +156,28 @@ class Machine:
         *arguments: str,
         slug: str = "todo-backend",
         program: tuple[str, ...] = COOKIECUTTER,
+        flags: tuple[str, ...] = ("--no-input",),
         seconds: float = 120,
         **variables: str | None,
     ) -> Outcome:
         """Generate a project without questions. slug: the folder that it will have."""
-        command = [*program, str(self.template), "--no-input", *arguments]
+        command = [*program, str(self.template), *flags, *arguments]
         return run(command, self.project(slug, **variables), folder=self.work, seconds=seconds)
 
-    def type(self, *arguments: str, **variables: str | None) -> "pexpect.spawn[str]":
+    def type(
+        self, *arguments: str, columns: int = 200, **variables: str | None
+    ) -> "pexpect.spawn[str]":
         """Generate a project on a terminal, where a test can type."""
+        # As in a shell, what still runs after Ctrl-C is not cut off: press_ctrl_c() waits for it.
+        script = 'trap stopped=1 INT; "$@"; code=$?; [ -z "$stopped" ] || read line; exit $code'
         terminal = pexpect.spawn(
-            COOKIECUTTER[0],
-            [*COOKIECUTTER[1:], str(self.template), *arguments],
+            "/bin/sh",
+            ["-c", script, "sh", *COOKIECUTTER, str(self.template), *arguments],
             cwd=self.work,
             env=self.project(**variables).environment,
             encoding="utf-8",
             timeout=60,
-            dimensions=(50, 200),
+            dimensions=(50, columns),
         )
         self.terminals.append(terminal)
         return terminal
@@ -180,12 +193,114 @@ class Machine:
                         (folder / file.name).symlink_to(file)
         return str(folder)
 
+    def path_with(self, program: str, script: str) -> str:
+        """Return a PATH with a shell script before a program; it knows the program as "$REAL"."""
+        folder = self.root / f"with-{program}"
+        folder.mkdir(exist_ok=True)
+        real = shutil.which(program, path=self.environment["PATH"]) or UV
+        (folder / program).write_text(f"#!/bin/sh\nREAL='{real}'\n{script}\n", "utf-8")
+        (folder / program).chmod(0o755)
+        return os.pathsep.join([str(folder), self.environment["PATH"]])
+
     def fake_uv(self, script: str) -> str:
         """Return a uv that is a shell script. In it, "$UV" is the real one."""
         program = self.root / "uv"
         program.write_text(f"#!/bin/sh\nUV='{UV}'\n{script}\n", "utf-8")
         program.chmod(0o755)
         return str(program)
+
+    def press_ctrl_c(self, terminal: "pexpect.spawn[str]") -> str:
+        """Press Ctrl-C, wait for what runs there to end, and return what is on the screen by then.
+
+        What was there before the last text that was expected is left out.
+        """
+        terminal.sendintr()
+        self.orphans(terminal.pid)
+        with suppress(OSError):  # it has ended before
+            terminal.sendline()
+        return str(terminal.read())
+
+    def interrupt(self, moment: Callable[[], bool], *arguments: str) -> Outcome:
+        """Generate a project on a terminal, and press Ctrl-C at a moment."""
+        terminal = self.type("--no-input", *arguments)
+        terminal.logfile_read = screen = StringIO()
+        self.wait_for(moment, lambda: terminal.expect([pexpect.TIMEOUT, pexpect.EOF], 0.01) == 0)
+        self.press_ctrl_c(terminal)
+        terminal.close()
+        output = screen.getvalue().replace("\r\n", "\n")
+        return Outcome(terminal.exitstatus or 0, output, self.project())
+
+    def switch_off(self, moment: Callable[[], bool], *arguments: str) -> Outcome:
+        """Generate a project, and kill all that runs on this machine at a moment."""
+        project = self.project()
+        log = self.root / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*COOKIECUTTER, str(self.template), "--no-input", *arguments],
+                cwd=self.work,
+                env=project.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            try:
+                self.wait_for(moment, lambda: process.poll() is None)
+            finally:
+                self.kill_all()
+                process.wait(10)
+        text = log.read_text("utf-8")
+        log.unlink()
+        return Outcome(process.returncode, text, project)
+
+    def wait_for(self, moment: Callable[[], bool], goes_on: Callable[[], bool]) -> None:
+        """Wait for a moment in the life of a program. goes_on: whether the program still runs."""
+        limit = time.monotonic() + 60
+        while not moment():
+            assert goes_on(), "the program ended before that moment"
+            assert time.monotonic() < limit, "the moment did not come"
+            time.sleep(0.01)
+
+    def kill_all(self) -> None:
+        """End all that runs here, as a power cut does."""
+        while running := self.processes():  # others may be born meanwhile
+            for process in running:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def processes(self) -> list[psutil.Process]:
+        """Return what runs on this machine: all that has its home. For Linux."""
+        mine = f"HOME={self.home}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError, psutil.NoSuchProcess):
+                if mine in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(psutil.Process(int(folder.name)))
+        return found
+
+    def orphans(self, terminal: int | None = None) -> list[str]:
+        """Return what goes on running, but for PostgreSQL, which is to go on. For Linux.
+
+        terminal: the process of one, which does not count.
+        """
+        limit = time.monotonic() + 10
+        while True:
+            running = []
+            for process in self.processes():
+                with suppress(psutil.NoSuchProcess):
+                    if process.pid != terminal and not process.name().startswith("postgres"):
+                        running.append(" ".join(process.cmdline()))
+            if not running or time.monotonic() > limit:
+                return running
+            time.sleep(0.05)
+
+    def left_in_temp(self) -> list[str]:
+        """Return what is in the temp folder and should not be."""
+        return sorted(
+            path.name
+            for path in self.temp.iterdir()
+            if not (NOT_OURS.fullmatch(path.name) and is_empty(path))
+        )
 
     def shut_down(self) -> None:
         """End every terminal, and every PostgreSQL whose data lies in a project here."""
@@ -198,6 +313,11 @@ class Machine:
                 if Path(server.cwd()) == pid_file.parent:  # and not another one with that number
                     server.terminate()
                     server.wait(10)
+        self.kill_all()
+
+
+def is_empty(path: Path) -> bool:
+    return not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
 
 
 @contextmanager

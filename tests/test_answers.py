@@ -1,11 +1,13 @@
 """Answers that cannot work are refused before anything is written, with one that would do."""
 
+import json
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from machine import Machine, Project
+from machine import Machine, Project, new_machine
 from repository import load_hook
 
 GOOD = {
@@ -24,6 +26,11 @@ INVISIBLE = {
     "a zero-width space": "one\u200btwo",
     "a no-break space": "one\u00a0two",
     "half a character": "one\ud800two",
+    "a letter that is blank": "one\u3164two",
+    "two joiners": "one\u200d\u200dtwo",
+    "a joiner after a blank": "one \u200dtwo",
+    "two choices of a shape": "one\ufe0e\ufe0ftwo",
+    "hidden letters": "one\U000e0041\U000e0042two",
 }
 
 
@@ -31,7 +38,8 @@ hook = load_hook("pre_gen_project")
 
 
 def problems(**answers: str) -> list[str]:
-    return [problem for rule in hook.RULES if (problem := rule(GOOD | answers))]
+    found: list[str] = hook.find_problems(GOOD | answers)
+    return found
 
 
 def problem(**answers: str) -> str:
@@ -45,7 +53,8 @@ def test_the_default_answers_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "O'Brien", 'say "hi" \\', "👩‍💻", "תזכורות", "می‌خواهم", "x" * 60]
+    "text",
+    ["x", "O'Brien", 'say "hi" \\', "👩‍💻", "❤️‍🔥", "1️⃣", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "תזכורות", "می‌خواهم", "ශ්‍රී", "x" * 60],
 )
 def test_any_text_that_can_be_seen_is_a_name(text: str) -> None:
     assert problems(project_name=text) == []
@@ -71,6 +80,20 @@ def test_a_text_holds_nothing_that_cannot_be_seen(answer: str, text: str) -> Non
     assert message.startswith(f"{answer} holds U+")
     assert "which cannot be seen: write " in message
     assert message.isprintable()
+
+
+@pytest.mark.parametrize("answer", ["project_name", "description"])
+def test_a_text_holds_nothing_that_python_does_not_know(answer: str) -> None:
+    assert problem(**{answer: "x\U000e01f0"}).startswith(
+        f"{answer} holds U+E01F0, which Python 3.{sys.version_info.minor} does not know: write "
+    )
+
+
+@pytest.mark.parametrize("answer", ["project_name", "description"])
+def test_a_text_does_not_begin_with_half_a_letter(answer: str) -> None:
+    assert problem(**{answer: "\u0301x"}).startswith(
+        f"{answer} begins with U+0301 (COMBINING ACUTE ACCENT), which belongs to a letter before it"
+    )
 
 
 @pytest.mark.parametrize(("answer", "longest"), [("project_name", 60), ("description", 200)])
@@ -112,6 +135,8 @@ def test_a_slug_has_a_longest_length() -> None:
         ("concurrent", "a module of Python's own"),
         ("con", "a device name on Windows"),
         ("com1", "a device name on Windows"),
+        ("postgres", "a database of PostgreSQL's own"),
+        ("template0", "a database of PostgreSQL's own"),
     ],
 )
 def test_a_slug_that_means_something_else_is_refused(slug: str, meaning: str) -> None:
@@ -165,7 +190,10 @@ def test_all_problems_are_told_at_once() -> None:
     ("answer", "message"),
     [
         ("project_slug=Todo", "project_slug takes small letters"),
-        ("project_slug=../outside", "project_slug takes small letters"),
+        ("project_slug=../outside", "not '../outside': write for example todo-backend"),
+        ("project_slug=a/b/c", "not 'a/b/c': write for example todo-backend"),
+        ("project_slug=/", "not '/': write for example todo-backend"),
+        ("project_slug=" + "a" * 10_000, "project_slug has 10000 characters, 60 is the most"),
         ("project_slug=fastapi", "write for example fastapi-api"),
         ("project_name=one\ntwo", "project_name holds U+000A"),
         ("description= ", "description is empty: write one line"),
@@ -199,4 +227,145 @@ def test_an_empty_slug_harms_no_folder(machine: Machine) -> None:
     outcome = machine.generate("project_slug=")
 
     assert outcome.code == 1
+    assert "not an empty one: write for example todo-backend" in outcome.output
     assert [file.name for file in machine.work.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the words of a command")
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("project_nme=x", "project_nme is not one of the answers: did you mean project_name?"),
+        ("databse=neon", "databse is not one of the answers: did you mean database?"),
+        ("colour=red", "colour is not one of the answers: they are project_name, project_slug, "),
+        ("_template=x", "_template is not one of the answers"),
+        ("__project_name_toml=x", "__project_name_toml is not one of the answers"),
+        ("python_version=3.12", "python_version takes one of these: 3.13, 3.14"),
+        ("database=postgresql://ada:s3cr3t@h/db", "database takes one of these: local, neon"),
+        ("postgresql://ada:s3cr3t@h/db?sslmode=require", "one word is not one of the answers"),
+    ],
+)
+def test_a_word_that_cookiecutter_would_leave_out_is_refused(
+    machine: Machine, answer: str, message: str
+) -> None:
+    outcome = machine.generate("project_name=x", answer)
+
+    assert outcome.code == 1
+    assert outcome.output.startswith(message)
+    assert "s3cr3t" not in outcome.output
+    assert "Traceback" not in outcome.output
+    assert list(machine.work.iterdir()) == []
+    assert list(machine.temp.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "python cookiecutter place=1 project_name=x=y database=neon -f",
+        "/usr/bin/python3 /usr/bin/cookiecutter --no-input place project_name=x=y database=neon",
+        "python -m cookiecutter -o a=b --config-file=c=d place project_name=x=y database=neon",
+        r"C:\cookiecutter.exe place --checkout a=b project_name=x=y database=neon",
+    ],
+)
+def test_answers_are_told_from_options_and_places(words: str) -> None:
+    found = list(load_hook("pre_prompt").find_answers(words.replace("\\", "/").split()))
+
+    assert found == [("project_name", "x=y"), ("database", "neon")]
+
+
+@pytest.mark.parametrize("words", ["pytest -o a=b", "cruft create place a=b", ""])
+def test_commands_of_other_programs_are_left_alone(words: str) -> None:
+    assert list(load_hook("pre_prompt").find_answers(words.split())) == []
+
+
+# Answers from files: cookiecutter's own configuration, and replays
+
+
+def configure(machine: Machine, **answers: object) -> str:
+    """Write answers into a configuration file of cookiecutter. Returns its path."""
+    config = machine.root / "cookiecutter.yaml"
+    yaml = json.dumps({"default_context": answers}, ensure_ascii=False)  # it is YAML, too
+    config.write_text(yaml, "utf-8")
+    return str(config)
+
+
+def test_a_configuration_file_may_answer(offline: Machine) -> None:
+    config = configure(offline, project_name='Ada\'s "list" \\ 👩‍💻', description=42, colour="red")
+
+    outcome = offline.generate(slug="ada-s-list", COOKIECUTTER_CONFIG=config)
+
+    pyproject = tomllib.loads(outcome.project.read("pyproject.toml"))
+    assert pyproject["tool"]["todo"]["title"] == 'Ada\'s "list" \\ 👩‍💻'
+    assert pyproject["project"]["description"] == "42"
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "message"),
+    [
+        ("project_name", True, "project_name is no text: write it between quotes"),
+        ("project_slug", True, "project_slug takes small letters"),
+        ("description", None, "description is no text: write it between quotes"),
+        ("description", {"a": "b"}, "has no attribute 'description'"),  # cookiecutter's own words
+    ],
+)
+def test_what_yaml_takes_for_something_else_is_refused(
+    machine: Machine, answer: str, value: object, message: str
+) -> None:
+    outcome = machine.generate(COOKIECUTTER_CONFIG=configure(machine, **{answer: value}))
+
+    assert outcome.code == 1
+    assert message in outcome.output
+    assert list(machine.work.iterdir()) == []
+
+
+def test_a_version_that_yaml_takes_for_a_number_is_told(offline: Machine) -> None:
+    config = configure(offline, python_version=3.14)
+
+    outcome = offline.generate(COOKIECUTTER_CONFIG=config)
+
+    assert "3.14 provided for choice variable python_version" in outcome.output
+    assert outcome.project.read(".python-version") == "3.13\n"
+
+
+@pytest.fixture(scope="module")
+def replay(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What cookiecutter saves of answers that are accepted."""
+    with new_machine(tmp_path_factory.mktemp("replay") / "machine", template) as machine:
+        machine.go_offline()
+        machine.generate()
+        (saved,) = (machine.home / ".cookiecutter_replay").iterdir()
+        replayed: dict[str, dict[str, str]] = json.loads(saved.read_text("utf-8"))
+        return replayed
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"project_slug": "../outside"}, "__project_slug does not fit the answers: leave it out"),
+        ({"project_slug": "a/b/c", "__project_slug": "a/b/c"}, "project_slug takes small letters"),
+        ({"project_name": 'x"\ny = "'}, "project_name holds U+000A"),
+        ({"project_name": 'say "hi"'}, "__project_name_toml does not fit the answers"),
+        ({"__description_toml": '"\n[tool.uv]\nx = "'}, "__description_toml does not fit"),
+        ({"python_version": "2.7"}, "python_version '2.7' is not offered"),
+        ({"database": "postgresql://ada:s3cr3t@h/db"}, "database is one of local and neon"),
+        ({"description": None}, "description is no text: write it between quotes"),
+    ],
+)
+def test_a_replay_that_was_edited_is_refused(
+    machine: Machine,
+    replay: dict[str, dict[str, str]],
+    changed: dict[str, str | None],
+    message: str,
+) -> None:
+    edited = replay | {"cookiecutter": replay["cookiecutter"] | changed}
+    file = machine.root / "replay.json"
+    file.write_text(json.dumps(edited), "utf-8")
+
+    outcome = machine.generate("--replay-file", str(file), flags=())
+
+    assert outcome.code == 1
+    assert message in outcome.output
+    assert "s3cr3t" not in outcome.output
+    # Cookiecutter makes the folder of a replay as the replay has it, and removes the last part.
+    assert [file.name for file in machine.work.rglob("*") if file.name not in {"a", "b"}] == []
+    assert not (machine.root / "outside").exists()

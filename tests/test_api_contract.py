@@ -121,7 +121,7 @@ def api(project: Project, tmp_path: Path) -> Iterator[Api]:
     started = project.run("uv", "run", "manage.py", "postgres", "start")
     assert started.code == 0, started.output
     command = [str(project.python), "-m", "uvicorn", "main:app", "--port", "0"]
-    environment = project.environment | {"ENVIRONMENT": "production"}
+    environment = project.environment | {"ENVIRONMENT": "production", "API_DOCS": "true"}
     with (
         log.open("w", encoding="utf-8") as output,
         subprocess.Popen(

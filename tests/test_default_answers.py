@@ -97,7 +97,7 @@ def test_the_screen_ends_with_commands_and_a_url(generated: Outcome) -> None:
         "uv run main.py",
         "uv run pytest",
     ]
-    assert "http://127.0.0.1:8000/docs" in end
+    assert "serves http://127.0.0.1:8000\n" in end
 
 
 def test_the_output_is_plain_where_it_is_no_terminal(generated: Outcome) -> None:

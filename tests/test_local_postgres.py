@@ -228,6 +228,17 @@ def test_postgres_variables_of_the_user_are_ignored(place: Place) -> None:
     assert place.run("print(pg.start(url) == url)", **foreign) == "True"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_server_does_not_keep_the_apps_secrets_in_its_environment(place: Place) -> None:
+    secrets = dict.fromkeys(("BETTER_AUTH_SECRET", "DATABASE_URL", "NEON_DATABASE_URL"), "s3cr3t")
+
+    place.run("pg.start(url)", **secrets)
+
+    environment = Path(f"/proc/{place.pid()}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"s3cr3t" not in environment
+
+
 def test_odd_characters_in_the_path_are_no_obstacle(
     project: Project, make_place: Callable[[Path], Place], tmp_path: Path
 ) -> None:
@@ -418,7 +429,7 @@ def test_a_busy_lock_is_told_after_the_time_limit(place: Place) -> None:
 def test_a_missing_wheel_is_told(place: Place) -> None:
     message = place.fail("pg.PACKAGE = 'missing'\npg.start(url)")
 
-    assert "`uv sync`" in message
+    assert "`uv sync --reinstall`" in message
 
 
 def test_another_server_is_not_started(place: Place) -> None:

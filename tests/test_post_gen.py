@@ -37,6 +37,22 @@ def test_nothing_is_done_where_cruft_renders_in_passing(
     assert list(passing.iterdir()) == []
 
 
+def test_a_folder_of_ones_own_in_the_temp_folder_is_not_taken_for_that(
+    hook: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine" / "todo-backend"
+    own.mkdir(parents=True)
+    (own / ".env.example").write_bytes(Path(".env.example").read_bytes())
+    taken: list[dict[str, str]] = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(hook, "take_all", lambda to_do, _answers: taken.append(to_do))
+    monkeypatch.chdir(own)
+
+    hook.main(ANSWERS)
+
+    assert [*taken[0]] == [*hook.COMMANDS]
+
+
 def test_a_command_that_takes_too_long_is_stopped(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +84,7 @@ def test_a_daemon_that_keeps_the_output_open_is_not_waited_for(hook: ModuleType)
         "NEON_DATABASE_URL",
         "PORT",
         "PYENV_VERSION",
+        "PYTHONPATH",
         "VIRTUAL_ENV",
     ],
 )
@@ -137,3 +154,90 @@ def test_a_full_disk_of_the_server_is_not_taken_for_one_of_this_machine(hook: Mo
     output = "✗ 203.0.113.7:5432: the server's disk is full\n  error: No space left on device"
 
     assert hook.reason(output).startswith("203.0.113.7:5432: the server's disk")
+
+
+def test_commands_of_one_process_are_told_one_after_the_other(hook: ModuleType) -> None:
+    script = f"print('one', {hook.DONE!r}); print('✗ two: is broken'); raise SystemExit(1)"
+    turns = hook.run_in_turn(sys.executable, "-X", "utf8", "-c", script)
+
+    next(turns)
+
+    with pytest.raises(hook.StepFailed, match=r"^two: is broken$"):
+        next(turns)
+
+
+def test_a_process_that_nobody_waits_for_any_more_is_ended(
+    hook: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook, "PATIENCE", 0.1)
+    script = f"import os, time; print(os.getpid(), file=open('pid', 'w')); print({hook.DONE!r})"
+    turns = hook.run_in_turn(sys.executable, "-u", "-c", f"{script}; time.sleep(60)")
+    next(turns)
+    process = psutil.Process(int(Path("pid").read_text("utf-8")))
+
+    turns.close()
+
+    process.wait(10)
+    assert not process.is_running()
+
+
+def test_packages_that_were_cut_short_are_installed_anew(
+    hook: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uv would take half a package for a whole one."""
+    package = Path(".venv", "half a package")
+    package.mkdir(parents=True)
+    monkeypatch.setattr(hook, "run", lambda *_command: Path(".venv").mkdir())
+
+    hook.install()
+
+    assert Path(".venv").is_dir()
+    assert not package.exists()
+
+
+def test_packages_that_are_cut_short_now_are_taken_away(
+    hook: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_command: str) -> None:
+        Path(".venv", "half a package").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hook, "run", fail)
+
+    with pytest.raises(KeyboardInterrupt):
+        hook.install()
+
+    assert not Path(".venv").exists()
+
+
+def test_packages_that_were_complete_stay_when_their_update_fails(
+    hook: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Path(".venv", "package")
+    monkeypatch.setattr(hook, "run", lambda *_command: package.mkdir(parents=True))
+    hook.install()
+
+    def fail(*_command: str) -> None:
+        raise hook.StepFailed("no network")
+
+    monkeypatch.setattr(hook, "run", fail)
+    with pytest.raises(hook.StepFailed, match="no network"):
+        hook.install()
+
+    assert package.exists()
+
+
+def test_a_first_commit_that_was_killed_is_made_by_the_next_try(
+    hook: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
+        monkeypatch.setenv(name, "Ada")
+    for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "ada@example.com")
+    hook.run("git", "init", "--quiet")
+    Path(".git", "index.lock").touch()
+
+    assert hook.commit() is None
+
+    assert hook.succeeds("git", "rev-parse", "--verify", "HEAD")
+    assert hook.commit() == "left out, the folder is a repository already"

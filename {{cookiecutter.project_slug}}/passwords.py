@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request, status
@@ -129,7 +129,7 @@ def guesser(host: str) -> str:
         address = ip_address(host)
     except ValueError:
         return host
-    if address.version == 4:
+    if isinstance(address, IPv4Address):
         return str(address)
     return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
 

@@ -317,7 +317,7 @@ def test_ctrl_c_ends_the_copy_and_leaves_nothing(filled: DatabaseUrl, plain: Dat
             output += process.stdout.read()
 
     assert process.returncode not in {0, None}
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     assert "nothing was copied" in output
     assert "Traceback" not in output
     assert rows(plain) == {table: [] for table in TABLES}
@@ -335,7 +335,7 @@ def shop() -> sa.MetaData:
         sa.Column("order_id", sa.ForeignKey("orders.id"), nullable=False),
         sa.Column("parent_id", sa.ForeignKey("line items.id")),
         sa.Column("price", sa.Numeric(10, 2)),
-        sa.Column("twice", sa.Numeric(10, 2), sa.Computed("price * 2")),
+        sa.Column("twice", sa.Numeric(10, 2), sa.Computed("price * 2", persisted=True)),
         sa.Column("Weights", sa.ARRAY(sa.Double)),
         sa.Column("extra", sa.JSON),
     )
@@ -425,6 +425,10 @@ def test_rows_that_a_policy_hides_are_not_left_behind(shops: tuple[End, End]) ->
     with pytest.raises(EndFailed) as caught:
         copy_rows(source, target, shop(), Progress())
 
+    source.connection.rollback()
+    source.connection.set_session(isolation_level="DEFAULT", readonly=False)
+    source.ask(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
+    source.connection.commit()
     assert caught.value.url == source.url
     assert "row-level security" in str(caught.value.__cause__)
 

@@ -1,0 +1,35 @@
+"""Chromium without a screen, for pictures and for tests: it looks at pages of this machine only."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, sync_playwright
+
+# Without them, it looks up its makers' servers as it starts.
+FLAGS = [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+def find_chromium() -> str | None:
+    """Return the browser that the system has. Playwright's own would have to be downloaded."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start a browser with an empty profile."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(), args=FLAGS, chromium_sandbox=False
+        )
+        try:
+            yield browser
+        finally:
+            browser.close()

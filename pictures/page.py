@@ -1,0 +1,144 @@
+"""The page at / and the documentation, photographed as a newcomer sees them."""
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pictures.browser import chromium
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+REPOSITORY = Path(__file__).parents[1]
+UV = os.environ.get("UV") or "uv"  # `uv run` says where it is; a shim on the PATH may hide it
+SECONDS = 120
+WIDE = ViewportSize(width=1280, height=860)
+PHONE = ViewportSize(width=390, height=844)
+TASKS = ("Water the tomatoes", "Answer Grace’s letter", "Mend the bicycle", "Buy milk")
+
+
+def draw(folder: Path) -> list[Path]:
+    """Generate a project, serve it, and photograph it. Returns the pictures."""
+    with tempfile.TemporaryDirectory() as work:
+        clone = ["git", "clone", "--quiet", str(REPOSITORY), "template"]
+        subprocess.run(clone, check=True, cwd=work, timeout=SECONDS)
+        generate = [UV, "tool", "run", "cookiecutter", "template", "--no-input"]
+        subprocess.run(generate, check=True, cwd=work, env=environment(), timeout=SECONDS)
+        project = Path(work, "todo-backend")
+        try:
+            return photograph(project, folder)
+        finally:
+            stop = [UV, "run", "manage.py", "postgres", "stop"]
+            subprocess.run(stop, check=True, cwd=project, env=environment(), timeout=SECONDS)
+
+
+def photograph(project: Path, folder: Path) -> list[Path]:
+    """Serve a project in development, and photograph it. Returns the pictures."""
+    with served(project) as url, chromium() as browser:
+        return [
+            *(page_in(browser, url, scheme, folder) for scheme in ("light", "dark")),
+            phone(browser, url, folder),
+            docs(browser, url, folder),
+        ]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment without what `uv run` and pyenv put there."""
+    foreign = ("VIRTUAL_ENV", "PYENV_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+
+
+@contextmanager
+def served(project: Path) -> Iterator[str]:
+    """Serve a project as its README says. Yields the address."""
+    port = free_port()
+    server = subprocess.Popen(
+        [UV, "run", "main.py"],
+        cwd=project,
+        env=environment() | {"PORT": str(port), "ENVIRONMENT": "development"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(port, server)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        os.killpg(server.pid, signal.SIGINT)  # uv, the watcher and the app that it started
+        server.wait(SECONDS)
+
+
+def free_port() -> int:
+    """Return the port that the README tells, or another one where it is taken."""
+    for port in (8000, 0):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)) as free:
+            return int(free.getsockname()[1])
+    raise RuntimeError("no port is free")
+
+
+def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
+    """Wait until the server answers. Raises OSError."""
+    limit = time.monotonic() + SECONDS
+    while True:
+        if server.poll() is not None:
+            raise RuntimeError("the app has ended")
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def page_in(browser: Browser, url: str, scheme: str, folder: Path) -> Path:
+    """Photograph the page in a colour scheme, with some tasks of a new account's."""
+    page = browser.new_page(
+        viewport=WIDE, color_scheme="dark" if scheme == "dark" else "light", device_scale_factor=2
+    )
+    work_on_tasks(page, url, "Grace" if scheme == "dark" else "Ada")
+    return take(page, folder / f"page-{scheme}.png")
+
+
+def phone(browser: Browser, url: str, folder: Path) -> Path:
+    page = browser.new_page(
+        viewport=PHONE, device_scale_factor=2, has_touch=True, is_mobile=True, color_scheme="light"
+    )
+    work_on_tasks(page, url, "Alan")
+    page.get_by_role("heading", name="Tasks").scroll_into_view_if_needed()
+    page.evaluate("window.scrollTo(0, document.getElementById('tasks').offsetTop - 16)")
+    return take(page, folder / "page-phone.png")
+
+
+def docs(browser: Browser, url: str, folder: Path) -> Path:
+    page = browser.new_page(viewport=WIDE, device_scale_factor=2, color_scheme="light")
+    page.goto(f"{url}docs")
+    expect(page.get_by_role("button", name="Authorize")).to_be_visible()
+    return take(page, folder / "docs.png")
+
+
+def work_on_tasks(page: Page, url: str, name: str) -> None:
+    """Register, add tasks, and tick one."""
+    page.goto(url)
+    page.get_by_label("E-mail").fill(f"{name.lower()}@example.com")
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_label("Name").fill(name)
+    page.get_by_role("button", name="Register").click()
+    for title in TASKS:
+        page.get_by_label("New task").fill(title)
+        page.get_by_role("button", name="Add").click()
+        expect(page.get_by_role("checkbox", name=title)).to_be_visible()
+    page.get_by_role("checkbox", name="Mend the bicycle").click()
+    expect(page.get_by_role("status")).to_contain_text("is done")
+    page.get_by_role("heading", name="Tasks").click()  # nothing has the focus
+    page.evaluate("document.activeElement.blur()")
+
+
+def take(page: Page, picture: Path) -> Path:
+    page.screenshot(path=picture)
+    page.close()
+    return picture

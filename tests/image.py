@@ -1,0 +1,170 @@
+"""An image without an engine: a Dockerfile's own instructions, carried out on this machine.
+
+A folder stands for /app, and this machine for the base image. An instruction, or a form of one,
+that this does not know is an error: nothing is passed over.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from string import Template
+
+import dockerfile
+from docker.utils.build import exclude_paths  # reads .dockerignore as the engine does
+
+APP = "/app"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+BUILD_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a stage has come to. `folder`: what stands for /app."""
+
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=lambda: {"PATH": SYSTEM_PATH})
+    user: str = "0"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: str = ""
+    health: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+def copy_context(project: Path, context: Path) -> Path:
+    """Copy what an engine is given of a project: all that .dockerignore lets through."""
+    patterns = (project / ".dockerignore").read_text("utf-8").splitlines()
+    for name in exclude_paths(str(project), patterns) - {"Dockerfile", ".dockerignore"}:
+        if (project / name).is_file():  # those two go to the engine itself, and no further
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(project / name, context / name)
+    return context
+
+
+class Builder:
+    """Carries out one Dockerfile.
+
+    context: a folder. folder: what stands for /app, not there yet. uv: the program. machine:
+    variables with which programs run while it is built, such as where uv has its cache.
+    """
+
+    def __init__(self, context: Path, folder: Path, uv: Path, machine: Mapping[str, str]) -> None:
+        self._context = context
+        self._uv = uv
+        self._machine = machine
+        self._images: dict[str, Image] = {}
+        self._name = ""
+        self._image = Image(folder)
+
+    def build(self, text: str) -> Image:
+        """Return the last stage's image."""
+        for command in dockerfile.parse_string(text):
+            carry_out = getattr(self, f"_{command.cmd.lower()}")
+            carry_out(command)
+        return self._image
+
+    def _from(self, command: dockerfile.Command) -> None:
+        base, *alias = command.value
+        self._put_away()
+        self._name = alias[1] if alias else ""
+        folder = self._image.folder
+        self._image = replace(self._images.get(base, Image(folder)), folder=folder)
+        if base in self._images:
+            shutil.copytree(self._images[base].folder, folder, symlinks=True)
+        else:
+            folder.mkdir(mode=0o755)
+
+    def _put_away(self) -> None:
+        """Move the last stage's files elsewhere: every stage has its own /app."""
+        folder = self._image.folder
+        if folder.exists():
+            away = folder.with_name(f"{folder.name}-{len(self._images)}")
+            folder.rename(away)
+            self._images[self._name] = replace(self._image, folder=away)
+
+    def _workdir(self, command: dockerfile.Command) -> None:
+        assert command.value == (APP,)
+
+    def _env(self, command: dockerfile.Command) -> None:
+        self._image = replace(
+            self._image, environment={**self._image.environment, **self._pairs(command)}
+        )
+
+    def _label(self, command: dockerfile.Command) -> None:
+        self._image = replace(self._image, labels=self._pairs(command))
+
+    def _pairs(self, command: dockerfile.Command) -> dict[str, str]:
+        values = Template("\0".join(command.value)).substitute(self._image.environment)
+        parts = [self._place(part.strip('"')) for part in values.split("\0")]
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+
+    def _place(self, text: str) -> str:
+        """Say it with the folder that stands for /app."""
+        return text.replace(APP, str(self._image.folder))
+
+    def _copy(self, command: dockerfile.Command) -> None:
+        source, target = command.value
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in command.flags)
+        match flags:
+            case {"from": "uv"}:
+                assert (source, target) == ("/uv", "/bin/")
+                path = f"{self._uv.parent}:{self._image.environment['PATH']}"
+                self._image = replace(
+                    self._image, environment={**self._image.environment, "PATH": path}
+                )
+            case {"from": stage}:
+                folder = Path(source.replace(APP, str(self._images[stage].folder)))
+                folder.rename(self._image.folder / target)  # nobody asks that stage again
+            case {"chmod": mode}:
+                assert (source, target) == (".", ".")
+                for file in self._context.rglob("*"):
+                    copy = self._image.folder / file.relative_to(self._context)
+                    copy.mkdir() if file.is_dir() else shutil.copyfile(file, copy)
+                    copy.chmod(int(mode, 8))
+            case _:
+                raise AssertionError(command.original)
+
+    def _run(self, command: dockerfile.Command) -> None:
+        mounted = [self._bind(flag) for flag in command.flags]
+        line = command.value if command.json else ("/bin/sh", "-c", *command.value)
+        done = subprocess.run(
+            line,
+            check=False,
+            cwd=self._image.folder,
+            env={**self._image.environment, **self._machine},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=BUILD_SECONDS,
+        )
+        assert done.returncode == 0, f"{command.original}\n{done.stdout}"
+        for file in mounted:
+            file.unlink()
+
+    def _bind(self, flag: str) -> Path:
+        options = dict(part.split("=", 1) for part in flag.removeprefix("--mount=").split(","))
+        assert options.keys() == {"type", "source", "target"}
+        assert options["type"] == "bind"
+        target = self._image.folder / options["target"]
+        shutil.copyfile(self._context / options["source"], target)
+        return target
+
+    def _user(self, command: dockerfile.Command) -> None:
+        self._image = replace(self._image, user=command.value[0])
+
+    def _expose(self, command: dockerfile.Command) -> None:
+        assert command.value == (self._image.environment["PORT"],)
+
+    def _stopsignal(self, command: dockerfile.Command) -> None:
+        self._image = replace(self._image, stop_signal=command.value[0])
+
+    def _healthcheck(self, command: dockerfile.Command) -> None:
+        kind, *line = command.value
+        assert kind == "CMD"
+        self._image = replace(self._image, health=tuple(line))
+
+    def _cmd(self, command: dockerfile.Command) -> None:
+        assert command.json, "a shell would stand between the app and its signals"
+        self._image = replace(self._image, command=command.value)

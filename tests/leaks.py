@@ -1,0 +1,172 @@
+"""Searches for a secret: in text, in folders, in git's objects, and in programs while they run."""
+
+import base64
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+
+from machine import Machine
+
+SHORTEST = 12  # characters of a secret that are found for certain where they begin or end it
+PAUSE_SECONDS = 0.01
+URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+def forms(*secrets: str) -> set[bytes]:
+    """Return what to search for: pieces of the secrets, in each form that they may have.
+
+    A piece has letters that no percent-encoding and no escape changes, so that it is found within
+    these. Beside it as it is, there are backwards, hexadecimal, UTF-16 and base64.
+    """
+    found = set()
+    for piece in pieces(secrets):
+        raw = piece.encode("ascii")
+        found |= {raw, raw[::-1], raw.hex().encode(), raw.hex().upper().encode()}
+        found.add(piece.encode("utf-16-le"))
+        for before in range(3):  # bytes of a group of three that belong to what stands before it
+            coded = base64.b64encode(bytes(before) + raw)
+            coded = coded[(0, 2, 3)[before] : (before + len(raw)) * 8 // 6]
+            found |= {coded, coded.translate(URL_SAFE)}
+    return found
+
+
+def pieces(secrets: tuple[str, ...]) -> Iterator[str]:
+    for secret in secrets:
+        plain = re.findall(rf"[\w-]{{{SHORTEST},}}", secret, re.ASCII)
+        assert plain, "there is nothing to search for"
+        for text in plain:
+            yield text[-SHORTEST:]
+            for start in range(0, len(text) - SHORTEST + 1, SHORTEST):
+                yield text[start : start + SHORTEST]
+
+
+def holds(data: bytes | str, needles: set[bytes]) -> bool:
+    data = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+    return any(needle in data for needle in needles)
+
+
+def files_with(folder: Path, needles: set[bytes]) -> list[Path]:
+    """Return the files that hold one of them, whatever they are."""
+    command = ["grep", "--recursive", "--fixed-strings", "--text", "--files-with-matches", "--null"]
+    done = subprocess.run(
+        [*command, "--no-messages", "--devices=skip", "--file=-", folder],
+        check=False,
+        input=b"\n".join(sorted(needles)),
+        env={**os.environ, "LC_ALL": "C"},
+        capture_output=True,
+        timeout=120,
+    )
+    return sorted(Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name)
+
+
+def repositories_with(folder: Path, needles: set[bytes]) -> list[Path]:
+    """Return the repositories that hold one of them in an object, be it reachable or not."""
+    everything = ["cat-file", "--batch-all-objects", "--batch", "--unordered"]
+    found = []
+    for repository in folder.rglob(".git"):
+        done = subprocess.run(
+            ["git", "--git-dir", repository, *everything],
+            check=False,
+            capture_output=True,
+            timeout=60,
+        )
+        if holds(done.stdout, needles):
+            found.append(repository)
+    return found
+
+
+@dataclass
+class Watch:
+    """Command lines and environments that a machine's programs had while they were watched."""
+
+    machine: Machine
+    seen: set[tuple[bytes, bytes]] = field(default_factory=set, repr=False)
+
+    @property
+    def commands(self) -> set[str]:
+        return {shown(command) for command, _ in self.seen}
+
+    def leaks(self, *secrets: str) -> set[str]:
+        """Return which programs had a secret, but for those that have to know it."""
+        needles = forms(*secrets)
+        found = set()
+        for command, environment in self.seen:
+            if holds(command, needles):
+                found.add(f"the command line of {shown(command).split()[0]}")
+            if holds(environment, needles) and not may_know(shown(command)):
+                found.add(f"the environment of {shown(command)}")
+        return found
+
+    def look(self, foreign: set[str]) -> None:
+        """Look at each program once. foreign: the pids that are known not to be the machine's."""
+        for pid in os.listdir("/proc"):  # noqa: PTH208  (quick, as this runs all the time)
+            if pid in foreign or not pid.isdigit():
+                continue
+            # The command line first: if the program becomes another one meanwhile, then this is
+            # the old one's, and so an environment of the new one's is never laid to it.
+            command = read(f"/proc/{pid}/cmdline")
+            environment = read(f"/proc/{pid}/environ")
+            if f"HOME={self.machine.home}".encode() in environment.split(b"\0"):
+                self.seen.add((command, environment))
+            elif environment:  # otherwise it is about to start, or has ended
+                foreign.add(pid)
+
+
+def shown(command: bytes) -> str:
+    return command.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+
+
+def read(path: str) -> bytes:
+    with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123  (quick)
+        return file.read()
+    return b""
+
+
+def may_know(command: str) -> bool:
+    """Cookiecutter and its hooks get the user's environment, and psql the password it needs."""
+    return bool(
+        re.search(r"-m cookiecutter|/cookiecutter |/tmp\w+\.py$|/pre_prompt\.py$", command)
+        or "/psql -X" in command
+    )
+
+
+@contextmanager
+def watching(machine: Machine) -> Iterator[Watch]:
+    """Look at all programs of a machine, again and again. For Linux."""
+    watch, end = Watch(machine), Event()
+
+    def go_on() -> None:
+        foreign: set[str] = {str(os.getpid())}
+        while not end.wait(PAUSE_SECONDS):
+            watch.look(foreign)
+
+    thread = Thread(target=go_on)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        end.set()
+        thread.join()
+
+
+def leaks(folder: Path, output: str, *secrets: str) -> list[str]:
+    """Return where a secret is, but for each `.env` that its owner alone may read.
+
+    Searched are all files of a folder, what is in its repositories, and the output.
+    """
+    needles = forms(*secrets)
+    found = [
+        str(file.relative_to(folder))
+        for file in files_with(folder, needles)
+        if not (file.name == ".env" and file.stat().st_mode & 0o077 == 0)
+    ]
+    found += [
+        f"an object in {repository.relative_to(folder)}"
+        for repository in repositories_with(folder, needles)
+    ]
+    return found + ["the output"] * holds(output, needles)

@@ -1,0 +1,167 @@
+"""The pages for those who work on a project: the one on adding to it, followed to the letter.
+
+A step is a block of code in docs/extending.md, and the sentence before it says where it goes. In a
+difference, "@@" begins another place in the same file.
+"""
+
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from app_server import app_server
+from machine import Project
+
+SECTIONS = ["A field of a task", "A route", "A setting", "A migration by hand"]
+PLACE = re.compile(r"(?P<how>[Ii]n|a new file|at the end of) `(?P<path>[\w./]+)`")
+# Of its tests, those that know of something that was added.
+TOUCHED = "every_field or a_new_task or estimate or summary or support or every_setting or openapi"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A block of code. where: the sentence before it."""
+
+    section: str
+    where: str
+    language: str
+    code: str
+
+
+def read_steps(page: str) -> list[Step]:
+    steps, section, heading, where = [], "", False, ""
+    for token in MarkdownIt().parse(page):
+        if token.type == "heading_open":
+            heading = token.tag == "h2"
+        elif token.type == "inline" and heading:
+            section, heading = token.content, False
+        elif token.type == "inline":
+            where = token.content
+        elif token.type == "fence":
+            steps.append(Step(section, where, token.info, token.content))
+    return steps
+
+
+def apply(difference: str, text: str) -> str:
+    """Change a text as a difference says, whose places are unmistakable."""
+    for hunk in filter(None, re.split(r"(?m)^@@.*\n", difference)):
+        lines = hunk.splitlines()
+        before = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
+        after = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
+        assert text.count(before) == 1, f"found {text.count(before)} times:\n{before}"
+        text = text.replace(before, after)
+    return text
+
+
+def take(step: Step, project: Project) -> None:
+    """Do what a step says."""
+    if step.language == "shell":
+        for line in step.code.splitlines():
+            outcome = project.run(*shlex.split(line, comments=True))
+            assert outcome.code == 0, outcome.output
+        return
+    *_, place = PLACE.finditer(step.where)
+    file = project.path / place["path"]
+    if file.is_dir():
+        file = max(file.glob("*.py"), key=lambda path: path.stat().st_mtime)
+    if step.language == "diff":
+        file.write_text(apply(step.code, file.read_text("utf-8")), "utf-8")
+    elif place["how"] == "a new file":
+        assert not file.exists()
+        file.write_text(step.code, "utf-8")
+    else:
+        assert place["how"] == "at the end of"
+        file.write_text(f"{file.read_text('utf-8')}\n\n{step.code}", "utf-8")
+
+
+@pytest.fixture(scope="module")
+def steps(project: Project) -> list[Step]:
+    return read_steps(project.read("docs/extending.md"))
+
+
+@pytest.fixture(scope="module")
+def extended(
+    project: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Project]:
+    """A copy of the project, with a database of its own, in which all steps were taken."""
+    folder = tmp_path_factory.mktemp("extended") / "project"
+    ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
+    shutil.copytree(project.path, folder, ignore=ignored)
+    copy = replace(project, path=folder)
+    assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
+    try:
+        for step in steps:
+            if step.section:
+                take(step, copy)
+        copy.run("uv", "run", "poe", "fix")  # the page says so
+        yield copy
+    finally:
+        copy.run("uv", "run", "manage.py", "postgres", "stop")
+
+
+def test_the_page_has_the_four_ways_to_add_something(steps: list[Step]) -> None:
+    assert list(dict.fromkeys(step.section for step in steps if step.section)) == SECTIONS
+
+
+def test_every_module_is_on_the_map(project: Project) -> None:
+    patterns = re.findall(r"`([\w*]+\.py)`", project.read("AGENTS.md"))
+
+    modules = [file.name for file in project.path.glob("*.py")]
+    assert len(modules) > 20
+    assert [m for m in modules if not any(fnmatch(m, pattern) for pattern in patterns)] == []
+
+
+def test_every_task_that_is_named_is_there(project: Project) -> None:
+    tasks = tomllib.loads(project.read("pyproject.toml"))["tool"]["poe"]["tasks"]
+    places = ["README.md", "AGENTS.md", "docs/extending.md", ".pre-commit-config.yaml"]
+    places += [".github/workflows/ci.yml"]
+
+    named = {
+        place: re.findall(r"(?:run|·|directory \.) poe (\w+)", project.read(place))
+        for place in places
+    }
+
+    assert all(named.values())
+    assert {task for names in named.values() for task in names} <= tasks.keys()
+
+
+def test_claude_reads_the_same_page(project: Project) -> None:
+    (page,) = re.findall(r"^@(\S+)$", project.read("CLAUDE.md"), re.MULTILINE)
+
+    assert (project.path / page).is_file()
+
+
+@pytest.mark.parametrize("task", ["lint", "types"])
+def test_its_checks_pass(extended: Project, task: str) -> None:
+    outcome = extended.run("uv", "run", "poe", task)
+
+    assert outcome.code == 0, outcome.output
+
+
+def test_its_tests_pass(extended: Project) -> None:
+    outcome = extended.run("uv", "run", "pytest", "--quiet", "-k", TOUCHED)
+
+    assert outcome.code == 0, outcome.output
+    assert re.search(r"^\d+ passed, ", outcome.output, re.MULTILINE), outcome.output
+
+
+def test_the_api_serves_what_was_added(extended: Project, tmp_path: Path) -> None:
+    url = re.search(r"^DATABASE_URL=(\S+)$", extended.read(".env"), re.MULTILINE)
+    assert url is not None
+
+    with app_server(extended, url[1], tmp_path / "log") as app:
+        token = app.register()
+        created = app.request("POST", "/tasks", {"title": "Paint", "estimate": 90}, token=token)
+        listed = app.request("GET", "/tasks", token=token)
+        summary = app.request("GET", "/summary", token=token)
+
+    assert created.status == 201, created.body
+    assert [task["estimate"] for task in listed.body] == [90]
+    assert summary.body == {"tasks": 1, "completed": 0}

@@ -1,0 +1,754 @@
+"""The page at / and the documentation, in a browser, by clicking and typing as a person does."""
+
+import base64
+import json
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pictures.browser import chromium, find_chromium
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Route, expect
+
+from app_server import PASSWORD, AppServer
+from machine import Project
+from stage import Stage, new_stage
+
+SECONDS = 30  # the longest that anything here may take; it guards against hanging only
+PAGE_SIZE = 20  # tasks that the page asks for at once
+MARKUP = "<img src=x onerror=\"alert(1)\"><b>bold</b> & 'quoted' $TOKEN `id` \\"
+
+# Radio buttons are outlined all together.
+OUTLINE = "element => getComputedStyle(element.closest('.choice') ?? element).outlineStyle"
+
+pytestmark = pytest.mark.skipif(not find_chromium(), reason="needs Chromium")
+
+
+@dataclass
+class Visitor:
+    """Somebody with a browser. `refusals`: the statuses of 400 and more that are to be expected."""
+
+    page: Page
+    app: AppServer
+    refusals: set[int] = field(default_factory=set)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.app.port}/"
+
+    def watch(self) -> None:
+        """Note all that nobody who made the page would want to see."""
+
+        def note_console(message: ConsoleMessage) -> None:
+            if message.type in {"error", "warning"} and "Failed to load" not in message.text:
+                self.complaints.append(message.text)
+
+        self.page.on("console", note_console)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.note_request(request.url))
+        self.page.on("response", lambda response: self.note_status(response.status, response.url))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+
+    def note_request(self, url: str) -> None:
+        if not url.startswith((self.url, "data:", "blob:")):
+            self.complaints.append(f"a request to {url}")
+
+    def note_status(self, status: int, url: str) -> None:
+        if status >= 400 and status not in self.refusals:
+            self.complaints.append(f"{status} from {url}")
+
+    def open(self) -> None:
+        self.page.goto(self.url)
+        expect(self.page.locator("#api")).to_have_text("✓ runs")
+
+    def register(self, name: str) -> None:
+        self.page.get_by_label("E-mail").fill(f"{name.lower()}@example.com")
+        self.page.get_by_label("Password").fill(PASSWORD)
+        self.page.get_by_label("Name").fill(name)
+        self.page.get_by_role("button", name="Register").click()
+        expect(self.said).to_have_text("Logged in.")
+
+    def log_in(self, name: str, password: str = PASSWORD) -> None:
+        self.page.get_by_label("Have an account").check(force=True)
+        self.page.get_by_label("E-mail").fill(f"{name.lower()}@example.com")
+        self.page.get_by_label("Password").fill(password)
+        self.page.get_by_role("button", name="Log in").click()
+
+    def add(self, *titles: str) -> None:
+        for title in titles:
+            self.page.get_by_label("New task").fill(title)
+            self.page.get_by_role("button", name="Add").click()
+            expect(self.said).to_have_text(f"Added “{title}”.")
+
+    def tick(self, title: str) -> None:
+        self.page.get_by_role("checkbox", name=title, exact=True).click()
+        expect(self.said).to_have_text(f"“{title}” is done.")
+
+    def button(self, name: str, title: str = "") -> Locator:
+        return self.page.get_by_role("button", name=f"{name}: {title}" if title else name)
+
+    @property
+    def said(self) -> Locator:
+        """What a screen reader is told."""
+        return self.page.locator("#said")
+
+    @property
+    def problem(self) -> Locator:
+        return self.page.locator("#problem")
+
+    @property
+    def last_exchange(self) -> Locator:
+        return self.page.locator("#exchanges > li").first
+
+    def sees(self, *titles: str) -> None:
+        """Check which tasks are on the screen, and in what order."""
+        expect(self.page.locator("#list .tick span")).to_have_text(list(titles))
+
+    def titles_of(self, token: str, query: str = "sort=order") -> list[str]:
+        """Return what the API has."""
+        answer = self.app.request("GET", f"/tasks?{query}", token=token)
+        return [task["title"] for task in answer.body]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=SECONDS * 1000)
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def stage(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with new_stage(project, tmp_path_factory.mktemp("page")) as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def app(stage: Stage) -> Iterator[AppServer]:
+    with stage.app("page", ENVIRONMENT="development") as app:
+        yield app
+
+
+@pytest.fixture
+def screen() -> dict[str, Any]:
+    """How the browser is set up: overridden by parametrizing."""
+    return {}
+
+
+@pytest.fixture
+def visitor(browser: Browser, app: AppServer, screen: dict[str, Any]) -> Iterator[Visitor]:
+    """Somebody who has opened the page, and leaves without a complaint."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **screen})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(SECONDS * 1000)
+    visitor = Visitor(context.new_page(), app)
+    visitor.watch()
+    visitor.open()
+    yield visitor
+    context.close()
+    assert visitor.complaints == []
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name of the test's own: all of them share one database."""
+    return "ada-" + re.sub(r"\W+", "-", request.node.name)[-60:].strip("-").lower()
+
+
+@pytest.fixture
+def ada(visitor: Visitor, name: str) -> Visitor:
+    """Somebody who has registered."""
+    visitor.register(name)
+    return visitor
+
+
+@pytest.fixture
+def token(ada: Visitor, name: str) -> str:
+    """A log-in of hers, to see what the API has."""
+    return ada.app.log_in(f"{name}@example.com")
+
+
+def clipboard(page: Page) -> str:
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
+def make_stale(route: Route) -> None:
+    """Have the API see a token that has run out."""
+    route.continue_(headers={**route.request.headers, "authorization": "Bearer stale"})
+
+
+def test_the_page_tells_what_runs_here(visitor: Visitor, stage: Stage) -> None:
+    page = visitor.page
+
+    expect(page.get_by_role("heading", level=1)).to_have_text("Todo Backend")
+    expect(page.locator("#database")).to_have_text("✓ PostgreSQL")
+    place = f"{stage.database} at 127.0.0.1:{stage.server.port}"
+    expect(page.locator("#database-more")).to_have_text(place)
+    expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+(\.\d)? ms$"))
+    expect(page.locator("#schema")).to_have_text("✓ up to date")
+    expect(page.locator("#trouble")).to_be_empty()
+    assert stage.server.password not in page.content()
+    for link in page.get_by_role("navigation").get_by_role("link").all():
+        assert visitor.page.request.get(visitor.url + (link.get_attribute("href") or "")).ok
+
+
+def test_a_schema_that_is_behind_is_told_with_what_to_type(visitor: Visitor) -> None:
+    def age(route: Route) -> None:
+        answer = route.fetch()
+        behind = {"ok": False, "state": "behind the code", "revision": None}
+        behind |= {"cause": "migrations have not run yet", "advice": "uv run manage.py migrate"}
+        route.fulfill(json=answer.json() | {"migrations": behind})
+
+    visitor.page.route("**/home/status", age)
+    visitor.button("Look again").click()
+
+    expect(visitor.page.locator("#schema")).to_have_text("✗ behind the code")
+    expect(visitor.page.locator("#trouble")).to_contain_text("uv run manage.py migrate")
+
+
+def test_a_newcomer_registers_and_adds_a_task(visitor: Visitor, name: str) -> None:
+    visitor.register(name)
+    visitor.add("Buy milk")
+
+    visitor.sees("Buy milk")
+    expect(visitor.page.locator("#who")).to_have_text(f"{name}, {name}@example.com")
+    expect(visitor.last_exchange.locator("summary")).to_contain_text("POST")
+    expect(visitor.last_exchange.locator("summary")).to_contain_text("201 Created")
+    expect(visitor.last_exchange.locator(".answered")).to_contain_text('"title": "Buy milk"')
+
+
+def test_somebody_who_was_here_before_logs_in_and_out(visitor: Visitor, name: str) -> None:
+    token = visitor.app.register(name)
+    visitor.app.request("POST", "/tasks", {"title": "from before"}, token=token)
+
+    visitor.log_in(name)
+
+    visitor.sees("from before")
+    visitor.button("Log out").click()
+    expect(visitor.said).to_have_text("Logged out.")
+    visitor.sees()
+    expect(visitor.page.get_by_label("E-mail")).to_be_focused()
+
+
+def test_a_wrong_password_is_told(visitor: Visitor, name: str) -> None:
+    visitor.app.register(name)
+    visitor.refusals = {401}
+
+    visitor.log_in(name, "wrong horse")
+
+    expect(visitor.problem).to_have_text("Wrong e-mail address or password.")
+    expect(visitor.page.get_by_role("button", name="Log in")).to_be_visible()
+
+
+def test_mistakes_are_told_at_their_fields(visitor: Visitor) -> None:
+    visitor.refusals = {422}
+    visitor.page.get_by_label("E-mail").fill("no address")
+    visitor.page.get_by_label("Password").fill("short")
+
+    visitor.button("Register").click()
+
+    for field_name, words in (("E-mail", "ada@example.com"), ("Password", "8"), ("Name", "1")):
+        input_ = visitor.page.get_by_label(field_name)
+        expect(input_).to_have_attribute("aria-invalid", "true")
+        expect(input_).to_have_accessible_description(re.compile(words))
+    expect(visitor.page.get_by_label("E-mail")).to_be_focused()
+    expect(visitor.problem).to_be_empty()
+
+
+def test_a_taken_address_is_told_at_its_field(visitor: Visitor, name: str) -> None:
+    visitor.app.register(name)
+    visitor.refusals = {409}
+    visitor.page.get_by_label("E-mail").fill(f"{name}@example.com")
+    visitor.page.get_by_label("Password").fill(PASSWORD)
+    visitor.page.get_by_label("Name").fill("Ada")
+
+    visitor.button("Register").click()
+
+    expect(visitor.page.locator("#email-mistake")).to_have_text("This e-mail address is taken.")
+
+
+def test_a_task_is_ticked_edited_and_deleted(ada: Visitor, token: str) -> None:
+    ada.add("Buy milk", "Mend the bicycle")
+    ada.tick("Buy milk")
+    assert ada.titles_of(token, "completed=true") == ["Buy milk"]
+
+    ada.button("Edit", "Buy milk").click()
+    ada.page.get_by_role("textbox", name="Title").fill("Buy oat milk")
+    ada.button("Save").click()
+    expect(ada.said).to_have_text("Saved “Buy oat milk”.")
+    assert ada.titles_of(token, "completed=true") == ["Buy oat milk"]
+
+    ada.button("Delete", "Mend the bicycle").click()
+    expect(ada.said).to_have_text("Deleted “Mend the bicycle”.")
+    ada.sees("Buy oat milk")
+    assert ada.titles_of(token) == ["Buy oat milk"]
+
+
+def test_a_title_that_is_refused_is_told_and_not_lost(ada: Visitor) -> None:
+    ada.add("Buy milk")
+    ada.refusals = {422}
+    ada.button("Edit", "Buy milk").click()
+    title = ada.page.get_by_role("textbox", name="Title")
+    title.fill("x" * 201)
+
+    ada.button("Save").click()
+
+    expect(title).to_have_attribute("aria-invalid", "true")
+    expect(title).to_have_accessible_description(re.compile("200"))
+    expect(title).to_have_value("x" * 201)
+    ada.button("Cancel").click()
+    ada.sees("Buy milk")
+
+
+def test_tasks_are_reordered_by_buttons_and_by_dragging(ada: Visitor, token: str) -> None:
+    ada.add("three", "two", "one")
+    ada.sees("one", "two", "three")
+
+    ada.button("Move down", "one").click()
+    expect(ada.said).to_have_text("“one” is number 2 of 3.")
+    ada.sees("two", "one", "three")
+    assert ada.titles_of(token) == ["two", "one", "three"]
+
+    grips = ada.page.locator("#list .grip")
+    bottom = grips.nth(2).bounding_box()
+    assert bottom
+    grips.nth(0).hover()
+    ada.page.mouse.down()
+    ada.page.mouse.move(bottom["x"] + 8, bottom["y"] + bottom["height"], steps=3)
+    ada.page.mouse.up()
+    expect(ada.said).to_have_text("“two” is number 3 of 3.")
+    ada.sees("one", "three", "two")
+    assert ada.titles_of(token) == ["one", "three", "two"]
+
+
+def test_tasks_that_were_made_elsewhere_get_a_place_when_they_are_moved(
+    visitor: Visitor, name: str
+) -> None:
+    token = visitor.app.register(name)
+    for title in ("one", "two", "three", "four"):
+        visitor.app.request("POST", "/tasks", {"title": title}, token=token)
+    visitor.log_in(name)
+    visitor.sees("one", "two", "three", "four")
+
+    visitor.button("Move up", "three").click()
+    expect(visitor.said).to_have_text("“three” is number 2 of 4.")
+    visitor.button("Move up", "four").click()
+    expect(visitor.said).to_have_text("“four” is number 3 of 4.")
+
+    visitor.sees("one", "three", "four", "two")
+    assert visitor.titles_of(token) == ["one", "three", "four", "two"]
+
+
+def test_places_that_have_run_out_are_given_anew(visitor: Visitor, name: str) -> None:
+    token = visitor.app.register(name)
+    for title, place in {"one": 1, "two": 2, "three": 3}.items():
+        task = {"title": title, "order": place}
+        visitor.app.request("POST", "/tasks", task, token=token)
+    visitor.log_in(name)
+
+    visitor.button("Move down", "one").click()
+    expect(visitor.said).to_have_text("“one” is number 2 of 3.")
+
+    assert visitor.titles_of(token) == ["two", "one", "three"]
+
+
+def test_tasks_are_filtered_and_searched(ada: Visitor) -> None:
+    ada.add("Buy milk", "Buy bread", "Mend the bicycle")
+    ada.tick("Buy bread")
+
+    ada.page.get_by_label("Done").check(force=True)
+    ada.sees("Buy bread")
+    ada.page.get_by_label("Open").check(force=True)
+    ada.sees("Mend the bicycle", "Buy milk")
+    ada.page.get_by_label("Search").press_sequentially("BUY")
+    ada.sees("Buy milk")
+    ada.page.get_by_label("All").check(force=True)
+    ada.sees("Buy bread", "Buy milk")
+    ada.page.get_by_label("Search").fill("100 %")
+    expect(ada.page.get_by_text("No task is like that.")).to_be_visible()
+    expect(ada.page.get_by_label("Search")).to_be_focused()
+
+
+def test_the_next_page_follows_where_the_first_one_ends(visitor: Visitor, name: str) -> None:
+    token = visitor.app.register(name)
+    titles = [f"number {number}" for number in range(PAGE_SIZE + 5)]
+    for place, title in enumerate(titles):
+        visitor.app.request("POST", "/tasks", {"title": title, "order": place}, token=token)
+    visitor.log_in(name)
+    visitor.sees(*titles[:PAGE_SIZE])
+
+    visitor.button("Show more").click()
+
+    visitor.sees(*titles)
+    expect(visitor.page.get_by_role("checkbox", name=titles[PAGE_SIZE])).to_be_focused()
+    expect(visitor.button("Show more")).to_be_hidden()
+    expect(visitor.last_exchange.locator("summary")).to_contain_text("cursor=")
+
+
+def test_completed_tasks_are_deleted_at_once(ada: Visitor, token: str) -> None:
+    ada.add("one", "two", "three")
+    ada.tick("one")
+    ada.tick("three")
+
+    ada.button("Delete completed").click()
+
+    ada.sees("two")
+    assert ada.titles_of(token) == ["two"]
+
+
+def test_a_copied_command_does_the_same_again(ada: Visitor, token: str) -> None:
+    ada.add(MARKUP)
+    ada.button("Copy curl").first.click()
+    expect(ada.said).to_have_text("Copied.")
+    command = clipboard(ada.page)
+    assert "$TOKEN" in command.replace(MARKUP, "")
+
+    ada.button("Copy TOKEN=…").click()
+    expect(ada.page.locator("#copy-token")).to_have_text("Copied")
+    script = f"{clipboard(ada.page)}\n{command}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=SECONDS, check=True
+    )
+
+    assert done.stdout.startswith("HTTP/1.1 201 Created")
+    assert json.loads(done.stdout.partition("\n\n")[2])["title"] == MARKUP
+    assert ada.titles_of(token) == [MARKUP, MARKUP]
+
+
+def test_a_copied_log_in_takes_the_password_from_the_shell(ada: Visitor, name: str) -> None:
+    for path in ("/auth/register", "/auth/login"):
+        exchange = ada.page.locator("#exchanges > li", has_text=path)
+        exchange.locator("summary").click()
+        button = exchange.get_by_role("button")
+        button.click()
+        expect(button).to_have_text("Copied")
+        command = clipboard(ada.page).replace(name, f"{name}-2")
+        script = f"PASSWORD='{PASSWORD}'\n{command}"
+        done = subprocess.run(
+            ["bash", "-c", script], capture_output=True, text=True, timeout=SECONDS, check=True
+        )
+        assert done.stdout.startswith("HTTP/1.1 20"), done.stdout
+
+
+def test_no_secret_is_shown_or_kept(ada: Visitor) -> None:
+    ada.add("Buy milk")
+
+    page = ada.page.content()
+    assert PASSWORD not in page
+    assert "eyJ" not in page  # that is how tokens begin
+    assert "$PASSWORD" in page
+    assert ada.page.context.cookies() == []
+    assert ada.page.evaluate("localStorage.length + sessionStorage.length") == 0
+    ada.open()
+    expect(ada.button("Register")).to_be_visible()
+
+
+def test_a_log_in_that_has_expired_is_renewed(ada: Visitor) -> None:
+    ada.refusals = {401}
+    ada.page.route("**/tasks", make_stale, times=1)
+
+    ada.add("Buy milk")
+
+    ada.sees("Buy milk")
+    expect(ada.page.locator("#exchanges .path")).to_have_text(
+        [
+            *("/tasks", "/auth/refresh", "/tasks", "/tasks?sort=order&limit=20"),
+            *("/auth/me", "/auth/login", "/auth/register"),
+        ]
+    )
+
+
+def test_a_log_in_that_has_ended_leads_back_to_the_form(ada: Visitor, stage: Stage) -> None:
+    ada.refusals = {401}
+    stage.ask("DELETE FROM refresh_tokens")
+    ada.page.route("**/tasks", make_stale)
+    ada.page.get_by_label("New task").fill("Buy milk")
+
+    ada.button("Add").click()
+
+    expect(ada.problem).to_have_text("Your log-in has ended. Log in again.")
+    expect(ada.page.get_by_label("E-mail")).to_be_focused()
+    expect(ada.button("Log in")).to_be_visible()
+
+
+def test_a_database_that_stops_is_told_and_work_goes_on_when_it_is_back(
+    ada: Visitor, stage: Stage
+) -> None:
+    ada.add("Buy milk")
+    ada.refusals = {503}
+
+    stage.server.stop()
+    try:
+        ada.page.get_by_role("checkbox", name="Buy milk").click()
+        expect(ada.problem).to_have_text(re.compile(r"Try again in \d+ s\.$"))
+        expect(ada.page.get_by_role("checkbox", name="Buy milk")).not_to_be_checked()
+        expect(ada.page.locator("#database")).to_have_text("✗ not usable")
+        expect(ada.page.locator("#trouble")).to_contain_text("nothing listens", ignore_case=True)
+    finally:
+        stage.server.start()
+
+    ada.tick("Buy milk")
+    expect(ada.problem).to_be_empty()
+    expect(ada.page.locator("#database")).to_have_text("✓ PostgreSQL")
+    expect(ada.page.locator("#trouble")).to_be_empty()
+
+
+def test_an_app_that_has_ended_is_told(ada: Visitor) -> None:
+    ada.page.route("**/tasks", lambda route: route.abort("connectionrefused"))
+    ada.page.get_by_label("New task").fill("Buy milk")
+
+    ada.button("Add").click()
+
+    expect(ada.problem).to_contain_text("The API does not answer.")
+    expect(ada.last_exchange.locator("summary")).to_contain_text("no answer")
+    expect(ada.page.get_by_label("New task")).to_have_value("Buy milk")
+
+
+class Typist:
+    """Somebody without a mouse. `outlines`: what shows where the focus is, at each stop."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.press = page.keyboard.press
+        self.type = page.keyboard.type
+        self.outlines: set[str] = set()
+
+    def tab_to(self, target: Locator) -> None:
+        for _ in range(30):
+            self.press("Tab")
+            self.outlines.add(self.page.locator(":focus").evaluate(OUTLINE))
+            if target.evaluate("element => element === document.activeElement"):
+                return
+        raise AssertionError(f"no way leads to {target}")
+
+
+def test_the_keyboard_is_enough_to_register(visitor: Visitor, name: str) -> None:
+    typist = Typist(visitor.page)
+    typist.tab_to(visitor.page.get_by_role("link", name="Skip to the tasks"))
+    typist.press("Enter")
+    typist.tab_to(visitor.page.get_by_label("New here"))
+    for text in (f"{name}@example.com", PASSWORD, "Ada"):
+        typist.press("Tab")
+        typist.type(text)
+    typist.press("Enter")
+
+    expect(visitor.page.get_by_label("New task")).to_be_focused()
+    typist.type("Buy milk")
+    typist.press("Enter")
+    visitor.sees("Buy milk")
+    expect(visitor.page.get_by_label("New task")).to_be_focused()
+    assert typist.outlines == {"solid"}
+
+
+def test_the_keyboard_is_enough_for_tasks_and_the_focus_is_never_lost(ada: Visitor) -> None:
+    ada.add("two", "one")
+    typist = Typist(ada.page)
+    box = ada.page.get_by_role("checkbox", name="one")
+    edit = ada.button("Edit", "one")
+
+    typist.tab_to(box)
+    typist.press("Space")
+    expect(ada.said).to_have_text("“one” is done.")
+    expect(box).to_be_focused()
+    typist.press("Alt+ArrowDown")
+    expect(ada.said).to_have_text("“one” is number 2 of 2.")
+    expect(box).to_be_focused()
+    typist.tab_to(ada.button("Move up", "one"))
+    typist.press("Enter")
+    expect(ada.said).to_have_text("“one” is number 1 of 2.")
+    expect(ada.button("Move down", "one")).to_be_focused()  # up has no more meaning
+    typist.tab_to(edit)
+    typist.press("Enter")
+    expect(ada.page.get_by_role("textbox", name="Title")).to_be_focused()
+    typist.press("Escape")
+    expect(edit).to_be_focused()
+    typist.press("Enter")
+    typist.type(" more")
+    typist.press("Enter")
+    expect(ada.said).to_have_text("Saved “one more”.")
+    expect(ada.button("Edit", "one more")).to_be_focused()
+    typist.tab_to(ada.button("Delete", "one more"))
+    typist.press("Enter")
+    ada.sees("two")
+    expect(ada.page.get_by_role("checkbox", name="two")).to_be_focused()
+    typist.tab_to(ada.last_exchange.get_by_role("button", name="Copy curl"))
+    typist.press("Enter")
+    expect(ada.said).to_have_text("Copied.")
+
+    assert "-X DELETE" in clipboard(ada.page)
+    assert typist.outlines == {"solid"}
+
+
+def test_markup_in_a_title_stays_text(ada: Visitor) -> None:
+    ada.add(MARKUP)
+
+    ada.sees(MARKUP)
+    expect(ada.button("Delete", MARKUP)).to_have_count(1)
+    assert ada.page.locator("#list img, #list b").count() == 0
+    with pytest.raises(Error, match="TrustedHTML"):
+        ada.page.evaluate("document.body.innerHTML = '<b>x</b>'")
+    ada.complaints.clear()  # the browser told of that attempt
+
+
+@pytest.mark.parametrize("screen", [{"color_scheme": "light"}, {"color_scheme": "dark"}], ids=str)
+def test_nothing_stands_in_the_way_of_anybody(visitor: Visitor, name: str) -> None:
+    """The rules of axe-core, on the page as it is before, during and after a mishap."""
+    found = violations(visitor.page)
+    visitor.register(name)
+    visitor.add("Buy milk", "Mend the bicycle")
+    visitor.tick("Buy milk")
+    found += violations(visitor.page)
+    visitor.refusals = {422}
+    visitor.button("Edit", "Mend the bicycle").click()
+    visitor.page.get_by_role("textbox", name="Title").fill("")
+    visitor.button("Save").click()
+    title = visitor.page.get_by_role("textbox", name="Title")
+    expect(title).to_have_attribute("aria-invalid", "true")
+    visitor.page.route("**/tasks", lambda route: route.abort("connectionrefused"))
+    visitor.button("Delete completed").click()
+    visitor.button("Add").click()
+    expect(visitor.problem).not_to_be_empty()
+    found += violations(visitor.page)
+
+    assert found == []
+
+
+def violations(page: Page) -> list[str]:
+    results = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {node['html']}" for rule in results for node in rule["nodes"]]
+
+
+@pytest.mark.parametrize("screen", [{"color_scheme": "dark", "reduced_motion": "reduce"}], ids=str)
+def test_the_page_is_dark_and_still_where_that_is_wanted(visitor: Visitor) -> None:
+    style = "(element, name) => getComputedStyle(element)[name]"
+    background = visitor.page.locator("body").evaluate(style, "backgroundColor")
+    ink = visitor.page.locator("body").evaluate(style, "color")
+    duration = visitor.button("Register").evaluate(style, "transitionDuration")
+
+    assert max(map(int, re.findall(r"\d+", background))) < 40
+    assert min(map(int, re.findall(r"\d+", ink))) > 200
+    assert duration == "0s"
+
+
+@pytest.mark.parametrize(
+    "screen",
+    [{"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}],
+    ids=["phone"],
+)
+def test_a_phone_shows_everything_without_scrolling_sideways(visitor: Visitor, name: str) -> None:
+    width = "document.documentElement.scrollWidth"
+    assert visitor.page.evaluate(width) == 360
+
+    visitor.register(name)
+    visitor.add("Buy milk", "W" * 200, "Rindfleischetikettierungsüberwachungsaufgaben")
+    visitor.button("Edit", "Buy milk").tap()
+
+    assert visitor.page.evaluate(width) == 360
+    buttons = visitor.page.locator("#tasks button:visible").all()
+    size = "button => Math.min(button.offsetWidth, button.offsetHeight)"
+    assert len(buttons) > 10
+    assert min(button.evaluate(size) for button in buttons) >= 44  # a finger's
+
+
+@dataclass
+class Issuer:
+    """A server that publishes a key as Better Auth does, and signs tokens with it."""
+
+    origin: str
+    key: Ed25519PrivateKey
+
+    def token(self, user: str) -> str:
+        claims = {"iss": self.origin, "aud": self.origin, "sub": user, "exp": time.time() + 900}
+        head = {"alg": "EdDSA", "typ": "JWT", "kid": "one"}
+        content = ".".join(base64url(json.dumps(part).encode()) for part in (head, claims))
+        return f"{content}.{base64url(self.key.sign(content.encode()))}"
+
+
+def base64url(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    key = Ed25519PrivateKey.generate()
+    public = base64url(key.public_key().public_bytes_raw())
+    published = {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "kid": "one", "x": public}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"keys": [published]}).encode())
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Issuer(f"http://127.0.0.1:{server.server_port}", key)
+        server.shutdown()
+        thread.join()
+
+
+def test_with_better_auth_a_token_is_asked_for_and_taken(
+    browser: Browser, stage: Stage, issuer: Issuer
+) -> None:
+    with stage.app("tokens", ENVIRONMENT="development", BETTER_AUTH_URL=issuer.origin) as app:
+        visitor = Visitor(browser.new_page(), app, refusals={401})
+        visitor.watch()
+        visitor.open()
+        field = visitor.page.get_by_label("Access token")
+        expect(visitor.page.get_by_label("E-mail")).to_be_hidden()
+        link = visitor.page.get_by_role("link", name=f"{issuer.origin}/api/auth/token")
+        expect(link).to_be_visible()
+
+        field.fill("no token")
+        visitor.button("Use this token").click()
+        expect(field).to_have_attribute("aria-invalid", "true")
+        expect(field).to_have_accessible_description(re.compile("not valid"))
+
+        token = issuer.token("somebody-elsewhere")
+        field.fill(token)
+        visitor.button("Use this token").click()
+        visitor.add("Buy milk")
+        visitor.sees("Buy milk")
+        expect(visitor.page.locator("#who")).to_have_text("with a token of Better Auth")
+        assert token not in visitor.page.content()
+        visitor.page.close()
+
+    assert visitor.complaints == []
+
+
+def test_authorize_works_in_the_documentation(visitor: Visitor, name: str) -> None:
+    visitor.app.register(name)
+    page = visitor.page
+    page.goto(f"{visitor.url}docs")
+
+    page.get_by_role("button", name="Authorize").click()
+    page.get_by_label("username").fill(f"{name}@example.com")
+    page.locator("#oauth_password").fill(PASSWORD)
+    page.get_by_label("Apply given OAuth2 credentials").click()
+    page.get_by_role("button", name="Close").click()
+    operation = page.locator("#operations-auth-get_me")
+    operation.click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+
+    expect(operation.locator(".live-responses-table")).to_contain_text(f"{name}@example.com")
+
+
+def test_redoc_shows_the_routes(visitor: Visitor) -> None:
+    visitor.page.goto(f"{visitor.url}redoc")
+
+    expect(visitor.page.get_by_role("heading", name="List Tasks")).to_be_visible()
+    expect(visitor.page.get_by_role("heading", name="Delete Me")).to_be_attached()

@@ -1,0 +1,397 @@
+"""A secret stands in `.env`, for its owner alone: nowhere else, after success and after mishaps."""
+
+import base64
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from leaks import Watch, forms, holds, leaks, watching
+from machine import UV, Machine, Outcome, Project, new_machine
+from postgres_server import Server, free_port
+
+NEON = "database=neon"
+PROMPT = "Connection string"
+AGAIN = "--overwrite-if-exists"
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def plant() -> str:
+    """Return a password with letters that URLs, shells and JSON spell in another way."""
+    return f"s3cr3t-{secrets.token_hex(12)}/@:é %\"'-{secrets.token_hex(12)}"
+
+
+def url_with(password: str, port: int = 1) -> str:
+    return f"postgresql://ada:{quote(password, safe='')}@127.0.0.1:{port}/app?sslmode=disable"
+
+
+def secret_of(project: Project) -> str:
+    (secret,) = re.findall(r"(?m)^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"))
+    return str(secret)
+
+
+# The search itself, without which nothing below would prove anything
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        str,
+        lambda text: quote(text, safe=""),
+        lambda text: json.dumps({"a": f"x{text}"}),
+        lambda text: repr([text]),
+        lambda text: text[::-1],
+        lambda text: text.encode().hex(),
+        lambda text: base64.b64encode(f"ada:{text}@".encode()).decode(),
+        lambda text: base64.b64encode(f"ad:{text}@".encode()).decode(),
+        lambda text: base64.urlsafe_b64encode(f"a:{text}@".encode()).decode(),
+        lambda text: text.partition("@")[0],
+        lambda text: text.rpartition("@")[2],
+        lambda text: text[:19],
+        lambda text: text[-12:],
+    ],
+)
+def test_the_search_finds_a_secret_however_it_is_spelled(spell: "type[str]") -> None:
+    secret = plant()
+
+    assert holds(f"some text {spell(secret)} and more", forms(secret))
+    assert not holds(f"some text {spell(plant())} and more", forms(secret))
+
+
+def test_the_search_finds_files_objects_and_env_files_that_are_open(machine: Machine) -> None:
+    secret = plant()
+    git = ["git", "-C", str(machine.work)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    hash_it = [*git, "hash-object", "-w", "--stdin"]
+    subprocess.run(hash_it, check=True, input=quote(secret).encode(), capture_output=True)
+    (machine.home / "wide").write_bytes(secret.encode("utf-16"))
+    (machine.temp / "coded").write_bytes(base64.b64encode(secret.encode()))
+    for name, mode in (("open", 0o644), ("closed", 0o600)):
+        (machine.work / name).mkdir()
+        env = machine.work / name / ".env"
+        env.write_text(f"DATABASE_URL={url_with(secret)}\n", "utf-8")
+        env.chmod(mode)
+
+    found = leaks(machine.root, f"-- {secret[:20]}", secret)
+
+    assert sorted(found) == [
+        "an object in work/.git",
+        "home/wide",
+        "temp/coded",
+        "the output",
+        "work/open/.env",
+    ]
+
+
+@linux
+def test_the_search_sees_command_lines_and_environments(machine: Machine) -> None:
+    secret = plant()
+    environment = machine.environment
+
+    with watching(machine) as watch:
+        subprocess.run(["sleep", "0.1"], check=True, env=environment | {"A": url_with(secret)})
+        command = ["sh", "-c", 'sleep 0.1; echo "$@" >/dev/null', "sh", secret]
+        subprocess.run(command, check=True, env=environment)
+
+    assert watch.leaks(secret) == {"the environment of sleep 0.1", "the command line of sh"}
+
+
+# After success
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation with a secret in its connection string, and what was seen of its programs."""
+
+    machine: Machine
+    outcome: Outcome
+    watch: Watch
+    secrets: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def connected(
+    template: Path, tmp_path_factory: pytest.TempPathFactory, server: Server
+) -> Iterator[Generation]:
+    """A project on a server, by a string from the environment; every step succeeds."""
+    with new_machine(tmp_path_factory.mktemp("secrets") / "machine", template) as machine:
+        with watching(machine) as watch:
+            outcome = machine.generate(NEON, NEON_DATABASE_URL=server.url())
+        assert "It is ready" in outcome.output, outcome.output
+        yield Generation(machine, outcome, watch, (server.password, secret_of(outcome.project)))
+
+
+def test_after_success_no_secret_is_in_any_file_object_or_output(connected: Generation) -> None:
+    assert leaks(connected.machine.root, connected.outcome.output, *connected.secrets) == []
+
+
+@linux
+def test_no_program_gets_a_secret_that_it_does_not_need(connected: Generation) -> None:
+    for program in ("uv", "git", "manage.py"):
+        assert any(program in command for command in connected.watch.commands), program
+    assert connected.watch.leaks(*connected.secrets) == set()
+
+
+# After mishaps: programs that do nothing but note what they know, and fail or wait in one step
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """A step, and a word of its command by which a program knows that its time has come.
+
+    before: what it does first. The hook learns from a control character that a step is done.
+    """
+
+    step: str
+    program: str
+    word: str
+    before: str = "true"
+
+
+MISHAPS = [
+    Mishap("dependencies", "uv", "sync"),
+    Mishap("schema", "uv", "migrate"),
+    Mishap("smoke test", "uv", "migrate", "printf '\\036'"),
+    Mishap("git", "git", "commit"),
+]
+# Two steps in one process: for the hook, to be stopped in either is the same.
+STOPS = [mishap for mishap in MISHAPS if mishap.step != "smoke test"]
+# Each notes its environment and its command line, where the search finds them.
+RECORDER = """
+{{ env; echo "$@"; }} >> "$HOME/record" 2>&1
+case "$*" in *{word}*) {before}; {mishap};; esac
+"""
+FAIL = "echo 'it failed'; env; exit 1"
+WAIT = 'touch "$HOME/now"; sleep 60'
+
+
+def prepare(machine: Machine, mishap: Mishap, then: str) -> None:
+    """Give the machine such programs."""
+    rest = {
+        "uv": '[ "$1" = --version ] && exec "$UV" "$@"\nprintf "\\036\\036"',
+        "git": 'exec "$REAL" "$@"',
+    }
+    scripts = {}
+    for program, end in rest.items():
+        word = mishap.word if program == mishap.program else "nothing-like-that"
+        recorder = RECORDER.format(word=word, before=mishap.before, mishap=then)
+        scripts[program] = recorder + end
+    machine.environment["PATH"] = machine.path_with("git", scripts["git"])
+    machine.environment["UV"] = machine.fake_uv(scripts["uv"])
+
+
+@pytest.mark.parametrize("mishap", MISHAPS, ids=lambda mishap: mishap.step)
+def test_after_a_step_that_failed_the_secret_is_in_env_alone(
+    machine: Machine, mishap: Mishap
+) -> None:
+    password = plant()
+    prepare(machine, mishap, FAIL)
+
+    outcome = machine.generate(NEON, NEON_DATABASE_URL=url_with(password))
+
+    assert f"✗ {mishap.step}: " in outcome.output
+    assert (machine.home / "record").exists()
+    assert quote(password, safe="") in outcome.project.read(".env")
+    secret = secret_of(outcome.project)
+    assert leaks(machine.root, outcome.output, password, secret) == []
+
+
+@linux
+@pytest.mark.parametrize("mishap", STOPS, ids=lambda mishap: mishap.step)
+def test_after_ctrl_c_the_secret_that_was_typed_is_in_env_alone(
+    machine: Machine, mishap: Mishap
+) -> None:
+    password = plant()
+    prepare(machine, mishap, WAIT)
+    terminal = machine.type("--no-input", NEON)
+    terminal.expect(PROMPT)
+    terminal.sendline(url_with(password))
+
+    with watching(machine) as watch:
+        machine.wait_for((machine.home / "now").exists, terminal.isalive)
+        output = (terminal.before or "") + machine.press_ctrl_c(terminal)
+
+    secret = secret_of(machine.project())
+    assert "Stopped. What was done stays." in output
+    assert leaks(machine.root, output, password, secret) == []
+    assert watch.leaks(password, secret) == set()
+    assert machine.orphans() == []
+
+
+@linux
+@pytest.mark.parametrize("mishap", STOPS, ids=lambda mishap: mishap.step)
+def test_after_a_power_cut_the_secret_is_in_env_alone(machine: Machine, mishap: Mishap) -> None:
+    password = plant()
+    prepare(machine, mishap, WAIT)
+    now = (machine.home / "now").exists
+    machine.environment["NEON_DATABASE_URL"] = url_with(password)
+
+    outcome = machine.switch_off(now, NEON)
+
+    assert outcome.code == -9
+    secret = secret_of(outcome.project)
+    assert leaks(machine.root, outcome.output, password, secret) == []
+
+
+@pytest.mark.parametrize("end", ["Ctrl-C", "a power cut"])
+def test_a_prompt_that_is_left_leaves_no_secret(offline: Machine, end: str) -> None:
+    password = plant()
+    terminal = offline.type("--no-input", NEON)
+    terminal.expect(PROMPT)
+
+    terminal.send(url_with(password))  # without Enter
+    time.sleep(0.1)
+    if end == "Ctrl-C":
+        output = offline.press_ctrl_c(terminal)
+    else:
+        offline.kill_all()
+        output = terminal.read()
+
+    assert leaks(offline.root, output, password) == []
+
+
+def test_a_string_that_makes_no_sense_is_nowhere(offline: Machine) -> None:
+    password = plant()
+
+    outcome = offline.generate(NEON, NEON_DATABASE_URL=f"mysql://ada:{password}@/")
+
+    assert "✗ settings: " in outcome.output
+    assert leaks(offline.root, outcome.output, password) == []
+
+
+def test_a_replay_and_a_second_try_know_no_secret(offline: Machine) -> None:
+    password = plant()
+    first = offline.generate(NEON, NEON_DATABASE_URL=url_with(password))
+
+    again = offline.generate("--replay", AGAIN, flags=(), NEON_DATABASE_URL=url_with(password))
+
+    assert (offline.home / ".cookiecutter_replay").exists()
+    assert "there is a .env already" in again.output
+    assert (
+        leaks(offline.root, first.output + again.output, password, secret_of(first.project)) == []
+    )
+
+
+def test_what_cruft_writes_knows_no_secret(offline: Machine) -> None:
+    password = plant()
+    shutil.copytree(offline.template, offline.root / "published")
+    for command in ("init --quiet", "add --all", "commit --quiet --message template"):
+        identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+        done = ["git", "-C", str(offline.root / "published"), *identity, *command.split()]
+        subprocess.run(done, check=True)
+    offline.template = offline.root / "published"
+    cruft = (sys.executable, "-m", "cruft", "create")
+
+    outcome = offline.generate(
+        "--extra-context",
+        '{"database": "neon"}',
+        program=cruft,
+        NEON_DATABASE_URL=url_with(password),
+    )
+
+    assert '"database": "neon"' in outcome.project.read(".cruft.json")
+    assert quote(password, safe="") in outcome.project.read(".env")
+    assert leaks(offline.root, outcome.output, password, secret_of(outcome.project)) == []
+
+
+# The app
+
+
+PATHS = ("/openapi.json", "/docs", "/redoc", "/", "/health", "/ready", "/tasks", "/nowhere")
+
+
+@contextmanager
+def served(project: Project, log: Path, **variables: str) -> Iterator[int]:
+    """Type `uv run main.py` in a project. Yields the port."""
+    port = free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [UV, "run", "--no-sync", "main.py"],
+            cwd=project.path,
+            env={**project.environment, "PORT": str(port), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            yield port
+        finally:
+            os.killpg(process.pid, 2)
+            process.wait(30)
+
+
+def ask(port: int, method: str, path: str, body: str | None = None) -> bytes:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return str(response.getheaders()).encode() + response.read()
+    finally:
+        connection.close()
+
+
+def wait_for(port: int) -> None:
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        with suppress(OSError):
+            ask(port, "GET", "/health")
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("environment", ["development", "production"])
+def test_the_app_tells_its_secrets_nowhere(
+    project: Project, tmp_path: Path, environment: str
+) -> None:
+    password, secret = plant(), plant()
+    log = tmp_path / "log"
+    variables = {"DATABASE_URL": url_with(password), "BETTER_AUTH_SECRET": secret}
+    variables |= {"DEBUG": "true", "LOG_LEVEL": "DEBUG", "ENVIRONMENT": environment}
+
+    with served(project, log, **variables) as port:
+        wait_for(port)
+        answers = [ask(port, "GET", path) for path in PATHS]
+        answers.append(ask(port, "POST", "/auth/register", '{"email": "a@b.example"}'))
+        account = {"email": "ada@example.com", "password": "long enough", "name": "Ada"}
+        answers.append(ask(port, "POST", "/auth/register", json.dumps(account)))
+
+    needles = forms(password, secret)
+    assert any(b'"paths"' in answer for answer in answers) or environment == "production"
+    assert not holds(log.read_bytes(), needles)
+    assert [answer for answer in answers if holds(answer, needles)] == []
+
+
+def test_settings_that_are_wrong_are_not_quoted(project: Project) -> None:
+    password = plant()
+    wrong = Project(
+        project.path,
+        {
+            **project.environment,
+            "DATABASE_URL": f"mysql://ada:{password}@/",
+            "BETTER_AUTH_SECRET": f"{password[:20]}",
+            "DB_POOL_SIZE": password,
+            "LOG_LEVEL": password,
+        },
+    )
+
+    outcomes = [
+        wrong.run("uv", "run", "--no-sync", *command.split())
+        for command in ("main.py", "manage.py check", "manage.py migrate", "alembic current")
+    ]
+
+    assert all(outcome.code for outcome in outcomes)
+    assert not holds("".join(outcome.output for outcome in outcomes), forms(password))

