@@ -160,7 +160,14 @@ def compare_schema(
     revisions: list[tuple[Any, ...]] = []
     if ask(connection, patience, "SELECT to_regclass('alembic_version')") != [(None,)]:
         revisions = ask(connection, patience, "SELECT version_num FROM alembic_version")
-    revision = ", ".join(number for (number,) in revisions)
+    return f"at head, {compare_revisions([number for (number,) in revisions], history, url)}"
+
+
+def compare_revisions(
+    revisions: Sequence[str], history: Callable[[], Sequence[str]], url: DatabaseUrl
+) -> str:
+    """Return a database's revision, if it is the newest that the code has. Raises StepFailed."""
+    revision = ", ".join(revisions)
     try:
         known = history()
     except Exception as error:  # noqa: BLE001  (the files are code, and may raise anything)
@@ -172,7 +179,7 @@ def compare_schema(
     if revision != newest:
         detail = f"the database is at {revision or 'no revision'}, the code expects {newest}"
         raise StepFailed(told("schema-behind", url), detail)
-    return f"at head, {revision}"
+    return revision
 
 
 def offers_tls(url: DatabaseUrl, family: socket.AddressFamily, address: Any) -> bool:

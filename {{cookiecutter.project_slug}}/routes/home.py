@@ -12,19 +12,24 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import Engine, exc, text
 
+from checking import StepFailed, compare_revisions
 from config import VERSION, Settings
 from database_url import DatabaseUrl
 from db import Database, DatabaseDep, DatabaseUnavailable
-from diagnosis import explain, told
-from findings import Finding
+from diagnosis import explain
 from pages import hashes_of, secure_page
 from pool import autocommitting
-from schemas.home import AppStatus, DatabaseStatus, MigrationStatus, Status
+from schemas.home import AppStatus, DatabaseStatus, MigrationStatus, State, Status
 
 PAGE = Path(__file__).with_name("home.html")
 QUERY_SECONDS = 5.0  # a person waits for the answer, and a compute may have to wake up
 REVISIONS = text("SELECT version_num FROM alembic_version")
 NO_SUCH_TABLE = "42P01"  # PostgreSQL's code
+STATES: dict[str, State] = {
+    "schema-behind": "behind the code",
+    "schema-ahead": "ahead of the code",
+    "migrations-broken": "broken",
+}
 
 router = APIRouter(include_in_schema=False)
 
@@ -53,7 +58,8 @@ async def get_status(request: Request, response: Response, database: DatabaseDep
     url = settings.database_url
     response.headers["Cache-Control"] = "no-store"
     answer, revisions = await ask(database, url)
-    known = await asyncio.to_thread(read_history, url)  # afterwards: it would show in the latency
+    # Afterwards: it would show in the latency.
+    migrations = await asyncio.to_thread(compare, revisions, url)
     app = AppStatus(
         name=settings.app_name,
         version=VERSION,
@@ -61,7 +67,7 @@ async def get_status(request: Request, response: Response, database: DatabaseDep
         login="better-auth" if settings.better_auth_url else "password",
         better_auth_url=settings.better_auth_url,
     )
-    return Status(app=app, database=answer, migrations=compare(revisions, known, url))
+    return Status(app=app, database=answer, migrations=migrations)
 
 
 async def ask(database: Database, url: DatabaseUrl) -> tuple[DatabaseStatus, list[str] | None]:
@@ -100,34 +106,21 @@ def read_revisions(engine: Engine) -> tuple[float, list[str]]:
         return time.perf_counter() - start, revisions
 
 
-def read_history(url: DatabaseUrl) -> list[str] | Finding:
-    """Return the revisions that the code knows, the newest first, or why they cannot be read."""
+def compare(revisions: list[str] | None, url: DatabaseUrl) -> MigrationStatus:
+    """Tell whether the database has the tables that the code expects."""
     import migrations  # noqa: PLC0415  (takes a second, and the app has no other need of Alembic)
 
-    try:
-        return migrations.history()
-    except Exception as error:  # noqa: BLE001  (the files are code, and may raise anything)
-        return told("migrations-broken", url, str(error))
-
-
-def compare(
-    revisions: list[str] | None, known: list[str] | Finding, url: DatabaseUrl
-) -> MigrationStatus:
-    """Tell whether the database has the tables that the code expects."""
-    if isinstance(known, Finding):
-        cause = f"{known.cause}: {known.said}"
-        return MigrationStatus(ok=False, state="broken", cause=cause, advice=known.advice)
     if revisions is None:
         return MigrationStatus(ok=None, state="not known")
     revision = ", ".join(revisions) or None
-    if revisions == known[:1]:
-        return MigrationStatus(ok=True, state="up to date", revision=revision)
-    behind = set(revisions) <= set(known)
-    finding = told("schema-behind" if behind else "schema-ahead", url)
-    return MigrationStatus(
-        ok=False,
-        state="behind the code" if behind else "ahead of the code",
-        revision=revision,
-        cause=finding.cause,
-        advice=finding.advice,
-    )
+    try:
+        compare_revisions(revisions, migrations.history, url)
+    except StepFailed as failure:
+        return MigrationStatus(
+            ok=False,
+            state=STATES[failure.finding.name],
+            revision=revision,
+            cause=": ".join(filter(None, [str(failure), failure.finding.said])),
+            advice=failure.finding.advice,
+        )
+    return MigrationStatus(ok=True, state="up to date", revision=revision)

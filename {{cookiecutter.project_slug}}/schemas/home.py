@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+type State = Literal["up to date", "behind the code", "ahead of the code", "broken", "not known"]
+
 
 class AppStatus(BaseModel):
     name: str
@@ -29,7 +31,7 @@ class MigrationStatus(BaseModel):
     """Whether the tables are those that the code expects. ok: None where that is not known."""
 
     ok: bool | None
-    state: Literal["up to date", "behind the code", "ahead of the code", "broken", "not known"]
+    state: State
     revision: str | None = None
     cause: str | None = None
     advice: str | None = None

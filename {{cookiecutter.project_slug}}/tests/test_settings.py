@@ -59,20 +59,6 @@ def test_what_libpq_is_told_of_another_server_does_not_reach_the_embedded_one(
     assert "PGHOSTADDR" not in os.environ
 
 
-def test_what_libpq_is_told_of_another_server_does_not_reach_the_embedded_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
-    remote = URL.replace("127.0.0.1", "db.example.com")
-    embedded = URL.replace("//me:", "//embedded:")
-
-    load(tmp_path, DATABASE_URL=remote, BETTER_AUTH_SECRET=SECRET)
-    assert "PGHOSTADDR" in os.environ
-
-    load(tmp_path, DATABASE_URL=embedded, BETTER_AUTH_SECRET=SECRET)
-    assert "PGHOSTADDR" not in os.environ
-
-
 def test_several_front_ends_are_separated_by_commas(tmp_path: Path) -> None:
     origins = "https://App.example.com:443/, http://localhost:3000"
 
