@@ -7,7 +7,9 @@ delete the project.
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,10 +37,8 @@ INTRODUCTION = (
     'git config --global user.name "Your Name" && git config --global user.email you@example.com'
 )
 AFTER_CRUFT = "git add .cruft.json && git commit --amend --no-edit"
-REASONS = {
-    "unset": "this terminal sets for another program what would go before .env",
-    "pip": "a terminal in the new folder finds no uv",
-}
+FOREIGN = "this terminal sets for another program what would go before .env"
+NO_UV = "a terminal in the new folder finds no uv"
 INDEPENDENT = {"settings", "dependencies", "git"}  # each of the others needs all before it
 DONE = "\x1e"  # a control character that no program says by itself
 # As `uv run manage.py …` for each argument in turn, but importing, which is most of the work, is
@@ -47,7 +47,9 @@ MANAGE = f"""
 import signal, subprocess, sys
 from contextlib import suppress
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for name in ("SIGHUP", "SIGTERM"):
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), signal.default_int_handler)
 first, *others = (argument.split() for argument in sys.argv[1:])
 beside = subprocess.Popen([sys.executable, "-X", "utf8", "manage.py", *first])
 try:
@@ -74,9 +76,8 @@ MEANINGS = {
         "the Python of .python-version is not installed, and uv could not download it"
     ),
     "No space left": "the disk is full",
-    "network was disabled|network timeout|error sending request|dns error": (
-        "the package index cannot be reached"
-    ),
+    "network was disabled|connectivity is disabled": "the package index cannot be reached",
+    "network timeout|error sending request|dns error": "the package index cannot be reached",
 }
 
 
@@ -97,16 +98,22 @@ def show(text: str) -> None:
         print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="\r", flush=True)
 
 
-def find_misleading() -> list[str]:
-    """Return what is set for another program, and would go before what this project has."""
+def find_misleading(*, embedded: bool) -> list[str]:
+    """Return what is set for another program, and would go before what this project has.
+
+    embedded: the database is; the project itself then drops what libpq would read.
+    """
     example = Path(".env.example").read_text("utf-8")
-    names = re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE)
-    return sorted({*names, "PYTHONHOME", "PYTHONPATH"} & os.environ.keys())
+    names = {*re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE)}
+    names |= {"PYTHONHOME", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT"}
+    if not embedded:
+        names |= {name for name in os.environ if name.startswith("PG")}
+    return sorted(names & os.environ.keys())
 
 
 def environment() -> dict[str, str]:
     """Return the environment without settings that belong to another program."""
-    foreign = {*find_misleading(), "NEON_DATABASE_URL"}
+    foreign = {*find_misleading(embedded=False), "NEON_DATABASE_URL"}
     # pyenv's uvx tells of its own Python and folder, which hides the Python that is wanted here.
     foreign |= {"PYENV_VERSION", "PYENV_DIR", "VIRTUAL_ENV", "FORCE_COLOR", "CLICOLOR_FORCE"}
     return {name: value for name, value in os.environ.items() if name not in foreign}
@@ -184,14 +191,15 @@ def through_proxy() -> str:
 
 def write_env(answers: Answers) -> str | None:
     """Write .env before anything slow, so that a pasted connection string is never lost."""
-    if Path(".env").exists():
-        return "there is a .env already, and it stays"
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(Path.cwd()))
     # Modules of the project, which is rendered by now.
     import database_url  # noqa: PLC0415
     import env_file  # noqa: PLC0415
 
+    file = Path(".env")
+    if file.exists() and env_file.get_value(file, "DATABASE_URL") != env_file.PLACEHOLDER:
+        return "there is a .env already, and it stays"
     url, problem = None, "no connection string was given, so .env holds a placeholder"
     try:
         if answers["database"] == "local":
@@ -202,10 +210,12 @@ def write_env(answers: Answers) -> str | None:
             url = env_file.ask_database_url()
     except database_url.DatabaseUrlError as error:
         problem = f"{error}; .env holds a placeholder"
-    values = {"BETTER_AUTH_SECRET": env_file.new_secret()}
-    if url:
-        values["DATABASE_URL"] = url.for_libpq()
-    env_file.create(Path(".env"), Path(".env.example"), values)
+    values = {"DATABASE_URL": url.for_libpq()} if url else {}
+    if not file.exists():
+        secret = {"BETTER_AUTH_SECRET": env_file.new_secret()}
+        env_file.create(file, Path(".env.example"), secret | values)
+    elif url:  # a try before this one had no connection string
+        env_file.set_value(file, "DATABASE_URL", url.for_libpq())
     if not url:
         raise StepFailed(problem)
     return None
@@ -215,21 +225,22 @@ def install() -> None:
     """Install the packages.
 
     uv takes a package whose installation was cut short for a whole one, and the folder for a good
-    one: so what was not finished is made anew.
+    one: so what this began and did not finish is made anew, and nothing else is.
     """
-    folder, mark = Path(".venv"), Path(".venv", ".complete")
-    was_complete = mark.exists()
-    if not was_complete:
+    folder, mark = Path(".venv"), Path(".venv.unfinished")
+    if mark.exists():
         shutil.rmtree(folder, ignore_errors=True)
-    mark.unlink(missing_ok=True)
+    was_there = folder.exists()
+    mark.touch()
     try:
         run(UV, "sync")
-    except BaseException:
-        if not was_complete:
+    except BaseException as error:
+        if not was_there:
             shutil.rmtree(folder, ignore_errors=True)
+        if not was_there or isinstance(error, StepFailed):
+            mark.unlink()
         raise
-    if folder.is_dir():  # the member of a workspace has none
-        mark.touch()
+    mark.unlink()
 
 
 def commit() -> str | None:
@@ -239,8 +250,7 @@ def commit() -> str | None:
     if Path(".git").exists() and not is_unborn():
         return "left out, the folder is a repository already"
     if not Path(".git").exists() and succeeds("git", "rev-parse", "--is-inside-work-tree"):
-        here = Path.cwd().name
-        return f"left out, the folder is inside a repository already: git add {here} && git commit"
+        return "left out, the folder is inside a repository already: git add . && git commit"
     if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
         raise StepFailed("git does not know who you are")
     run("git", "init", "--quiet")
@@ -254,22 +264,29 @@ def commit() -> str | None:
 
 def is_unborn() -> bool:
     """Is this a repository of its own without a commit, as a try that was stopped leaves it?"""
-    return Path(".git").is_dir() and not succeeds("git", "rev-parse", "--verify", "HEAD")
+    return Path(".git").is_dir() and ask("git", "rev-list", "--max-count=1", "--all") == ""
 
 
 def succeeds(*command: str, **variables: str) -> bool:
-    """Run a command that only asks."""
-    if not shutil.which(command[0]):
-        return False
-    done = subprocess.run(
-        command,
-        check=False,
-        env=environment() | variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=60,
-    )
-    return done.returncode == 0
+    return ask(*command, **variables) is not None
+
+
+def ask(*command: str, **variables: str) -> str | None:
+    """Run a command that only asks. Returns its answer, None where it has none."""
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            env=environment() | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout.strip()
 
 
 def take(name: str, step: Step, again: str) -> bool:
@@ -308,61 +325,78 @@ def take_all(to_do: dict[str, str], answers: Answers) -> None:
 
 def main(answers: Answers) -> None:
     by_cruft = "_output_dir" not in answers
-    passing = Path(tempfile.gettempdir()).resolve()
-    if by_cruft and Path.cwd().parents[1] == passing and Path.cwd().parent.name.startswith("tmp"):
-        return  # `cruft update` renders in passing, to compare: nothing is to be set up
+    if by_cruft and is_in_passing(Path.cwd()):
+        return
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a console that has no ✓ shows a ?
+    if hasattr(signal, "SIGHUP"):  # the terminal was closed: the same as Ctrl-C
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     to_do = dict(COMMANDS)
     if answers["database"] != "local":
         del to_do["database"]
-    if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
-        to_do["git"] = f"{INTRODUCTION} && {to_do['git']}"
-    way = find_way()  # now, since after Ctrl-C cookiecutter waits a quarter of a second only
+    way: list[tuple[str, str]] = []
+    afterwards: list[str] = []
     try:
+        # Before the steps, since after Ctrl-C cookiecutter waits a quarter of a second only.
+        way = find_way(embedded=answers["database"] == "local")
+        if not succeeds("git", "var", "GIT_COMMITTER_IDENT"):
+            to_do["git"] = f"{INTRODUCTION} && {to_do['git']}"
+        # cruft adds its file after this hook. A commit that was there before is somebody else's.
+        if by_cruft and (not Path(".git").exists() or is_unborn()):
+            afterwards.append(AFTER_CRUFT)
         say(f"\n{answers['project_name']}, in {Path.cwd()}")
         take_all(to_do, answers)
     except KeyboardInterrupt:
         say("\nStopped. What was done stays.")
         remove_copy(answers)
-    advise(way, to_do, [AFTER_CRUFT] * (by_cruft and Path(".git").exists()))
+    advise(way, to_do, afterwards if Path(".git").exists() else [])
+
+
+def is_in_passing(folder: Path) -> bool:
+    """Is this where `cruft update` renders, only to compare? Nothing is to be set up there."""
+    temp = Path(tempfile.gettempdir()).resolve()
+    return folder.parent.parent == temp and bool(re.fullmatch(r"tmp\w{8}", folder.parent.name))
 
 
 def remove_copy(answers: Answers) -> None:
     """Remove the copy of the template that cookiecutter made: it does so itself only on success."""
     copy = Path(answers.get("_repo_dir", "")).absolute().parent
-    if re.fullmatch(r"cookiecutter\w{8}", copy.name):
+    is_in_temp = copy.parent.resolve() == Path(tempfile.gettempdir()).resolve()
+    if is_in_temp and re.fullmatch(r"cookiecutter\w{8}", copy.name):
         shutil.rmtree(copy, ignore_errors=True)
 
 
-def advise(way: list[str], to_do: dict[str, str], afterwards: list[str]) -> None:
-    """Say what to type next."""
+def advise(way: list[tuple[str, str]], to_do: dict[str, str], afterwards: list[str]) -> None:
+    """Say what to type next. way: commands, each with a reason or without."""
     if not to_do:
         say("\nIt is ready. Type:\n")
     elif list(to_do) == ["git"]:
         say("\nIt is ready, but for the first commit. Type:\n")
     else:
         say("\nThe project is whole, but not finished. To finish it, type:\n")
-    for command in (*way, *to_do.values(), *afterwards, "uv run main.py", "uv run pytest"):
+    first = (command for command, _reason in way)
+    for command in (*first, *to_do.values(), *afterwards, "uv run main.py", "uv run pytest"):
         say(f"    {command}")
-    for word, reason in REASONS.items():
-        if any(word in command.split() for command in way[1:]):
-            say(f"\n{word} is in the list because {reason}.")
+    for command, reason in way:
+        if reason:
+            say(f"\n`{command}` is in the list because {reason}.")
     say("\nuv run main.py serves http://127.0.0.1:8000")
-    if (Path(".postgres") / "data").exists():
+    if Path(".postgres", "data", "postmaster.pid").exists():
         say("PostgreSQL goes on running; this ends it: uv run manage.py postgres stop")
 
 
-def find_way() -> list[str]:
-    """Return the commands that lead a terminal into the project, and to uv there."""
+def find_way(*, embedded: bool) -> list[tuple[str, str]]:
+    """Return the commands that lead a terminal into the project, and to uv there, with reasons."""
     here = Path.cwd()
     near = here.parent == Path(os.environ.get("PWD", os.devnull)).resolve()
-    way = [subprocess.list2cmdline(["cd", here.name if near else str(here)])]
-    if names := find_misleading():
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    way = [(join(["cd", here.name if near else str(here)]), "")]
+    if names := find_misleading(embedded=embedded):
         unset = [" ".join(["unset", *names])]
-        way += [f"set {name}=" for name in names] if os.name == "nt" else unset
+        commands = [f"set {name}=" for name in names] if os.name == "nt" else unset
+        way += [(command, FOREIGN) for command in commands]
     if not finds_uv():
-        way.append("python3 -m pip install uv")
+        way.append(("python3 -m pip install uv", NO_UV))
     return way
 
 

@@ -162,8 +162,18 @@ def find_misfits(answers: Answers) -> list[str]:
     return [name for name, value in derived.items() if answers.get(name, value) != value]
 
 
+def find_braces(answers: Answers) -> list[str]:
+    """Tell which answers `cruft update` could not use, which renders what it stored once more."""
+    return [
+        f"{name} holds {braces[0]}, and cruft would render that anew at each update: leave it out"
+        for name in ("project_name", "description")
+        if (braces := re.search(r"\{[#%{]", answers[name]))
+    ]
+
+
 def main(answers: Answers) -> None:
-    if problems := find_problems(answers):
+    by_cruft = "_output_dir" not in answers
+    if problems := find_problems(answers) or (find_braces(answers) if by_cruft else []):
         remove_copy(answers)
         after = "Nothing was created. What follows is cookiecutter's own report of it."
         sys.exit("\n".join(["", *problems, after]))
@@ -172,9 +182,11 @@ def main(answers: Answers) -> None:
 def remove_copy(answers: Answers) -> None:
     """Remove the copy of the template that cookiecutter made: it does so itself only on success."""
     import shutil  # noqa: PLC0415  (slow, and rarely needed)
+    import tempfile  # noqa: PLC0415
 
     copy = Path(answers.get("_repo_dir", "")).absolute().parent
-    if re.fullmatch(r"cookiecutter\w{8}", copy.name):
+    is_in_temp = copy.parent.resolve() == Path(tempfile.gettempdir()).resolve()
+    if is_in_temp and re.fullmatch(r"cookiecutter\w{8}", copy.name):
         shutil.rmtree(copy, ignore_errors=True)
 
 

@@ -7,14 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 OLDEST = (0, 5, 0)  # knows dependency groups and their includes
 INSTALL = "python3 -m pip install --upgrade uv"
-# Cookiecutter's options that are followed by a value.
-WITH_VALUE = {"-c", "--checkout", "--directory", "-o", "--output-dir"}
-WITH_VALUE |= {"--replay-file", "--config-file", "--debug-file", "--accept-hooks"}
+# Cookiecutter's options that are followed by a value. Short ones may come bundled, as in -fo.
+WITH_VALUE = "--checkout|--directory|--output-dir|--replay-file|--config-file|--debug-file"
+WITH_VALUE += "|--accept-hooks|-[a-zA-Z]*[co]"
 
 
 def find_problem(uv: str | None) -> str | None:
@@ -42,9 +43,11 @@ def find_problem(uv: str | None) -> str | None:
     return None
 
 
-def is_home_closed() -> bool:
+def is_home_closed(words: list[str]) -> bool:
     """Tell whether cookiecutter will fail, after all questions, to note the answers in the home."""
-    if "COOKIECUTTER_CONFIG" in os.environ:  # it may name another place
+    # A configuration may name another place.
+    options = (word.partition("=")[0] for word in words)
+    if "COOKIECUTTER_CONFIG" in os.environ or "--config-file" in options:
         return False
     place = Path(os.path.expanduser("~/.cookiecutter_replay"))  # noqa: PTH111  (never raises)
     while not place.exists() and place != place.parent:
@@ -69,7 +72,7 @@ def find_answers(words: list[str]) -> Iterator[tuple[str, str]]:
     rest = iter(words[programs.index("cookiecutter") + 1 :])
     places = []
     for word in rest:
-        if word in WITH_VALUE:
+        if re.fullmatch(WITH_VALUE, word):
             next(rest, None)
         elif not word.startswith("-"):
             places.append(word)
@@ -101,7 +104,8 @@ def find_mistakes(words: list[str], questions: dict[str, str | list[str]]) -> It
 def remove_copy() -> None:
     """Remove the copy of the template that this hook works in: cookiecutter does so on success."""
     copy = Path.cwd().parent
-    if re.fullmatch(r"cookiecutter\w{8}", copy.name):
+    is_in_temp = copy.parent == Path(tempfile.gettempdir()).resolve()
+    if is_in_temp and re.fullmatch(r"cookiecutter\w{8}", copy.name):
         shutil.rmtree(copy, ignore_errors=True)
 
 
@@ -109,13 +113,14 @@ def main() -> None:
     if problem := find_problem(os.environ.get("UV") or shutil.which("uv")):
         remove_copy()
         sys.exit(f"{problem}: type `{INSTALL}`, then the same command again")
-    if is_home_closed():
+    words = read_command_line()
+    if is_home_closed(words):
         remove_copy()
         sys.exit(
             f"{Path.home()} cannot be written to, and cookiecutter notes the answers there: type "
             "`export HOME=FOLDER` with a folder of yours, then the same command again"
         )
-    if mistakes := list(find_mistakes(read_command_line(), read_questions())):
+    if mistakes := list(find_mistakes(words, read_questions())):
         remove_copy()
         sys.exit("\n".join(mistakes))
 

@@ -27,6 +27,11 @@ EXCUSES = {
 }
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many test files run side by side: most of them wait a lot."""
+    return min(max(os.cpu_count() or 1, 2), 4)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -263,6 +263,7 @@ def test_a_word_that_cookiecutter_would_leave_out_is_refused(
     [
         "python cookiecutter place=1 project_name=x=y database=neon -f",
         "/usr/bin/python3 /usr/bin/cookiecutter --no-input place project_name=x=y database=neon",
+        "python -m cookiecutter -fo a=b -vc c=d place project_name=x=y database=neon",
         "python -m cookiecutter -o a=b --config-file=c=d place project_name=x=y database=neon",
         r"C:\cookiecutter.exe place --checkout a=b project_name=x=y database=neon",
     ],
@@ -271,6 +272,26 @@ def test_answers_are_told_from_options_and_places(words: str) -> None:
     found = list(load_hook("pre_prompt").find_answers(words.replace("\\", "/").split()))
 
     assert found == [("project_name", "x=y"), ("database", "neon")]
+
+
+def test_a_home_that_cannot_be_written_does_not_matter_where_another_place_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_arguments: False)
+    is_home_closed = load_hook("pre_prompt").is_home_closed
+
+    assert is_home_closed(["cookiecutter", "place"])
+    assert not is_home_closed(["cookiecutter", "--config-file", "mine.yaml", "place"])
+    assert not is_home_closed(["cookiecutter", "--config-file=mine.yaml", "place"])
+
+
+@pytest.mark.parametrize("name", ["project_name", "description"])
+def test_braces_are_refused_where_cruft_would_render_them_anew(name: str) -> None:
+    answers = GOOD | {name: "lists of {{ x }}"}
+
+    hook.main(answers | {"_output_dir": "."})
+    with pytest.raises(SystemExit, match=rf"{name} holds .*cruft"):
+        hook.main(answers)
 
 
 @pytest.mark.parametrize("words", ["pytest -o a=b", "cruft create place a=b", ""])
