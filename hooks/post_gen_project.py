@@ -289,16 +289,17 @@ def ask(*command: str, **variables: str) -> str | None:
     return None if done.returncode else done.stdout.strip()
 
 
-def take(name: str, step: Step, again: str) -> bool:
-    """Take one step and tell how it went. Returns whether it succeeded."""
+def take(name: str, step: Step, again: str) -> str | None:
+    """Take one step and tell how it went. Returns why it failed, None if it succeeded."""
     start = time.monotonic()
     try:
         note = step()
     except Exception as error:  # noqa: BLE001  (whatever it is, the project has to stay)
-        say(f"✗ {name}: {error or type(error).__name__}\n    again: {again}")
-        return False
+        why = str(error) or type(error).__name__
+        say(f"✗ {name}: {why}\n    again: {again}")
+        return why
     say(f"- {name}: {note}" if note else f"✓ {name} ({time.monotonic() - start:.1f} s)")
-    return True
+    return None
 
 
 def take_all(to_do: dict[str, str], answers: Answers) -> None:
@@ -313,14 +314,18 @@ def take_all(to_do: dict[str, str], answers: Answers) -> None:
             "git": commit,
             **dict.fromkeys(managed, lambda: next(turns)),
         }
-        blocked = False
+        why = ""
         for name in list(to_do):
-            if blocked and name not in INDEPENDENT:
+            if why and name not in INDEPENDENT:
                 say(f"- {name}: later, it needs what failed")
-            elif take(name, steps[name], to_do[name]):
-                del to_do[name]
+            elif failure := take(name, steps[name], to_do[name]):
+                why += failure
             else:
-                blocked = True
+                del to_do[name]
+    if COMMANDS["settings"] in why:  # the connection string is wrong, and not only missing
+        later = dict(to_do)
+        to_do.clear()
+        to_do.update({"settings": COMMANDS["settings"]} | later)
 
 
 def main(answers: Answers) -> None:
@@ -347,7 +352,7 @@ def main(answers: Answers) -> None:
         say(f"\n{answers['project_name']}, in {Path.cwd()}")
         take_all(to_do, answers)
     except KeyboardInterrupt:
-        say("\nStopped. What was done stays.")
+        say("\nStopped. What was done stays. The same command with -f goes on from here.")
         remove_copy(answers)
     advise(way, to_do, afterwards if Path(".git").exists() else [])
 

@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
-from machine import Machine
+from machine import Machine, Project
 
 SHORTEST = 12  # characters of a secret that are found for certain where they begin or end it
 PAUSE_SECONDS = 0.01
 URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+def local_secrets(project: Project) -> tuple[str, str]:
+    """Return the embedded server's password, and what signs the tokens."""
+    (password,) = re.findall(r"//embedded:([\w-]+)@", project.read(".env"))
+    (secret,) = re.findall(r"(?m)^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"))
+    return str(password), str(secret)
 
 
 def forms(*secrets: str) -> set[bytes]:

@@ -278,21 +278,31 @@ class Machine:
                     found.append(psutil.Process(int(folder.name)))
         return found
 
-    def orphans(self, terminal: int | None = None) -> list[str]:
-        """Return what goes on running, but for PostgreSQL, which is to go on. For Linux.
+    def orphans(self, terminal: int | None = None, *, seconds: float = 10) -> list[str]:
+        """Return what goes on running, but for each project's PostgreSQL. For Linux.
 
-        terminal: the process of one, which does not count.
+        terminal: the process of one, which does not count. seconds: what programs get to end.
         """
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + seconds
         while True:
             running = []
             for process in self.processes():
                 with suppress(psutil.NoSuchProcess):
-                    if process.pid != terminal and not process.name().startswith("postgres"):
+                    if process.pid != terminal and not self.is_to_go_on(process):
                         running.append(" ".join(process.cmdline()))
             if not running or time.monotonic() > limit:
                 return running
             time.sleep(0.05)
+
+    def is_to_go_on(self, process: psutil.Process) -> bool:
+        """Is it the PostgreSQL that a project here names as its own, or a child of that one?"""
+        data = Path(process.cwd())
+        if not (data.is_relative_to(self.work) and data.parts[-2:] == (".postgres", "data")):
+            return False
+        with suppress(FileNotFoundError, IndexError):  # it is about to start, or has ended
+            server = int((data / "postmaster.pid").read_text("utf-8").split()[0])
+            return process.name().startswith("postgres") and server in {process.pid, process.ppid()}
+        return False
 
     def left_in_temp(self) -> list[str]:
         """Return what is in the temp folder and should not be."""

@@ -532,6 +532,8 @@ def test_systemd_finds_nothing_wrong_with_the_unit(
     unit = tmp_path / "todo.service"
     text = snippets["ini"][0]
     unit.write_text(text.replace("/srv/todo", str(image.folder)), "utf-8")
+    # Of two, the later one wins: the file may say otherwise.
+    assert text.index("\nEnvironment=ENVIRONMENT=production\n") < text.index("\nEnvironmentFile=")
 
     verdict, measure = (
         subprocess.run(

@@ -88,6 +88,37 @@ def test_the_app_goes_on_at_neon_with_all_its_data(
     assert [task["title"] for task in tasks] == ["Move"]
 
 
+def test_ctrl_c_at_the_last_question_tells_that_the_data_is_there(
+    project: Project, moving: Project, endpoint: Endpoint
+) -> None:
+    before = moving.read(".env")
+
+    terminal = copy(moving, project.python)
+    terminal.sendline(endpoint.url())
+    terminal.expect_exact("Shall .env name this database from now on?")
+    terminal.sendintr()
+    output = terminal.read()
+    terminal.close()
+
+    assert terminal.exitstatus == 130, output
+    assert "stopped: all rows are at " in output
+    assert ".env names the old database" in output
+    assert endpoint.password not in output
+    assert moving.read(".env") == before
+
+
+def test_ctrl_c_at_the_first_question_tells_that_nothing_was_copied(
+    project: Project, moving: Project
+) -> None:
+    terminal = copy(moving, project.python)
+    terminal.sendintr()
+    output = terminal.read()
+    terminal.close()
+
+    assert terminal.exitstatus == 130, output
+    assert "stopped: nothing was copied" in output
+
+
 def test_the_data_goes_past_the_pooler(
     project: Project, moving: Project, endpoint: Endpoint
 ) -> None:

@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 
 from app_server import app_server
 from machine import Project
+from repository import REPOSITORY
 
 SECTIONS = ["A field of a task", "A route", "A setting", "A migration by hand"]
 PLACE = re.compile(r"(?P<how>[Ii]n|a new file|at the end of) `(?P<path>[\w./]+)`")
@@ -132,13 +133,39 @@ def test_every_task_that_is_named_is_there(project: Project) -> None:
     assert {task for names in named.values() for task in names} <= tasks.keys()
 
 
+def read_targets(file: Path) -> list[str]:
+    """Return where the links and pictures of a page lead to, those of other sites left out."""
+    tokens = [
+        token
+        for block in MarkdownIt().parse(file.read_text("utf-8"))
+        for token in block.children or ()
+    ]
+    targets = [str(token.attrs.get("href") or token.attrs.get("src") or "") for token in tokens]
+    return [target for target in targets if target and not re.match(r"\w+:|#", target)]
+
+
+def test_every_link_within_leads_somewhere(project: Project) -> None:
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+    pages += [project.path / "README.md", *project.path.glob("docs/*.md")]
+
+    targets = [(page, target) for page in pages for target in read_targets(page)]
+
+    assert len(targets) > 15
+    missing = [
+        f"{page.name}: {target}"
+        for page, target in targets
+        if not (page.parent / target.partition("#")[0]).exists()
+    ]
+    assert missing == []
+
+
 def test_claude_reads_the_same_page(project: Project) -> None:
     (page,) = re.findall(r"^@(\S+)$", project.read("CLAUDE.md"), re.MULTILINE)
 
     assert (project.path / page).is_file()
 
 
-@pytest.mark.parametrize("task", ["lint", "types"])
+@pytest.mark.parametrize("task", ["lint", "types", "migrations"])
 def test_its_checks_pass(extended: Project, task: str) -> None:
     outcome = extended.run("uv", "run", "poe", task)
 

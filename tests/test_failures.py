@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -267,7 +268,7 @@ def test_the_folder_to_go_to_is_the_one_where_the_project_is(offline: Machine) -
 
     outcome = offline.generate("--output-dir", str(elsewhere))
 
-    assert f'\n    cd "{elsewhere / "todo-backend"}"\n' in outcome.output
+    assert f"\n    cd {shlex.quote(str(elsewhere / 'todo-backend'))}\n" in outcome.output
 
 
 def test_a_terminal_that_finds_uv_in_the_new_folder_is_not_told_to_install_it(

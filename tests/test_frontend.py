@@ -113,6 +113,10 @@ def test_every_file_of_the_page_is_there(page: str, frontend: Path) -> None:
     assert [name for name in names if not (frontend / name).exists()] == []
 
 
+def test_tables_are_made_when_there_is_a_file_that_names_them(page: str) -> None:
+    assert page.index("\n// lib/auth.ts\n") < page.index("\nnpx auth@latest migrate\n")
+
+
 def test_its_types_hold_and_those_of_a_refused_call_do_not(frontend: Path) -> None:
     (frontend / "refused.ts").write_text(REFUSED, "utf-8")
 

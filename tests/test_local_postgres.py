@@ -230,7 +230,8 @@ def test_postgres_variables_of_the_user_are_ignored(place: Place) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_the_server_does_not_keep_the_apps_secrets_in_its_environment(place: Place) -> None:
-    secrets = dict.fromkeys(("BETTER_AUTH_SECRET", "DATABASE_URL", "NEON_DATABASE_URL"), "s3cr3t")
+    urls = ("DATABASE_URL", "DATABASE_URL_DIRECT", "NEON_DATABASE_URL", "TARGET_DATABASE_URL")
+    secrets = dict.fromkeys(("BETTER_AUTH_SECRET", *urls), "s3cr3t")
 
     place.run("pg.start(url)", **secrets)
 

@@ -70,7 +70,7 @@ def test_no_repository_is_made_inside_and_the_screen_says_how_to_commit(
     generated_inside: Outcome,
 ) -> None:
     assert not (generated_inside.project.path / ".git").exists()
-    assert re.search(r"- git: left out, .*git add backend", generated_inside.output)
+    assert re.search(r"- git: left out, .*git add \. && git commit", generated_inside.output)
 
 
 def test_the_database_runs_and_the_check_passes(backend: Project) -> None:
@@ -125,10 +125,11 @@ def test_the_updates_are_asked_for_as_github_wants_it(root: Project) -> None:
 
     outcome = check_schema(root, "vendor.dependabot", ".github/dependabot.yml")
 
-    (update,) = read_yaml(root, ".github/dependabot.yml")["updates"]
+    updates = read_yaml(root, ".github/dependabot.yml")["updates"]
     assert outcome.code == 0, outcome.output
-    assert update["directory"] == "/backend"
-    assert update["cooldown"] == {"default-days": 7}
+    assert [update["package-ecosystem"] for update in updates] == ["uv", "docker"]
+    assert {update["directory"] for update in updates} == {"/backend"}
+    assert all(update["cooldown"] == {"default-days": 7} for update in updates)
 
 
 def test_no_risk_is_found_at_the_root(root: Project) -> None:
@@ -163,13 +164,26 @@ def test_a_commit_of_the_front_end_waits_for_none_of_it(root: Project) -> None:
     assert "Passed" not in taken.output
 
 
-def test_a_push_runs_types_and_tests(root: Project) -> None:
-    hooks = read_yaml(root, ".pre-commit-config.yaml")["repos"][0]["hooks"]
-    before_a_push = [hook["entry"] for hook in hooks if hook.get("stages") == ["pre-push"]]
+def test_a_push_runs_types_and_tests_and_waits_for_both(root: Project, tmp_path: Path) -> None:
+    remote, log, uv = tmp_path / "remote", tmp_path / "log", tmp_path / "bin" / "uv"
+    root.git("init", "--quiet", "--bare", str(remote))
+    uv.parent.mkdir()
+    path = os.pathsep.join([str(uv.parent), root.environment["PATH"]])
+    pusher = Project(root.path, root.environment | {"PATH": path})
+    push = ("git", "push", str(remote), "HEAD:refs/heads/main")
 
-    assert before_a_push == [f"uv run --directory backend poe {task}" for task in ("types", "test")]
-    assert "pre-commit" in (root.path / ".git" / "hooks" / "pre-push").read_text("utf-8")
-    assert all(shlex.split(hook["entry"])[0] == "uv" for hook in hooks)
+    outcomes = []
+    for code in (1, 0):  # what the checks end with
+        uv.write_text(f'#!/bin/sh\necho "$*" >> {shlex.quote(str(log))}\nexit {code}\n', "utf-8")
+        uv.chmod(0o755)
+        outcomes.append(pusher.run(*push))
+
+    refused, taken = outcomes
+    assert refused.code != 0
+    assert taken.code == 0, taken.output
+    assert root.git("ls-remote", str(remote), "main") != ""
+    commands = [f"run --directory backend poe {task}" for task in ("types", "test")]
+    assert log.read_text("utf-8").splitlines() == 2 * commands
 
 
 def test_a_uv_workspace_around_it_takes_it_as_a_member(root: Project, backend: Project) -> None:

@@ -28,6 +28,18 @@ MARKUP = "<img src=x onerror=\"alert(1)\"><b>bold</b> & 'quoted' $TOKEN `id` \\"
 # Radio buttons are outlined all together.
 OUTLINE = "element => getComputedStyle(element.closest('.choice') ?? element).outlineStyle"
 
+NOTE_WHAT_IS_SAID = """() => {
+  window.said = [];
+  const element = document.getElementById("said");
+  const note = () => { if (element.textContent) said.push(element.textContent); };
+  new MutationObserver(note).observe(element, {childList: true});
+}"""
+HAS_SAID = "count => said.length === count"
+REFUSE_COPYING = """() => {
+  navigator.clipboard.writeText = () => Promise.reject(new Error("not allowed"));
+  document.execCommand = () => false;
+}"""
+
 pytestmark = pytest.mark.skipif(not find_chromium(), reason="needs Chromium")
 
 
@@ -309,6 +321,41 @@ def test_a_title_that_is_refused_is_told_and_not_lost(ada: Visitor) -> None:
     ada.sees("Buy milk")
 
 
+def test_what_is_being_typed_outlives_what_else_happens(ada: Visitor, token: str) -> None:
+    ada.add("three", "two", "one")
+    ada.button("Edit", "two").click()
+    title = ada.page.get_by_role("textbox", name="Title")
+    title.fill("two and more")
+
+    ada.tick("one")
+    expect(title).to_have_value("two and more")
+    ada.page.get_by_role("checkbox", name="one").press("Escape")  # meant for nothing here
+    expect(title).to_have_value("two and more")
+    title.press("Alt+ArrowUp")
+    title.press("Alt+ArrowDown")
+    ada.page.get_by_label("Search").fill("two")
+    expect(ada.said).to_have_text("1 shown")
+    expect(title).to_have_value("two and more")
+    ada.button("Save").click()
+    expect(ada.said).to_have_text("Saved “two and more”.")
+
+    assert ada.titles_of(token) == ["one", "two and more", "three"]
+
+
+def test_a_task_that_is_saved_and_wanted_no_more_leaves(ada: Visitor, token: str) -> None:
+    ada.add("Mend the bicycle", "Buy milk")
+    ada.page.get_by_label("Search").fill("milk")
+    ada.sees("Buy milk")
+    ada.button("Edit", "Buy milk").click()
+    ada.page.get_by_role("textbox", name="Title").fill("Buy bread")
+
+    ada.button("Save").click()
+
+    expect(ada.said).to_have_text("Saved “Buy bread”.")
+    ada.sees()
+    assert ada.titles_of(token) == ["Buy bread", "Mend the bicycle"]
+
+
 def test_tasks_are_reordered_by_buttons_and_by_dragging(ada: Visitor, token: str) -> None:
     ada.add("three", "two", "one")
     ada.sees("one", "two", "three")
@@ -367,6 +414,7 @@ def test_tasks_are_filtered_and_searched(ada: Visitor) -> None:
 
     ada.page.get_by_label("Done").check(force=True)
     ada.sees("Buy bread")
+    expect(ada.said).to_have_text("1 shown")
     ada.page.get_by_label("Open").check(force=True)
     ada.sees("Mend the bicycle", "Buy milk")
     ada.page.get_by_label("Search").press_sequentially("BUY")
@@ -374,7 +422,8 @@ def test_tasks_are_filtered_and_searched(ada: Visitor) -> None:
     ada.page.get_by_label("All").check(force=True)
     ada.sees("Buy bread", "Buy milk")
     ada.page.get_by_label("Search").fill("100 %")
-    expect(ada.page.get_by_text("No task is like that.")).to_be_visible()
+    expect(ada.page.locator("#empty")).to_have_text("No task is like that.")
+    expect(ada.said).to_have_text("No task is like that.")
     expect(ada.page.get_by_label("Search")).to_be_focused()
 
 
@@ -422,6 +471,43 @@ def test_a_copied_command_does_the_same_again(ada: Visitor, token: str) -> None:
     assert done.stdout.startswith("HTTP/1.1 201 Created")
     assert json.loads(done.stdout.partition("\n\n")[2])["title"] == MARKUP
     assert ada.titles_of(token) == [MARKUP, MARKUP]
+
+
+def test_a_copy_is_told_each_time_and_only_if_it_was_made(ada: Visitor) -> None:
+    ada.page.evaluate(NOTE_WHAT_IS_SAID)
+    button = ada.page.locator("#copy-token")
+
+    for count in (1, 2):
+        button.click()
+        ada.page.wait_for_function(HAS_SAID, arg=count)
+    ada.page.evaluate(REFUSE_COPYING)
+    button.click()
+    expect(button).to_have_text("Not copied")
+    ada.page.wait_for_function(HAS_SAID, arg=3)
+
+    words = ["Copied.", "Copied.", "The browser did not let the page copy it."]
+    assert ada.page.evaluate("said") == words
+
+
+def test_a_name_that_looks_like_a_variable_is_copied_as_it_is(visitor: Visitor, name: str) -> None:
+    visitor.page.get_by_label("E-mail").fill(f"{name}@example.com")
+    visitor.page.get_by_label("Password").fill(PASSWORD)
+    visitor.page.get_by_label("Name").fill("$HOME")
+    visitor.button("Register").click()
+    expect(visitor.said).to_have_text("Logged in.")
+
+    exchange = visitor.page.locator("#exchanges > li", has_text="/auth/register")
+    command = exchange.locator(".curl").text_content() or ""
+    command = command.replace(name, f"{name}-2")
+    done = subprocess.run(
+        ["bash", "-c", f"PASSWORD='{PASSWORD}'\n{command}"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+
+    assert json.loads(done.stdout.partition("\n\n")[2])["name"] == "$HOME"
 
 
 def test_a_copied_log_in_takes_the_password_from_the_shell(ada: Visitor, name: str) -> None:

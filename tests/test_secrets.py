@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import pytest
 
-from leaks import Watch, forms, holds, leaks, watching
+from leaks import Watch, forms, holds, leaks, local_secrets, watching
 from machine import UV, Machine, Outcome, Project, new_machine
 from postgres_server import Server, free_port
 
@@ -207,6 +207,31 @@ def test_after_a_step_that_failed_the_secret_is_in_env_alone(
     assert quote(password, safe="") in outcome.project.read(".env")
     secret = secret_of(outcome.project)
     assert leaks(machine.root, outcome.output, password, secret) == []
+
+
+@linux
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param(("--encoding=UTF8", "--encoding=other"), "initdb: error: ", id="initdb"),
+        pytest.param(("CREATE DATABASE %I", "CREATE nothing %I"), "syntax error", id="psql"),
+    ],
+)
+def test_after_a_database_step_that_failed_its_password_is_in_env_alone(
+    machine: Machine, words: tuple[str, str], said: str
+) -> None:
+    machine.template = Path(shutil.copytree(machine.template, machine.root / "template"))
+    path = machine.template / "{{cookiecutter.project_slug}}" / "local_postgres.py"
+    path.write_text(path.read_text("utf-8").replace(*words), "utf-8")
+
+    with watching(machine) as watch:
+        outcome = machine.generate()
+
+    secrets_there = local_secrets(outcome.project)
+    assert re.search(rf"(?s)✗ database: .*{said}.*- schema: later", outcome.output)
+    assert leaks(machine.root, outcome.output, *secrets_there) == []
+    assert watch.leaks(*secrets_there) == set()
+    assert machine.orphans() == []
 
 
 @linux

@@ -120,7 +120,7 @@ def log_in(url: DatabaseUrl, patience: Patience | None = None, **parameters: Any
 
 def hang_up(connection: Connection) -> None:
     """End whatever a connection waits for, in another thread too: a call of it raises at once."""
-    with suppress(OSError, psycopg2.Error):
+    with suppress(OSError, ValueError, psycopg2.Error):  # another thread may just have closed it
         stream = socket.socket(fileno=connection.fileno())
         try:
             stream.shutdown(socket.SHUT_RDWR)

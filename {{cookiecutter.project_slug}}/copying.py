@@ -6,7 +6,7 @@ here. What would drop or hide rows, such as a trigger or a policy, is an error.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import psycopg2
 import sqlalchemy as sa
 from psycopg2 import sql
 
-from connecting import Connection, Patience, log_in
+from connecting import Connection, Patience, hang_up, log_in
 from database_url import DatabaseUrl
 
 LOCK_WAIT = "10s"
@@ -44,10 +44,17 @@ WHERE relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'alembic_versi
   AND pg_class.oid <> ALL (%s::regclass[])
 ORDER BY 1
 """
+COLUMNS = """
+SELECT attname FROM pg_attribute
+WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+ORDER BY attnum
+"""
 SEQUENCES = """
 SELECT pg_get_serial_sequence(%s, attname) AS name FROM pg_attribute
 WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
 """
+# NULL of an empty table; true where the migration that was run last wrote every row.
+IS_MIGRATED = "SELECT bool_and(xmin = ANY (SELECT xmin FROM alembic_version)) FROM {}"
 
 
 class CopyRefused(Exception):
@@ -103,6 +110,10 @@ class End:
         with failing_at(self.url):
             self.connection.commit()
 
+    def hang_up(self) -> None:
+        """End whatever it waits for, in another thread, too. Raises nothing."""
+        hang_up(self.connection)
+
 
 @dataclass
 class Progress:
@@ -130,10 +141,33 @@ class Meter:
         self._rows[self._table] += 1
 
 
-def copy_rows(source: End, target: End, metadata: sa.MetaData, progress: Progress) -> list[str]:
+def find_missing(target: End, metadata: sa.MetaData) -> list[str]:
+    """Return the names of the tables that are yet to be made.
+
+    Raises EndFailed, and CopyRefused where the others have rows.
+    """
+    missing: list[sa.Table] = []
+    present: list[sa.Table] = []
+    for table in metadata.sorted_tables:
+        name = name_of(table).as_string(target.connection)
+        is_missing = target.ask("SELECT to_regclass(%s)", name) == [(None,)]
+        (missing if is_missing else present).append(table)
+    target.ask(TRANSACTION)
+    refuse_rows(target, present)
+    return [table.fullname for table in missing]
+
+
+def copy_rows(
+    source: End,
+    target: End,
+    metadata: sa.MetaData,
+    progress: Progress,
+    made: Collection[str] = (),
+) -> list[str]:
     """Copy all rows of the metadata's tables, and set the sequences behind them.
 
-    Nothing of it is there before `target.commit()`. Returns the tables of the source that the
+    Nothing of it is there before `target.commit()`. made: tables that `find_missing` found before
+    the migrations: what those inserted there makes room. Returns the tables of the source that the
     metadata does not have. Raises CopyRefused and EndFailed.
     """
     tables = metadata.sorted_tables
@@ -144,7 +178,8 @@ def copy_rows(source: End, target: End, metadata: sa.MetaData, progress: Progres
         with failing_at(end.url):
             end.connection.set_client_encoding("UTF8")
         end.ask(TRANSACTION)
-    refuse_rows(target, tables)
+    lock(target, tables)
+    make_room(target, tables, made)
     for table in tables:
         copy_table(source, target, table, progress)
     for table in tables:
@@ -154,10 +189,34 @@ def copy_rows(source: End, target: End, metadata: sa.MetaData, progress: Progres
     return [name for (name,) in source.ask(OTHER_TABLES, known)]
 
 
-def refuse_rows(target: End, tables: Sequence[sa.Table]) -> None:
-    """Keep everybody else from writing there. Raises CopyRefused where rows are there already."""
+def lock(target: End, tables: Sequence[sa.Table]) -> None:
+    """Keep everybody else from writing there."""
     names = sql.SQL(", ").join(map(name_of, tables))
     target.ask(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(names))
+
+
+def make_room(target: End, tables: Sequence[sa.Table], made: Collection[str]) -> None:
+    """Remove the rows that a migration inserted. Raises CopyRefused where there are others.
+
+    The tables are locked. Those in `made` were not there when this run began, so what one and the
+    same transaction wrote into them and into alembic_version is nobody's data.
+    """
+    is_migrated = sql.SQL(IS_MIGRATED)
+    migrated = [
+        table
+        for table in tables
+        if table.fullname in made and target.ask(is_migrated.format(name_of(table))) == [(True,)]
+    ]
+    refuse_rows(target, [table for table in tables if table not in migrated])
+    if migrated:
+        # All of them, and in one go: keys point from one to the other. A table that is no model's,
+        # and has such a key, makes it an error.
+        names = sql.SQL(", ").join(map(name_of, tables))
+        target.ask(sql.SQL("TRUNCATE {}").format(names))
+
+
+def refuse_rows(target: End, tables: Sequence[sa.Table]) -> None:
+    """Raise CopyRefused where rows are there already."""
     has_rows = sql.SQL("SELECT EXISTS (SELECT FROM {})")
     full = [
         table.fullname
@@ -171,7 +230,9 @@ def refuse_rows(target: End, tables: Sequence[sa.Table]) -> None:
 
 def copy_table(source: End, target: End, table: sa.Table, progress: Progress) -> None:
     """Have one server send a table's rows while the other one takes them."""
-    columns = [sql.Identifier(column.name) for column in table.columns if column.computed is None]
+    # All that the source has, whether a model knows it or not: what has no place is an error.
+    found = source.ask(COLUMNS, name_of(table).as_string(source.connection))
+    columns = [sql.Identifier(column) for (column,) in found]
     parts = {"table": name_of(table), "columns": sql.SQL(", ").join(columns)}
     send = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT").format(**parts)
     take = sql.SQL("COPY {table} ({columns}) FROM STDIN").format(**parts)

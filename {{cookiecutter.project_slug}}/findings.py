@@ -62,8 +62,8 @@ FINDINGS: tuple[Finding, ...] = (
         "DNS",
         "no such host name, or no network",
         (
-            "compare the host in DATABASE_URL with the one your provider shows; in a password, `@`"
-            " is written as `%40`"
+            "compare the host in DATABASE_URL with the one your provider shows, or paste that"
+            " again: `uv run manage.py env`, which also mends an `@` in a password"
         ),
         Retry.ONCE,
         texts=(

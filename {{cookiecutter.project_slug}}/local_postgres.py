@@ -46,7 +46,10 @@ CARELESS = (
     *("--set=full_page_writes=off", "--set=synchronous_commit=off"),
 )
 # What its programs have no need of, and would keep in their environment for as long as they run.
-APP_SECRETS = {"BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT", "NEON_DATABASE_URL"}
+APP_SECRETS = {
+    *("BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT"),
+    *("NEON_DATABASE_URL", "TARGET_DATABASE_URL"),
+}
 CREATE_DATABASE = r"""
 SELECT format('CREATE DATABASE %I', :'name')
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name'::name) \gexec

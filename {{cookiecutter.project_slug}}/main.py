@@ -1,6 +1,8 @@
 """The app. `uv run main.py` serves it, in development anew after each change of a file."""
 
+import errno
 import gc
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -122,6 +124,7 @@ def serve() -> None:
         import migrations  # noqa: PLC0415  (the app itself has no need of Alembic)
 
         look_once(get_settings().database_url, migrations.history)
+    refuse_port_in_use(settings.host, settings.port)
     uvicorn.run(
         "main:app",
         app_dir=str(PROJECT_DIR),
@@ -136,6 +139,18 @@ def serve() -> None:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         timeout_worker_healthcheck=WORKER_SECONDS,
     )
+
+
+def refuse_port_in_use(host: str, port: int) -> None:
+    """Say what to type: uvicorn would say neither which port it is nor what helps."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SystemExit(
+                f"Port {port} is taken by another program: end it, or write another PORT into .env"
+            ) from None
 
 
 configure_logging(get_settings())

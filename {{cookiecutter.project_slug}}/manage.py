@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -15,7 +15,7 @@ import typer
 
 import env_file
 from config import ENV_FILE, PROJECT_DIR, PYPROJECT, Settings, SettingsError, load_settings
-from database_url import DatabaseUrl, DatabaseUrlError
+from database_url import DatabaseUrl, DatabaseUrlError, parse
 
 if TYPE_CHECKING:
     from checking import Check
@@ -67,6 +67,7 @@ def env(
     Asks for a connection string without showing it, or reads it from standard input where that is
     not a terminal. An empty answer chooses the embedded PostgreSQL.
     """
+    refuse_damaged_env()
     if not ENV_FILE.exists():
         secret = {"BETTER_AUTH_SECRET": env_file.new_secret()}
         env_file.create(ENV_FILE, PROJECT_DIR / ".env.example", secret)
@@ -84,12 +85,41 @@ def env(
     typer.echo("  next: uv run manage.py migrate")
 
 
+def refuse_damaged_env() -> None:
+    """A line could be changed in any file, but no command would read it afterwards."""
+    try:
+        ENV_FILE.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise fail(
+            f"{ENV_FILE} is damaged, or not saved as UTF-8\n"
+            f"  → save it as UTF-8, or begin anew: mv {ENV_FILE.name} {ENV_FILE.name}.old, then the"
+            " same command"
+        ) from None
+    except OSError:
+        return  # it is missing, or whoever writes it will tell
+
+
 def use_database(url: DatabaseUrl) -> None:
     """Write it into .env."""
     env_file.set_value(ENV_FILE, "DATABASE_URL", url.for_libpq())
     typer.echo(f"✓ DATABASE_URL is {url}")
     if "DATABASE_URL" in os.environ:
         typer.echo("! The shell sets DATABASE_URL too, and the shell goes first: unset it there.")
+    name = "DATABASE_URL_DIRECT"
+    remedies = {
+        "unset it in the shell": os.environ.get(name),
+        "change or remove that line in .env": env_file.get_value(ENV_FILE, name),
+    }
+    for remedy, value in remedies.items():
+        if value and not is_same_place(value, url):
+            typer.echo(f"! {name} still names another database: migrations go there; {remedy}")
+
+
+def is_same_place(text: str, url: DatabaseUrl) -> bool:
+    try:
+        return place_of(parse(text)) == place_of(url)
+    except DatabaseUrlError:
+        return False
 
 
 def ask_database_url(*, empty: str) -> DatabaseUrl | None:
@@ -237,8 +267,15 @@ def running_database() -> DatabaseUrl:
     return url
 
 
-def bring_up_to_date(url: DatabaseUrl, timeout: float) -> None:
-    """Run the migrations that are missing. timeout: seconds."""
+def bring_up_to_date(
+    url: DatabaseUrl,
+    timeout: float,
+    then: str = "`uv run manage.py check` tells whether it is done",
+) -> None:
+    """Run the migrations that are missing.
+
+    timeout: seconds. then: what is said when they have passed.
+    """
     import psycopg2
     from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError
@@ -258,7 +295,7 @@ def bring_up_to_date(url: DatabaseUrl, timeout: float) -> None:
             hang_up(connection)
             raise fail(
                 f"{url.address}: given up after {timeout:.0f} s\n"
-                "  → `uv run manage.py check` tells whether it is done; --timeout gives it longer"
+                f"  → {then}; --timeout gives it longer"
             ) from None
         raise failed(url, error, "nothing was changed") from None
     typer.echo(f"✓ the schema is at {migrations.head()}")
@@ -274,12 +311,22 @@ def failed(url: DatabaseUrl, error: Exception, outcome: str) -> typer.Exit:
     )
 
 
+@dataclass
+class Outcome:
+    """What is true of a copy, whatever ends it now."""
+
+    text: str = "nothing was copied"
+
+
 @app.command()
 def copy(
     *,
     switch: Annotated[
-        bool, typer.Option("--switch", help="Have .env name the new database afterwards.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--switch/--no-switch", help="Have .env name the new database afterwards, or not."
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 3600,
 ) -> None:
     """Copy all data into an empty database, such as a new one at Neon: all of it, or nothing.
@@ -288,18 +335,31 @@ def copy(
     standard input where that is not a terminal. Stop the app first: what it writes meanwhile stays
     in the old database.
     """
+    outcome = Outcome()
+    try:
+        move(switch, timeout, outcome)
+    except (KeyboardInterrupt, typer.Abort):  # the latter is what a question makes of Ctrl-C
+        typer.echo(err=True)  # the terminal shows a ^C in this line
+        fail(f"stopped: {outcome.text}")
+        raise typer.Exit(130) from None
+
+
+def move(switch: bool | None, timeout: float, outcome: Outcome) -> None:
     source, target = running_database(), ask_target_url()
     if place_of(source) == place_of(target):
         raise fail("that is the same database as in DATABASE_URL: nothing was copied")
     check_target(target)
-    bring_up_to_date(target.direct, timeout)
-    rows = copy_data(source, target.direct, timeout).rows
+    made = tables_to_make(target.direct, outcome)
+    bring_up_to_date(target.direct, timeout, then=outcome.text)
+    rows = copy_data(source, target.direct, timeout, made, outcome).rows
+    outcome.text = f"all rows are at {target}; .env names the old database"
     for table, number in rows.items():
         typer.echo(f"✓ {table:<{max(map(len, rows))}} {number:>9,} row{'s' * (number != 1)}")
     typer.echo(f"✓ all of them are at {target}")
-    if not switch and sys.stdin.isatty():
+    if switch is None and sys.stdin.isatty() and not os.environ.get("TARGET_DATABASE_URL"):
         switch = typer.confirm("  Shall .env name this database from now on?")
     if switch:
+        outcome.text = f"all rows are at {target}; look into .env for the database that it names"
         use_database(target)
         typer.echo("  next: uv run manage.py check")
     else:
@@ -331,59 +391,100 @@ def check_target(url: DatabaseUrl) -> None:
             if step.finding and step.finding.name == "schema-behind":
                 return
             waiting.clear()
-            # The advice was written for those who come from `manage.py check`.
-            show(replace(step, advice=step.advice.replace("manage.py env", "manage.py copy")))
             if step.ok is False:
+                # The advice was written for those who come from `manage.py check`.
+                show(replace(step, advice=step.advice.replace("manage.py env", "manage.py copy")))
                 raise fail("nothing was copied")
+            show(step)
 
 
-def copy_data(source: DatabaseUrl, target: DatabaseUrl, timeout: float) -> "Progress":
-    """Copy all rows and commit them. timeout: seconds."""
+@contextmanager
+def failing_with(outcome: Outcome) -> Iterator[None]:
+    """Turn what goes wrong at either end of a copy into a message and exit code 1."""
+    from copying import CopyRefused, EndFailed
+
+    try:
+        yield
+    except EndFailed as failure:
+        raise failed(failure.url, failure, outcome.text) from None
+    except CopyRefused as refusal:
+        raise fail(f"{refusal}; {outcome.text}") from None
+
+
+def tables_to_make(target: DatabaseUrl, outcome: Outcome) -> list[str]:
+    """Return the tables that migrations have yet to make. The others must not have rows."""
     from sqlmodel import SQLModel
 
     import models  # noqa: F401  (the tables)
-    from checking import StepFailed, compare_schema
-    from connecting import TOTAL_SECONDS, Patience, hang_up
-    from copying import CopyRefused, End, EndFailed, Progress, copy_rows
+    from connecting import TOTAL_SECONDS, Patience
+    from copying import End, failing_at, find_missing
+
+    with failing_with(outcome), Waiting("waiting for the database") as waiting:
+        patience = Patience(target, waiting, TOTAL_SECONDS)
+        end = End.log_in(target, patience)
+        try:
+            with failing_at(target):
+                return patience.run(lambda: find_missing(end, SQLModel.metadata), TOTAL_SECONDS)
+        finally:
+            end.hang_up()
+
+
+def copy_data(
+    source: DatabaseUrl, target: DatabaseUrl, timeout: float, made: Sequence[str], outcome: Outcome
+) -> "Progress":
+    """Copy all rows and commit them.
+
+    timeout: seconds. made: tables that were not there when this run began.
+    """
+    from sqlmodel import SQLModel
+
+    import models  # noqa: F401  (the tables)
+    from checking import QUERY_SECONDS, StepFailed, compare_schema
+    from connecting import TOTAL_SECONDS, Patience
+    from copying import End, Progress, copy_rows, failing_at
 
     ends: list[End] = []
-    progress, outcome = Progress(), "nothing was copied"
-    try:
-        with Waiting("waiting for the database") as waiting:
-            for url in (source, target):
-                patience = Patience(url, waiting, TOTAL_SECONDS)
-                ends.append(End.log_in(url, patience))
-            old, new = ends
-            compare_schema(source, old.connection, known_revisions, patience)
-        if others := old.other_clients():
-            typer.echo(
-                f"! {source} has other connections ({others}): what they write now is not copied"
-            )
-        with Waiting("copying") as waiting:
+    progress = Progress()
+    with failing_with(outcome):
+        try:
+            with Waiting("waiting for the database") as waiting:
+                for url in (source, target):
+                    patience = Patience(url, waiting, TOTAL_SECONDS)
+                    ends.append(End.log_in(url, patience))
+                old, new = ends
+                with failing_at(source):
+                    compare_schema(source, old.connection, known_revisions, patience)
+                    others = patience.run(old.other_clients, QUERY_SECONDS)
+            if others:
+                typer.echo(
+                    f"! {source} has other connections ({others}): what they write now is not"
+                    " copied"
+                )
+            with Waiting("copying") as waiting:
 
-            def tell(seconds: float) -> None:
-                waiting.what = str(progress)
-                waiting(seconds)
+                def tell(seconds: float) -> None:
+                    waiting.what = str(progress)
+                    waiting(seconds)
 
-            patience = Patience(target, tell, timeout)
-            left = patience.run(lambda: copy_rows(old, new, SQLModel.metadata, progress), timeout)
-            outcome = "whether it is all there, the same command tells: it refuses if so"
-            patience.run(new.commit, TOTAL_SECONDS)
-    except KeyboardInterrupt:
-        raise fail(f"stopped: {outcome}") from None
-    except TimeoutError:
-        raise fail(
-            f"given up after {timeout:.0f} s: {outcome}\n  → --timeout gives it longer"
-        ) from None
-    except EndFailed as failure:
-        raise failed(failure.url, failure, outcome) from None
-    except CopyRefused as refusal:
-        raise fail(f"{refusal}; {outcome}") from None
-    except StepFailed as failure:
-        raise fail(f"{source}: {failure}; {outcome}\n  → {failure.finding.advice}") from None
-    finally:
-        for end in ends:
-            hang_up(end.connection)  # whatever it waits for: other threads use it, too
+                patience = Patience(target, tell, timeout)
+                left = patience.run(
+                    lambda: copy_rows(old, new, SQLModel.metadata, progress, made), timeout
+                )
+                outcome.text = (
+                    "whether it is all there, the same command tells: it refuses tables with rows"
+                )
+                with failing_at(target):
+                    patience.run(new.commit, TOTAL_SECONDS)
+        except TimeoutError:  # of copy_rows: the others come as EndFailed
+            raise fail(
+                f"given up after {timeout:.0f} s: {outcome.text}\n  → --timeout gives it longer"
+            ) from None
+        except StepFailed as failure:
+            advice = failure.finding.advice
+            raise fail(f"{source}: {failure}; {outcome.text}\n  → {advice}") from None
+        finally:
+            for end in ends:
+                end.hang_up()  # whatever it waits for: other threads use it, too
     if left:
         typer.echo(f"! not copied, since no model has them: {', '.join(left)}")
     return progress

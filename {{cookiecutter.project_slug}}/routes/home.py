@@ -5,10 +5,12 @@ Its routes come after all others, so that it costs those nothing. In production 
 
 import asyncio
 import time
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 from sqlalchemy import Engine, exc, text
 
@@ -31,7 +33,24 @@ STATES: dict[str, State] = {
     "migrations-broken": "broken",
 }
 
-router = APIRouter(include_in_schema=False)
+
+async def refuse_foreign_names(request: Request) -> None:
+    """Answer 400 to a host that may be anybody's: with DNS rebinding, their page would read this.
+
+    An address, a name without a dot, and a name in .localhost or .local can only be meant.
+    """
+    try:
+        # Not request.url: where it finds the header odd, it tells this machine's own address.
+        host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        if "." not in host or host.endswith((".localhost", ".local")):
+            return
+        ip_address(host)
+    except ValueError as error:
+        detail = "in development this page has no such host: use localhost, or an address"
+        raise HTTPException(400, detail) from error
+
+
+router = APIRouter(include_in_schema=False, dependencies=[Depends(refuse_foreign_names)])
 
 
 @router.get("/")

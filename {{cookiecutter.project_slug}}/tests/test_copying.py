@@ -1,11 +1,11 @@
 """Moving the data to another database: all of it, or nothing."""
 
+import io
 import os
 import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -16,11 +16,15 @@ from uuid import uuid4
 import psycopg2
 import pytest
 import sqlalchemy as sa
+import typer
+from alembic.config import Config
 from psycopg2 import sql
-from scripted_server import error, scripted_server
+from scripted_server import SILENCE, error, scripted_server
 from sqlmodel import SQLModel
 from typer.testing import CliRunner
 
+import checking
+import connecting
 import copying
 import manage
 import migrations
@@ -171,6 +175,79 @@ def test_the_new_database_may_come_from_the_environment(
     assert rows(empty) == rows(filled)
 
 
+class Terminal(io.StringIO):
+    """Standard input on a terminal. The end of the text is that of the input: Ctrl-D, or Ctrl-C."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def on_terminal(
+    filled: DatabaseUrl, empty: DatabaseUrl, env_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], int]:
+    """Copy into `empty`, and give an answer to the question about .env. Returns the exit code."""
+    lines = f"DATABASE_URL={filled.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
+    env_file.write_text(lines, "utf-8")
+    monkeypatch.setattr("env_file.ask_database_url", lambda **_: empty)
+
+    def run(answer: str) -> int:
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        try:
+            manage.copy()
+        except typer.Exit as end:
+            return end.exit_code
+        return 0
+
+    return run
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_terminal_is_asked_what_env_shall_name(
+    on_terminal: Callable[[str], int],
+    filled: DatabaseUrl,
+    empty: DatabaseUrl,
+    env_file: Path,
+    answer: str,
+) -> None:
+    code = on_terminal(f"{answer}\n")
+
+    named = empty if answer == "y" else filled
+    assert code == 0
+    assert get_value(env_file, "DATABASE_URL") == named.for_libpq()
+
+
+def test_ctrl_c_at_that_question_does_not_hide_that_all_was_copied(
+    on_terminal: Callable[[str], int],
+    filled: DatabaseUrl,
+    empty: DatabaseUrl,
+    env_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = on_terminal("")
+
+    told = capsys.readouterr().err
+    assert code == 130
+    assert f"stopped: all rows are at {empty}; .env names the old database" in told
+    assert rows(empty) == rows(filled)
+    assert get_value(env_file, "DATABASE_URL") == filled.for_libpq()
+
+
+def test_who_sets_the_new_database_in_the_environment_is_not_asked(
+    on_terminal: Callable[[str], int],
+    filled: DatabaseUrl,
+    empty: DatabaseUrl,
+    env_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TARGET_DATABASE_URL", empty.for_libpq())
+
+    code = on_terminal("")
+
+    assert code == 0
+    assert get_value(env_file, "DATABASE_URL") == filled.for_libpq()
+
+
 def test_a_database_with_rows_is_refused(
     copy: Copy, filled: DatabaseUrl, migrated: DatabaseUrl
 ) -> None:
@@ -222,6 +299,140 @@ def test_a_source_that_is_behind_is_told_to_migrate(
 
     assert code == 1
     assert "uv run manage.py migrate" in output
+
+
+@pytest.fixture
+def reader(filled: DatabaseUrl) -> Iterator[DatabaseUrl]:
+    """The database in use, for a role that may read the models' tables alone."""
+    role = f"test_{secrets.token_hex(8)}"
+    with connected(filled) as cursor:
+        cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pass-word'")
+        cursor.execute(f"GRANT SELECT ON {', '.join(TABLES)} TO {role}")
+    yield filled.direct.replace(user=role, password="pass-word")
+    with connected(filled) as cursor:
+        cursor.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_role_that_may_not_read_the_revision_is_told(
+    copy: Copy, reader: DatabaseUrl, empty: DatabaseUrl
+) -> None:
+    code, output = copy(reader, empty)
+
+    assert code == 1
+    assert f"{reader.address}: " in output
+    assert "permission denied for table alembic_version" in output
+    assert "nothing was copied" in output
+
+
+def test_a_step_that_went_well_keeps_its_advice(
+    empty: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = checking.Check("endpoint", ok=True, detail="direct", advice="uv run manage.py env")
+    monkeypatch.setattr(checking, "check_connection", lambda *_: iter([step]))
+
+    manage.check_target(empty)
+
+    assert "→ uv run manage.py env" in capsys.readouterr().out
+
+
+# A migration that inserts rows, as one does that brings roles, plans or countries.
+SEEDS = """
+from alembic import op
+
+revision = "seeds"
+down_revision = "{}"
+
+def upgrade():
+    op.execute("INSERT INTO tasks (id, owner_id, title) VALUES (gen_random_uuid(), '', 'seed')")
+"""
+ANOTHERS = "INSERT INTO tasks (id, owner_id, title) VALUES (gen_random_uuid(), '', 'another''s')"
+
+
+@pytest.fixture
+def seeded(
+    tmp_path: Path, new_database: Callable[[], DatabaseUrl], monkeypatch: pytest.MonkeyPatch
+) -> DatabaseUrl:
+    """A database in use, where the newest migration inserted one of the two rows."""
+    (tmp_path / "seeds.py").write_text(SEEDS.format(migrations.head()), "utf-8")
+    alembic_config = migrations.alembic_config
+    folders = os.pathsep.join([str(PROJECT_DIR / "migrations" / "versions"), str(tmp_path)])
+
+    def config(url: DatabaseUrl | None = None) -> Config:
+        config = alembic_config(url)
+        config.set_main_option("path_separator", "os")
+        config.set_main_option("version_locations", folders.replace("%", "%%"))
+        return config
+
+    monkeypatch.setattr(migrations, "alembic_config", config)
+    url = new_database()
+    migrations.upgrade(url)
+    with connected(url) as cursor:
+        cursor.execute(ANOTHERS)
+    return url
+
+
+def test_rows_that_a_migration_inserts_make_room(
+    copy: Copy, seeded: DatabaseUrl, empty: DatabaseUrl
+) -> None:
+    code, output = copy(seeded, empty)
+
+    assert code == 0, output
+    assert rows(empty) == rows(seeded)
+    assert len(rows(empty)["tasks"]) == 2
+
+
+def test_rows_from_before_are_found_before_anything_is_migrated(
+    copy: Copy, migrated: DatabaseUrl, seeded: DatabaseUrl
+) -> None:
+    with connected(migrated) as cursor:
+        cursor.execute(ANOTHERS)
+        cursor.execute("SELECT version_num FROM alembic_version")
+        revision = cursor.fetchone()
+    before = rows(migrated)
+
+    code, output = copy(seeded, migrated)
+
+    with connected(migrated) as cursor:
+        cursor.execute("SELECT version_num FROM alembic_version")
+        assert cursor.fetchone() == revision
+    assert code == 1
+    assert "has rows already, in tasks" in output
+    assert rows(migrated) == before
+
+
+@pytest.mark.parametrize("statement", [ANOTHERS, "UPDATE tasks SET title = 'another''s'"])
+def test_rows_that_others_write_meanwhile_are_refused_and_stay(
+    copy: Copy,
+    seeded: DatabaseUrl,
+    empty: DatabaseUrl,
+    monkeypatch: pytest.MonkeyPatch,
+    statement: str,
+) -> None:
+    bring_up_to_date = manage.bring_up_to_date
+
+    def be_overtaken(*arguments: Any, **options: Any) -> None:
+        bring_up_to_date(*arguments, **options)
+        with connected(empty) as cursor:
+            cursor.execute(statement)
+
+    monkeypatch.setattr(manage, "bring_up_to_date", be_overtaken)
+    code, output = copy(seeded, empty)
+
+    assert code == 1
+    assert "has rows already, in tasks" in output
+    with connected(empty) as cursor:
+        cursor.execute("SELECT count(*) FROM tasks WHERE title = 'another''s'")
+        assert cursor.fetchone() == (1,)
+
+
+def test_a_migrated_row_in_a_table_from_before_is_refused(
+    copy: Copy, migrated: DatabaseUrl, seeded: DatabaseUrl
+) -> None:
+    code, output = copy(seeded, migrated)
+
+    assert code == 1
+    assert "has rows already, in tasks" in output
+    assert [row[2] for row in rows(migrated)["tasks"]] == ["seed"]
 
 
 def test_a_target_that_refuses_is_diagnosed(copy: Copy, filled: DatabaseUrl) -> None:
@@ -292,32 +503,88 @@ def test_a_server_that_freezes_ends_the_copy_in_time(
     assert rows(plain) == {table: [] for table in TABLES}
 
 
+def test_a_source_that_falls_silent_early_is_not_called_slow(
+    copy: Copy, embedded_url: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "QUERY_SECONDS", 1)
+    with scripted_server(behind=embedded_url) as server:
+        server.freezes_at = b"alembic_version"
+        code, output = copy(embedded_url.replace(port=server.port), plain)
+
+    assert code == 1
+    assert f"127.0.0.1:{server.port}: no answer in time" in output
+    assert "nothing was copied" in output
+    assert "--timeout" not in output
+
+
+def test_a_commit_without_an_answer_leaves_it_open_what_was_copied(
+    copy: Copy, filled: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "TOTAL_SECONDS", 5)
+    commit = End.commit
+    with scripted_server(behind=plain) as server:
+
+        def freeze(end: End) -> None:
+            server.freezes_at = b"COMMIT"
+            commit(end)
+
+        monkeypatch.setattr(End, "commit", freeze)
+        code, output = copy(filled, plain.replace(port=server.port))
+
+    assert code == 1
+    assert f"127.0.0.1:{server.port}: no answer in time" in output
+    assert "whether it is all there, the same command tells" in output
+    assert "nothing was copied" not in output
+    assert "--timeout" not in output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C by a signal")
+def test_ctrl_c_during_the_checks_says_that_nothing_was_copied(filled: DatabaseUrl) -> None:
+    with scripted_server(SILENCE) as server:
+        target = filled.replace(host="127.0.0.1", port=server.port, options=())
+        with copying_process(filled, target, until="waiting for the database") as process:
+            process.send_signal(signal.SIGINT)
+            output = process.communicate(timeout=60)[0]
+
+    assert process.returncode == 130
+    assert "stopped: nothing was copied" in output
+    assert "Traceback" not in output
+
+
+@contextmanager
+def copying_process(
+    source: DatabaseUrl, target: DatabaseUrl, *, until: str
+) -> Iterator["subprocess.Popen[str]"]:
+    """Yield the command as a process of its own, which has said `until`."""
+    urls = {"DATABASE_URL": source.for_libpq(), "TARGET_DATABASE_URL": target.for_libpq()}
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "copy"],
+        cwd=PROJECT_DIR,
+        env=os.environ | urls,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout
+        output = ""
+        while until not in output:
+            line = process.stdout.readline()
+            assert line, output
+            output += line
+        yield process
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C by a signal")
 def test_ctrl_c_ends_the_copy_and_leaves_nothing(filled: DatabaseUrl, plain: DatabaseUrl) -> None:
     with scripted_server(behind=plain) as server:
         server.freezes_at = b"COPY"
-        target = plain.replace(port=server.port).for_libpq()
-        with subprocess.Popen(
-            [sys.executable, "manage.py", "copy"],
-            cwd=PROJECT_DIR,
-            env=os.environ | {"DATABASE_URL": filled.for_libpq(), "TARGET_DATABASE_URL": target},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        ) as process:
-            assert process.stdout
-            output = ""
-            while "copying " not in output:
-                line = process.stdout.readline()
-                assert line, output
-                output += line
-            start = time.monotonic()
+        target = plain.replace(port=server.port)
+        with copying_process(filled, target, until="copying ") as process:
             process.send_signal(signal.SIGINT)
-            output += process.stdout.read()
+            output = process.communicate(timeout=60)[0]
 
-    assert process.returncode not in {0, None}
-    assert time.monotonic() - start < 60
+    assert process.returncode == 130
     assert "nothing was copied" in output
     assert "Traceback" not in output
     assert rows(plain) == {table: [] for table in TABLES}
@@ -381,6 +648,33 @@ def test_tables_of_ones_own_are_copied_too(shops: tuple[End, End]) -> None:
     assert progress.rows == {"orders": 2, "line items": 2}
     assert str(progress) == "copying line items: 2 rows"
     assert rows(target.url, tables) == rows(source.url, tables)
+
+
+def test_columns_that_no_model_has_are_copied_too(shops: tuple[End, End]) -> None:
+    source, target = shops
+    for end in shops:
+        end.ask('ALTER TABLE orders ADD COLUMN "Note" text')
+        end.connection.commit()
+    source.ask("UPDATE orders SET \"Note\" = 'by hand' WHERE id = 1")
+    source.connection.commit()
+
+    copy_rows(source, target, shop(), Progress())
+    target.commit()
+
+    assert rows(target.url, ["orders"]) == rows(source.url, ["orders"])
+    assert target.ask('SELECT "Note" FROM orders WHERE id = 1') == [("by hand",)]
+
+
+def test_a_column_that_has_no_place_is_an_error(shops: tuple[End, End]) -> None:
+    source, target = shops
+    source.ask("ALTER TABLE orders ADD COLUMN note text")
+    source.connection.commit()
+
+    with pytest.raises(EndFailed) as caught:
+        copy_rows(source, target, shop(), Progress())
+
+    assert caught.value.url == target.url
+    assert 'column "note" of relation "orders" does not exist' in str(caught.value.__cause__)
 
 
 def test_what_is_written_meanwhile_is_left_out_whole(

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from config import PYPROJECT, Settings
 from database_url import DatabaseUrl
 from db import StatementDep
-from main import create_app
+from main import create_app, refuse_port_in_use
 
 
 @pytest.fixture
@@ -114,3 +114,12 @@ def test_one_query_serves_all_who_ask_at_once(settings: Settings) -> None:
 
     assert {answer.status_code for answer in answers} == {200}
     assert len(queries) == 1
+
+
+def test_a_port_that_another_program_has_is_told_by_its_number() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"^Port {port} is taken .* PORT into .env$"):
+            refuse_port_in_use("127.0.0.1", port)
+
+    refuse_port_in_use("127.0.0.1", port)

@@ -224,16 +224,52 @@ def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Setti
 
 
 def test_no_secret_is_told(nowhere: DatabaseUrl, settings_for: Build) -> None:
-    settings = settings_for(nowhere)
+    database = nowhere.replace(user="hunter1-hunter1")
+    settings = settings_for(database)
 
     with TestClient(create_app(settings)) as client:
         status = client.get("/home/status")
         told = status.text + client.get("/").text
 
     assert status.json()["database"]["name"] == nowhere.database
-    assert nowhere.user not in status.json()["database"].values()
-    assert nowhere.password not in told
+    assert database.user not in told
+    assert database.password not in told
     assert settings.better_auth_secret.get_secret_value() not in told
+
+
+@pytest.mark.parametrize("path", HOME)
+@pytest.mark.parametrize(
+    "host",
+    ["localhost:8000", "laptop", "todo.localhost", "LAPTOP.LOCAL", "192.168.1.20:80", "[::1]:8000"],
+)
+def test_the_page_is_for_names_of_this_network(client: TestClient, path: str, host: str) -> None:
+    answer = client.get(path, headers={"Host": host})
+
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", HOME)
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "notlocalhost.example",
+        "mylocal.example",
+        "under_score.evil.example",
+        "127.0.0.1.",
+        "[",
+    ],
+)
+def test_a_page_of_somebody_elses_name_reads_nothing(
+    client: TestClient, path: str, host: str
+) -> None:
+    answer = client.get(path, headers={"Host": host})
+
+    assert answer.status_code == 400
+    assert "localhost" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

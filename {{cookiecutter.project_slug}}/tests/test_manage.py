@@ -19,7 +19,7 @@ import manage
 from checking import STEPS
 from database_url import DatabaseUrl
 from diagnosis import BEGIN, END
-from env_file import get_value
+from env_file import get_value, set_value
 from findings import Retry
 from local_postgres import temporary_server
 
@@ -78,6 +78,40 @@ def test_env_keeps_the_other_settings(env_file: Path) -> None:
     run("env", answer="postgresql://me:pw@db.example.com/todo")
 
     assert get_value(env_file, "BETTER_AUTH_SECRET") == secret
+
+
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [("shell", "unset it in the shell"), (".env", "change or remove that line in .env")],
+)
+def test_env_warns_where_migrations_still_go_to_another_database(
+    env_file: Path, monkeypatch: pytest.MonkeyPatch, place: str, remedy: str
+) -> None:
+    run("env", "--local")
+    direct = "postgresql://me:pass-word@old.example.com/todo"
+    if place == "shell":
+        monkeypatch.setenv("DATABASE_URL_DIRECT", direct)
+    else:
+        set_value(env_file, "DATABASE_URL_DIRECT", direct)
+
+    code, output = run("env", answer="postgresql://me:pass-word@db.example.com/todo")
+
+    assert code == 0
+    warning = "! DATABASE_URL_DIRECT still names another database: migrations go there"
+    assert f"{warning}; {remedy}\n" in output
+    assert "pass-word" not in output
+
+
+def test_env_does_not_warn_of_the_direct_host_of_the_same_database(env_file: Path) -> None:
+    run("env", "--local")
+    host = "ep-quiet-river-12345678{}.eu-central-1.aws.neon.tech"
+    direct = f"postgresql://me:pw@{host.format('')}/todo"
+    set_value(env_file, "DATABASE_URL_DIRECT", direct)
+
+    code, output = run("env", answer=f"postgresql://me:pw@{host.format('-pooler')}/todo")
+
+    assert code == 0, output
+    assert "DATABASE_URL_DIRECT" not in output
 
 
 def test_env_replaces_the_secret_alone(env_file: Path) -> None:
@@ -314,6 +348,17 @@ def test_migrate_names_a_database_that_is_newer_than_the_code(
     assert code == 1
     assert "the code is older" in output
     assert "9999" in output
+
+
+@pytest.mark.parametrize("option", ["--local", "--new-secret"])
+def test_a_damaged_env_file_is_not_made_worse(env_file: Path, option: str) -> None:
+    env_file.write_bytes(b"PORT=8000\n\xdd\xfe")
+
+    code, output = run("env", option)
+
+    assert code == 1
+    assert "save it as UTF-8, or begin anew: mv .env .env.old" in output
+    assert env_file.read_bytes() == b"PORT=8000\n\xdd\xfe"
 
 
 @pytest.mark.parametrize("command", ["start", "stop", "status", "psql"])
