@@ -8,6 +8,7 @@ Standard library only, for Python 3.10 on: the generator's hook runs this file t
 import getpass
 import os
 import sys
+from contextlib import suppress
 
 PAUSE = 0.3  # seconds without a further line after which a paste has ended
 ENDS = (b"\n", b"\r", b"\x04")  # the last is Ctrl-D
@@ -30,7 +31,7 @@ else:
     def read_pasted(prompt: str) -> str:
         """Read a line and what was pasted with it, without echo. Raises EOFError."""
         try:
-            terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+            terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError:
             return getpass.getpass(prompt)
         before = termios.tcgetattr(terminal)
@@ -39,7 +40,7 @@ else:
         try:
             termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
             os.write(terminal, prompt.encode())
-            pasted = os.read(terminal, 4096)  # up to the end of the line
+            pasted = read_some(terminal)  # up to the end of the line
             # What follows may end without a line end, which only Enter would let through.
             hidden[3] &= ~termios.ICANON
             hidden[6][termios.VMIN], hidden[6][termios.VTIME] = 1, 0
@@ -47,7 +48,7 @@ else:
             while pasted and (
                 not pasted.endswith(ENDS) or select.select([terminal], [], [], PAUSE)[0]
             ):
-                pasted += os.read(terminal, 4096)
+                pasted += read_some(terminal)
         finally:
             termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
             os.write(terminal, b"\n")
@@ -55,3 +56,10 @@ else:
         if not pasted:
             raise EOFError
         return pasted.rstrip(b"\x04").decode("utf-8", "surrogateescape")
+
+    def read_some(terminal: int) -> bytes:
+        """Wait for input. A read that blocks would miss a Ctrl-C that came just before it."""
+        while True:
+            if select.select([terminal], [], [], PAUSE)[0]:
+                with suppress(BlockingIOError):
+                    return os.read(terminal, 4096)

@@ -302,14 +302,17 @@ def test_a_source_that_is_behind_is_told_to_migrate(
 
 
 @pytest.fixture
-def reader(filled: DatabaseUrl) -> Iterator[DatabaseUrl]:
-    """The database in use, for a role that may read the models' tables alone."""
+def reader(embedded_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
+    """A migrated database, for a role that may read the models' tables alone.
+
+    It is on the embedded server: a pooler would not know the role.
+    """
     role = f"test_{secrets.token_hex(8)}"
-    with connected(filled) as cursor:
+    with connected(embedded_url) as cursor:
         cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'pass-word'")
         cursor.execute(f"GRANT SELECT ON {', '.join(TABLES)} TO {role}")
-    yield filled.direct.replace(user=role, password="pass-word")
-    with connected(filled) as cursor:
+    yield embedded_url.replace(user=role, password="pass-word")
+    with connected(embedded_url) as cursor:
         cursor.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
