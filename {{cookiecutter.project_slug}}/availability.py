@@ -7,9 +7,12 @@ sleeps is left asleep, and an outage is told by the first request that it hits.
 import math
 import time
 from collections.abc import Callable, Sequence
-from threading import Lock, Thread
+from threading import Thread
+from typing import Any
 
 import structlog
+from sqlalchemy import ExceptionContext, event
+from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
 from checking import check_connection
@@ -22,36 +25,51 @@ REFUSAL_SECONDS = 60.0  # nor is a refusal of some work, such as a full disk, wh
 
 
 class Availability:
-    """Hears of every query, from any thread; writes when the database goes, and when it is back."""
+    """Hears of every query; writes when the database goes, and when it is back."""
 
     def __init__(self, url: DatabaseUrl) -> None:
         self._url = url
         self._log: FilteringBoundLogger = structlog.get_logger().bind()
-        self._lock = Lock()
         self._lost_at = math.inf  # when the first query of an outage failed
         self._failed_at = math.inf  # when the last one did
         self._failures = 0
         self._is_told = False  # the outage, in the log
         self._told_at: dict[str, float] = {}  # names of findings
 
-    def lost(self, error: BaseException) -> Finding:
-        """Note a query that failed. Returns why; a client may be told its `public`."""
-        finding = explain(error, self._url)
+    def listen_to(self, engine: AsyncEngine) -> None:
+        """Hear of each statement of an engine, and of each connection that could not be made."""
+
+        def note_failure(context: ExceptionContext) -> None:
+            if self.explain(context.original_exception).name != "other-error":
+                self.lost(context.original_exception)
+
+        def note_success(connection: Any, record: Any) -> None:
+            if connection is not None and not connection.closed:
+                self.back(record.info["taken_at"])
+
+        event.listen(engine.sync_engine, "handle_error", note_failure)
+        event.listen(engine.sync_engine, "checkin", note_success)
+
+    def explain(self, error: BaseException) -> Finding:
+        """Return what an error means; a client may be told its `public`."""
+        return explain(error, self._url)
+
+    def lost(self, error: BaseException) -> None:
+        """Note a query that failed."""
+        finding = self.explain(error)
         now = time.monotonic()
-        with self._lock:
-            quiet_since = self._told_at.get(finding.name, -math.inf)
-            if finding.away:
-                self._lost_at = min(self._lost_at, now)
-                self._failed_at = now
-                self._failures += 1
-                is_news = quiet_since < self._lost_at and now - quiet_since > QUIET_SECONDS
-            else:
-                is_news = now - quiet_since > REFUSAL_SECONDS
-            if is_news:
-                self._told_at[finding.name] = now
-                self._is_told = self._is_told or finding.away
-                self._tell(finding)
-        return finding
+        quiet_since = self._told_at.get(finding.name, -math.inf)
+        if finding.away:
+            self._lost_at = min(self._lost_at, now)
+            self._failed_at = now
+            self._failures += 1
+            is_news = quiet_since < self._lost_at and now - quiet_since > QUIET_SECONDS
+        else:
+            is_news = now - quiet_since > REFUSAL_SECONDS
+        if is_news:
+            self._told_at[finding.name] = now
+            self._is_told = self._is_told or finding.away
+            self._tell(finding)
 
     def back(self, began: float) -> None:
         """Note a query that succeeded. began: by time.monotonic(), when it was sent.
@@ -60,15 +78,12 @@ class Availability:
         """
         if began <= self._failed_at:  # always so while all is well
             return
-        with self._lock:
-            if began <= self._failed_at:
-                return
-            if self._is_told:
-                seconds = round(time.monotonic() - self._lost_at, 1)
-                self._log.info("database back", after_s=seconds, failed=self._failures)
-            self._lost_at = self._failed_at = math.inf
-            self._failures = 0
-            self._is_told = False
+        if self._is_told:
+            seconds = round(time.monotonic() - self._lost_at, 1)
+            self._log.info("database back", after_s=seconds, failed=self._failures)
+        self._lost_at = self._failed_at = math.inf
+        self._failures = 0
+        self._is_told = False
 
     def _tell(self, finding: Finding) -> None:
         self._log.error(

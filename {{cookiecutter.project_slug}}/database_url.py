@@ -78,9 +78,9 @@ class DatabaseUrl:
         """Return the URL with its password, for psycopg2, psql and pg_dump."""
         return self._write(encode(self.password), self.options)
 
-    def for_sqlalchemy(self) -> str:
+    def for_sqlalchemy(self, driver: str = "psycopg2") -> str:
         """Return the URL with its password and its driver: SQLAlchemy's choice of one changes."""
-        return self.for_libpq().replace("postgresql", "postgresql+psycopg2", 1)
+        return self.for_libpq().replace("postgresql", f"postgresql+{driver}", 1)
 
     def _write(self, password: str, options: Iterable[tuple[str, str]]) -> str:
         login = encode(self.user) + (f":{password}" if password else "")

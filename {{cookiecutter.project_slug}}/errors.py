@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from auth import RETRY_SECONDS
-from db import DatabaseUnavailable
+from db import DatabaseBusy
 
 MAX_BODY_BYTES = 1_000_000
 MAX_MISTAKES = 20  # a body can make a hundred thousand; who mends these few comes back anyway
@@ -29,7 +29,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """
     app.add_exception_handler(RequestValidationError, refuse_request)
     app.add_exception_handler(exc.DataError, refuse_value)
-    for error in (DatabaseUnavailable, exc.DBAPIError, exc.TimeoutError):
+    for error in (DatabaseBusy, exc.DBAPIError):
         app.add_exception_handler(error, answer_fault)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(InternalErrors)
@@ -72,12 +72,10 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
 
     What happened stands in the log. Any other error of the database's is a bug, and raised again.
     """
-    if not isinstance(error, DatabaseUnavailable):  # a session's
-        finding = request.app.state.database.availability.lost(error)
+    if isinstance(error, exc.DBAPIError):
+        finding = request.app.state.availability.explain(error)
         if finding.name == "other-error":
             raise error
-    elif error.finding:
-        finding = error.finding
     else:  # busy, and not away
         bind_contextvars(error=str(error))
         return later(str(error))

@@ -7,8 +7,8 @@ name. The request's id is added to every line that is written while the request 
 import io
 import json
 import logging
+import random
 import re
-import secrets
 import sys
 import time
 
@@ -92,8 +92,8 @@ def configure_logging(settings: Settings) -> None:
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
-    # They would tell of each request that is sent, each file that changes, each plugin.
-    for name in ("alembic", "httpx2", "watchfiles"):
+    # They would tell of each plugin, pool that closes, request that is sent, file that changes.
+    for name in ("alembic", "engine", "httpx2", "watchfiles"):
         logging.getLogger(name).setLevel(logging.WARNING)
     access = logging.getLogger("uvicorn.access")  # RequestLog tells more
     access.handlers.clear()
@@ -157,4 +157,4 @@ def read_request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
-    return secrets.token_hex(16)
+    return f"{random.getrandbits(128):032x}"

@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from auth import OwnTokens, document_bearer_tokens
-from availability import look_once
+from availability import Availability, look_once
 from better_auth import BetterAuth
 from config import ENV_FILE, PROJECT_DIR, VERSION, Settings, get_settings
-from db import Database
+from db import open_engine
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
 from pacing import Pacing
@@ -37,12 +37,22 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as at_the_end:
-            database = Database(settings)
-            at_the_end.callback(database.close)
+            engine = await at_the_end.enter_async_context(
+                open_engine(
+                    settings.database_url,
+                    pool_size=settings.db_pool_size,
+                    queue_size=settings.db_queue_size,
+                    queue_seconds=settings.db_queue_seconds,
+                    echo=settings.debug,
+                )
+            )
+            availability = Availability(settings.database_url)
+            availability.listen_to(engine)
             passwords = Passwords()
             at_the_end.callback(passwords.close)
-            app.state.database = database
-            app.state.readiness = health.Readiness(database)
+            app.state.availability = availability
+            app.state.engine = engine
+            app.state.readiness = health.Readiness(engine)
             app.state.passwords = passwords
             app.state.throttle = Throttle()
             app.state.cursors = Cursors(settings.better_auth_secret)

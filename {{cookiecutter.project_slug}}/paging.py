@@ -4,7 +4,6 @@ A cursor says behind which task the next page begins, by the value that the list
 by the id, which settles ties. It is signed, so that only one of ours ever reaches a query.
 """
 
-import hashlib
 import hmac
 import json
 from enum import StrEnum
@@ -14,6 +13,7 @@ from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from itsdangerous import BadData, Signer
 from itsdangerous.encoding import base64_decode, base64_encode
+from itsdangerous.signer import SigningAlgorithm
 from pydantic import SecretStr
 from sqlalchemy import (
     ColumnElement,
@@ -88,13 +88,20 @@ def key_of(task: Row, sort: Sort) -> list[str]:
     return [*key, str(task["id"])]
 
 
+class Sha256(SigningAlgorithm):
+    """HMAC with SHA-256 in one call of OpenSSL, which takes a third of the time of `hmac.new`."""
+
+    def get_signature(self, key: bytes, value: bytes) -> bytes:
+        return hmac.digest(key, value, "sha256")
+
+
 class Cursors:
     """Writes and reads cursors, which hold for the life of the secret they are signed with."""
 
     def __init__(self, secret: SecretStr) -> None:
         # The key is derived here, once, and not for each cursor.
         key = hmac.digest(secret.get_secret_value().encode(), b"cursor", "sha256")
-        self._signer = Signer(key, key_derivation="none", digest_method=hashlib.sha256)
+        self._signer = Signer(key, key_derivation="none", algorithm=Sha256())
 
     def write(self, task: Row, sort: Sort) -> str:
         """Return the cursor of the page behind a task."""

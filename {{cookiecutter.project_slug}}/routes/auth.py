@@ -12,12 +12,12 @@ from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response, 
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import Session, col
+from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 import refresh_tokens
 from auth import ACCESS_TOKEN_SECONDS, CurrentUserId, OwnTokens, unauthorized, unavailable
-from db import DatabaseDep, StatementDep, TimeLimit
+from db import OneStatement, SessionDep, StatementDep, get_statement
 from models import RefreshToken, Task, User
 from passwords import PasswordGuardDep
 from schemas.auth import (
@@ -50,6 +50,9 @@ async def get_account_id(user_id: CurrentUserId) -> UUID:
         raise gone() from None  # it was never one of ours
 
 
+# Between two of their statements, some routes wait for a password to be hashed. No connection is
+# held meanwhile, so these are separate statements on purpose, each with a name.
+SeparateStatementDep = Annotated[OneStatement, Depends(get_statement, use_cache=False)]
 AccountId = Annotated[UUID, Depends(get_account_id)]
 
 
@@ -65,7 +68,6 @@ def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Respons
 @router.post(
     "/register",
     status_code=status.HTTP_201_CREATED,
-    dependencies=[TimeLimit],
     responses=problems(409, 429, 503, *BODY),
 )
 async def register(
@@ -86,17 +88,19 @@ async def register(
     return UserPublic(**user)
 
 
-@router.post("/login", dependencies=[TimeLimit], responses=problems(401, 429, 503, *BODY))
+@router.post("/login", responses=problems(401, 429, 503, *BODY))
 async def login(
     form: Annotated[LoginForm, Form()],
-    database: DatabaseDep,
+    find_user: SeparateStatementDep,
+    store_better_hash: SeparateStatementDep,
+    start_login: SeparateStatementDep,
     guard: PasswordGuardDep,
     tokens: OwnTokensDep,
     response: Response,
 ) -> TokenPair:
     """Log in with e-mail and password."""
     users = select(col(User.id), col(User.password_hash)).where(col(User.email) == form.username)
-    user = next(iter(await database.statement(users)), None)
+    user = await find_user.first(users)
     stored: str | None = user["password_hash"] if user else None
     password = form.password.get_secret_value()
     valid, better = await guard.verify(form.username, password, stored)
@@ -104,17 +108,21 @@ async def login(
         raise unauthorized("wrong e-mail address or password")
     verified = (col(User.id) == user["id"]) & (col(User.password_hash) == stored)
     if better:
-        await database.statement(update(User).where(verified).values(password_hash=better))
+        await store_better_hash.all(update(User).where(verified).values(password_hash=better))
         verified = (col(User.id) == user["id"]) & (col(User.password_hash) == better)
     token = refresh_tokens.new_token()
-    if not await database.statement(refresh_tokens.start(token, user["id"], verified)):
+    if not await start_login.all(refresh_tokens.start(token, user["id"], verified)):
         raise changed_meanwhile()
     return token_pair(tokens, user["id"], token, response)
 
 
-@router.post("/refresh", dependencies=[TimeLimit], responses=problems(401, 503, *BODY))
+@router.post("/refresh", responses=problems(401, 503, *BODY))
 async def refresh_token(
-    body: RefreshRequest, database: DatabaseDep, tokens: OwnTokensDep, response: Response
+    body: RefreshRequest,
+    replace: SeparateStatementDep,
+    end_if_reused: SeparateStatementDep,
+    tokens: OwnTokensDep,
+    response: Response,
 ) -> TokenPair:
     """Exchange a refresh token for the next pair of tokens. Each works once.
 
@@ -122,9 +130,9 @@ async def refresh_token(
     """
     token = body.refresh_token.get_secret_value()
     successor = refresh_tokens.new_token(refresh_tokens.login_of(token))
-    for login in await database.statement(refresh_tokens.replace(token, successor)):
+    if login := await replace.first(refresh_tokens.replace(token, successor)):
         return token_pair(tokens, login["user_id"], successor, response)
-    for login in await database.statement(refresh_tokens.end_if_reused(token)):
+    if login := await end_if_reused.first(refresh_tokens.end_if_reused(token)):
         user_id = str(login["user_id"])
         structlog.get_logger().warning("refresh token reused, log-in ended", user_id=user_id)
     raise unauthorized("the refresh token is not valid, or not any more")
@@ -139,15 +147,18 @@ async def logout(body: RefreshRequest, statement: StatementDep) -> None:
 @router.post(
     "/password",
     status_code=status.HTTP_204_NO_CONTENT,
-    dependencies=[TimeLimit],
     responses=problems(401, 429, 503, *BODY),
 )
 async def change_password(
-    body: PasswordChange, user_id: AccountId, database: DatabaseDep, guard: PasswordGuardDep
+    body: PasswordChange,
+    user_id: AccountId,
+    statement: StatementDep,
+    session: SessionDep,
+    guard: PasswordGuardDep,
 ) -> None:
     """Change the password. All log-ins end, this one too."""
     users = select(col(User.password_hash)).where(col(User.id) == user_id)
-    user = next(iter(await database.statement(users)), None)
+    user = await statement.first(users)
     if user is None:
         raise gone()
     stored = user["password_hash"]
@@ -156,17 +167,13 @@ async def change_password(
         raise wrong_password()
     new_hash = await guard.hash(body.new_password.get_secret_value())
 
-    def replace_password(session: Session) -> bool:
-        same = (col(User.id) == user_id) & (col(User.password_hash) == stored)
-        new = update(User).where(same).values(password_hash=new_hash)
-        # In this order, a log-in at the same moment is either ended too, or finds the new hash.
-        if session.execute(new.returning(col(User.id))).first() is None:
-            return False
-        session.execute(delete(RefreshToken).where(col(RefreshToken.user_id) == user_id))
-        return True
-
-    if not await database.transaction(replace_password):
+    same = (col(User.id) == user_id) & (col(User.password_hash) == stored)
+    new = update(User).where(same).values(password_hash=new_hash).returning(col(User.id))
+    # In this order, a log-in at the same moment is either ended too, or finds the new hash.
+    if (await session.exec(new)).first() is None:
         raise changed_meanwhile()
+    await session.exec(delete(RefreshToken).where(col(RefreshToken.user_id) == user_id))
+    await session.commit()
 
 
 @router.get("/me", responses=problems(401, 503))
@@ -179,14 +186,11 @@ async def get_me(user_id: AccountId, statement: StatementDep) -> UserPublic:
 
 
 @router.delete("/me", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 503))
-async def delete_me(user_id: AccountId, database: DatabaseDep) -> None:
+async def delete_me(user_id: AccountId, session: SessionDep) -> None:
     """Delete the account, with its tasks and log-ins."""
-
-    def delete_account(session: Session) -> None:
-        session.execute(delete(User).where(col(User.id) == user_id))  # log-ins go along
-        session.execute(delete(Task).where(col(Task.owner_id) == str(user_id)))
-
-    await database.transaction(delete_account)
+    await session.exec(delete(User).where(col(User.id) == user_id))  # log-ins go along
+    await session.exec(delete(Task).where(col(Task.owner_id) == str(user_id)))
+    await session.commit()
 
 
 def gone() -> HTTPException:

@@ -5,9 +5,10 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config import VERSION
-from db import Database, DatabaseUnavailable
+from db import DatabaseBusy, ping, time_limit
 from schemas.health import Health, Ready
 from schemas.problem import problems
 
@@ -21,23 +22,27 @@ router = APIRouter(tags=["health"])
 class Readiness:
     """Asks the database once for all who ask at the same time or shortly after."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
         self._question: asyncio.Task[float] | None = None
         self._asked_at = 0.0
 
     async def latency(self) -> float:
-        """Return the database's latency in seconds. Raises DatabaseUnavailable."""
+        """Return the database's latency in seconds. Raises DatabaseBusy and DBAPIError."""
         question = self._question
         age = time.monotonic() - self._asked_at
         if question is None or (question.done() and age > SHARED_SECONDS):
-            question = self._question = asyncio.create_task(self._database.ping(PING_SECONDS))
+            question = self._question = asyncio.create_task(self._ask())
             self._asked_at = time.monotonic()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await asyncio.shield(question)
         except TimeoutError:
-            raise DatabaseUnavailable("all connections are in use") from None
+            raise DatabaseBusy("all connections are in use") from None
+
+    async def _ask(self) -> float:
+        with time_limit(PING_SECONDS):
+            return await ping(self._engine)
 
 
 async def get_readiness(request: Request) -> Readiness:

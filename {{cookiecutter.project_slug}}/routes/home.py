@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
-from sqlalchemy import Engine, exc, text
+from sqlalchemy import exc, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from checking import StepFailed, compare_revisions
 from config import VERSION, Settings
 from database_url import DatabaseUrl
-from db import Database, DatabaseDep, DatabaseUnavailable
+from db import DatabaseBusy, EngineDep, time_limit
 from diagnosis import explain
 from pages import hashes_of, secure_page
-from pool import autocommitting
 from schemas.home import AppStatus, DatabaseStatus, MigrationStatus, State, Status
 
 PAGE = Path(__file__).with_name("home.html")
@@ -71,12 +71,12 @@ def get_home() -> HTMLResponse:
 
 
 @router.get("/home/status")
-async def get_status(request: Request, response: Response, database: DatabaseDep) -> Status:
+async def get_status(request: Request, response: Response, engine: EngineDep) -> Status:
     """Tell what the page shows. The database is asked once, and only when somebody looks."""
     settings: Settings = request.app.state.settings
     url = settings.database_url
     response.headers["Cache-Control"] = "no-store"
-    answer, revisions = await ask(database, url)
+    answer, revisions = await ask(engine, url)
     # Afterwards: it would show in the latency.
     migrations = await asyncio.to_thread(compare, revisions, url)
     app = AppStatus(
@@ -89,18 +89,18 @@ async def get_status(request: Request, response: Response, database: DatabaseDep
     return Status(app=app, database=answer, migrations=migrations)
 
 
-async def ask(database: Database, url: DatabaseUrl) -> tuple[DatabaseStatus, list[str] | None]:
+async def ask(engine: AsyncEngine, url: DatabaseUrl) -> tuple[DatabaseStatus, list[str] | None]:
     """Return how the database is, and its revisions: None where it did not tell them."""
     answer = DatabaseStatus(ok=True, kind=kind_of(url), name=url.database, address=url.address)
     try:
-        seconds, revisions = await database.run(
-            lambda: read_revisions(database.engine), seconds=QUERY_SECONDS
-        )
-    except (DatabaseUnavailable, exc.DBAPIError) as error:
-        finding = error.finding if isinstance(error, DatabaseUnavailable) else explain(error, url)
-        answer.ok = False
-        answer.cause = finding.cause if finding else str(error)
-        answer.advice = finding.advice if finding else "look again in a moment"
+        with time_limit(QUERY_SECONDS):
+            seconds, revisions = await read_revisions(engine)
+    except DatabaseBusy as error:
+        answer.ok, answer.cause, answer.advice = False, str(error), "look again in a moment"
+        return answer, None
+    except exc.DBAPIError as error:
+        finding = explain(error, url)
+        answer.ok, answer.cause, answer.advice = False, finding.cause, finding.advice
         return answer, None
     answer.latency_ms = round(seconds * 1000, 1)
     return answer, revisions
@@ -112,12 +112,13 @@ def kind_of(url: DatabaseUrl) -> Literal["embedded PostgreSQL", "Neon", "Postgre
     return "Neon" if url.is_neon else "PostgreSQL"
 
 
-def read_revisions(engine: Engine) -> tuple[float, list[str]]:
+async def read_revisions(engine: AsyncEngine) -> tuple[float, list[str]]:
     """Return how many seconds one round trip took, and what it brought: the schema's revisions."""
-    with autocommitting(engine) as connection:
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         start = time.perf_counter()
         try:
-            revisions = list(connection.execute(REVISIONS).scalars())
+            revisions = list((await connection.execute(REVISIONS)).scalars())
         except exc.ProgrammingError as error:
             if getattr(error.orig, "pgcode", None) != NO_SUCH_TABLE:
                 raise

@@ -7,12 +7,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from sqlalchemy import ColumnElement, Executable, Select, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Text, bindparam, cast, delete, insert, select, update
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from auth import CurrentUserId
-from db import OneStatement, Row, StatementDep
+from db import CompiledStatement, OneStatement, Row, StatementDep
 from models import Priority, Task
 from paging import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
 from schemas.problem import BODY, problems, with_headers
@@ -23,18 +23,25 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 TASKS = TypeAdapter(list[TaskPublic])
 
-# The columns that a client sees, named: an owner's id is not sent back for each of his tasks.
-COLUMNS = [col(getattr(Task, name)) for name in TaskPublic.model_fields if name != "url"]
+# The columns that a client sees, named: an owner's id is not sent back for each of his tasks. The
+# id comes as text, as it stands in addresses: to make a UUID of it would take longer than the rest.
+COLUMNS = [
+    cast(col(Task.id), Text).label("id"),
+    *(col(getattr(Task, name)) for name in TaskPublic.model_fields if name not in {"id", "url"}),
+]
 
 # Statements are built once, which costs more than to send them: what differs between requests are
 # parameters. Each names the owner, so that another's task is as unknown as one that is not there.
 OWN_TASK = (col(Task.id) == bindparam("task_id")) & (col(Task.owner_id) == bindparam("owner"))
-CREATE = insert(Task).returning(*COLUMNS)
-READ = select(*COLUMNS).where(OWN_TASK)
-CHANGE = update(Task).where(OWN_TASK).returning(*COLUMNS)
-DELETE = delete(Task).where(OWN_TASK).returning(col(Task.id))
-DELETE_ALL = delete(Task).where(col(Task.owner_id) == bindparam("owner"))
-DELETE_SOME = DELETE_ALL.where(col(Task.completed) == bindparam("completed"))
+CREATE = CompiledStatement(insert(Task).returning(*COLUMNS))
+READ = CompiledStatement(select(*COLUMNS).where(OWN_TASK))
+CHANGE = CompiledStatement(update(Task).where(OWN_TASK).returning(*COLUMNS))
+DELETE = CompiledStatement(delete(Task).where(OWN_TASK).returning(col(Task.id)))
+OWN_TASKS = col(Task.owner_id) == bindparam("owner")
+DELETE_ALL = CompiledStatement(delete(Task).where(OWN_TASKS))
+DELETE_SOME = CompiledStatement(
+    delete(Task).where(OWN_TASKS, col(Task.completed) == bindparam("completed"))
+)
 
 # What each filter of a list means, if it is given.
 FILTERS: dict[str, ColumnElement[bool]] = {
@@ -47,11 +54,11 @@ FILTERS: dict[str, ColumnElement[bool]] = {
 
 
 @cache
-def page_of_tasks(filters: frozenset[str], sort: Sort, *, continued: bool) -> Select[Any]:
+def page_of_tasks(filters: frozenset[str], sort: Sort, *, continued: bool) -> CompiledStatement:
     """Build the statement for one page. There are 512 at most, and few of them are ever used."""
-    tasks = select(*COLUMNS).where(col(Task.owner_id) == bindparam("owner"))
+    tasks = select(*COLUMNS).where(OWN_TASKS)
     tasks = tasks.where(*(FILTERS[name] for name in sorted(filters)))
-    return sorted_page(tasks, sort, continued=continued)
+    return CompiledStatement(sorted_page(tasks, sort, continued=continued))
 
 
 MAX_HOST_BYTES = 255  # a domain name has no more
@@ -121,14 +128,14 @@ class OwnTask:
         self._statement = statement
         self._url = url
 
-    async def send(self, statement: Executable, **values: object) -> Row:
+    async def send(self, statement: CompiledStatement, **values: object) -> Row:
         """Send a statement on OWN_TASK. Returns what it returns. Raises HTTPException."""
         row = await self._statement.first(statement, **self._names, **values)
         if row is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such task")
         return row
 
-    async def after(self, statement: Executable, **values: object) -> TaskPublic:
+    async def after(self, statement: CompiledStatement, **values: object) -> TaskPublic:
         """Send a statement that returns COLUMNS. Returns the task. Raises HTTPException."""
         return TaskPublic(**await self.send(statement, **values), url=self._url)
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlmodel import Session
 
 import config
@@ -30,7 +30,6 @@ os.environ["BETTER_AUTH_SECRET"] = secrets.token_urlsafe(48)
 import migrations
 from config import Settings
 from database_url import DatabaseUrl, parse
-from db import create_db_engine
 from local_postgres import temporary_server
 from main import create_app
 
@@ -59,7 +58,7 @@ def create_database(server: DatabaseUrl) -> DatabaseUrl:
 
 def run_alone(server: DatabaseUrl, statement: str) -> None:
     """Run a statement that no transaction may hold."""
-    engine = create_db_engine(server)
+    engine = create_engine(server.for_sqlalchemy())
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(statement))
     engine.dispose()
@@ -98,7 +97,8 @@ def embedded_url(embedded_server: DatabaseUrl) -> DatabaseUrl:
 
 @pytest.fixture(scope="session")
 def engine(database_url: DatabaseUrl) -> Iterator[Engine]:
-    engine = create_db_engine(database_url)
+    """A synchronous engine of the tests' own, beside the app's."""
+    engine = create_engine(database_url.for_sqlalchemy())
     yield engine
     engine.dispose()
 

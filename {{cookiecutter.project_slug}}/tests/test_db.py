@@ -5,13 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -20,21 +18,22 @@ import pytest
 from alembic import command
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, event, exc, func, insert, inspect, text
+from sqlalchemy import Engine, create_engine, event, exc, func, insert, inspect, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Session, col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 import db
+import engine as engine_module
 import migrations
-import pool
+import psycopg2_asyncio
 from config import PROJECT_DIR, Settings
 from database_url import DatabaseUrl
 from db import (
-    DatabaseDep,
     SessionDep,
     StatementDep,
-    TimeLimit,
     create_db_and_tables,
-    create_db_engine,
+    open_engine,
     ping,
 )
 from main import create_app
@@ -58,39 +57,49 @@ def app_of_size(database_url: DatabaseUrl, settings_for: Callable[..., Settings]
         app = create_app(settings_for(database_url, db_pool_size=connections, **settings))
 
         @app.get("/slow")
-        def slow(session: SessionDep) -> dict[str, int]:
-            return {"answer": session.scalar(text("SELECT 42 FROM pg_sleep(0.05)")) or 0}
+        async def slow(session: SessionDep) -> dict[str, int]:
+            return {"answer": await session.scalar(text("SELECT 42 FROM pg_sleep(0.05)")) or 0}
 
         return app
 
     return build
 
 
-def test_ping_tells_the_seconds_of_a_round_trip(engine: Engine) -> None:
-    assert 0 < ping(engine) < 3
+def test_ping_tells_the_seconds_of_a_round_trip(database_url: DatabaseUrl) -> None:
+    async def ask() -> float:
+        async with open_engine(database_url) as engine:
+            return await ping(engine)
+
+    assert 0 < asyncio.run(ask()) < 3
 
 
 def test_ping_fails_when_nothing_listens(server: DatabaseUrl) -> None:
+    async def ask() -> float:
+        async with open_engine(server.replace(port=1)) as engine:
+            return await ping(engine)
+
     with pytest.raises(exc.OperationalError, match="refused"):
-        ping(create_db_engine(server.replace(port=1)))
+        asyncio.run(ask())
 
 
 def test_a_session_commits_only_when_told(new_database: Callable[[], DatabaseUrl]) -> None:
-    engine = create_db_engine(new_database())
-    create_db_and_tables(engine)
+    users = select(func.count()).select_from(User)
 
-    with Session(engine) as session:
-        session.add(ada())
-        session.flush()
-    with Session(engine) as session:
-        forgotten = session.exec(select(func.count()).select_from(User)).one()
-        session.add(ada())
-        session.commit()
-    with Session(engine) as session:
-        kept = session.exec(select(func.count()).select_from(User)).one()
+    async def use() -> list[int]:
+        counts = []
+        async with open_engine(new_database()) as engine:
+            await create_db_and_tables(engine)
+            for commits in (False, True):
+                async with AsyncSession(engine) as session:
+                    session.add(ada())
+                    await session.flush()
+                    if commits:
+                        await session.commit()
+                async with AsyncSession(engine) as session:
+                    counts.append((await session.exec(users)).one())
+        return counts
 
-    engine.dispose()
-    assert (forgotten, kept) == (0, 1)
+    assert asyncio.run(use()) == [0, 1]
 
 
 def test_the_database_fills_in_defaults(session: Session) -> None:
@@ -162,11 +171,16 @@ def test_migrations_and_models_agree(database_url: DatabaseUrl) -> None:
 def test_tables_from_the_models_are_those_of_the_migrations(
     engine: Engine, new_database: Callable[[], DatabaseUrl]
 ) -> None:
-    scratch = create_db_engine(new_database())
+    url = new_database()
 
-    create_db_and_tables(scratch)
-    create_db_and_tables(scratch)  # tables that are there are left alone
+    async def create_twice() -> None:
+        async with open_engine(url) as own:
+            await create_db_and_tables(own)
+            await create_db_and_tables(own)  # tables that are there are left alone
 
+    asyncio.run(create_twice())
+
+    scratch = create_engine(url.for_sqlalchemy())
     assert describe(scratch) == {
         table: columns for table, columns in describe(engine).items() if table != "alembic_version"
     }
@@ -195,7 +209,7 @@ def test_every_migration_can_be_taken_back(new_database: Callable[[], DatabaseUr
 
     command.downgrade(migrations.alembic_config(url), "base")
 
-    engine = create_db_engine(url)
+    engine = create_engine(url.for_sqlalchemy())
     assert inspect(engine).get_table_names() == ["alembic_version"]
     engine.dispose()
 
@@ -205,7 +219,7 @@ def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], Dat
     command_line = [sys.executable, "manage.py", "migrate"]
     environment = os.environ | {"DATABASE_URL": url.for_libpq()}
     waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    engine = create_db_engine(url)
+    engine = create_engine(url.for_sqlalchemy())
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
 
@@ -228,20 +242,25 @@ def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], Dat
 def test_a_connection_that_died_idle_is_replaced(
     embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
 ) -> None:
-    monkeypatch.setattr(pool, "IDLE_SECONDS", idle_seconds)
-    own, other = create_db_engine(embedded_url), create_db_engine(embedded_url)
-    with own.connect() as connection:
-        pid = connection.scalar(text("SELECT pg_backend_pid()"))
-    with other.connect() as connection:
-        connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
+    own_pid = text("SELECT pg_backend_pid()")
+    terminate = text("SELECT pg_terminate_backend(:pid, 5000)")
 
-    with own.connect() as connection:
-        assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
-    own.dispose()
-    other.dispose()
+    async def use() -> list[int | None]:
+        pids = []
+        async with open_engine(embedded_url) as own, open_engine(embedded_url) as other:
+            for _ in range(2):
+                async with own.connect() as connection:
+                    pids.append(await connection.scalar(own_pid))
+                async with other.connect() as connection:
+                    await connection.execute(terminate, {"pid": pids[-1]})
+        return pids
+
+    first, second = asyncio.run(use())
+    assert first != second
 
 
-def test_more_requests_than_connections_and_threads_are_all_answered(
+def test_more_requests_than_connections_are_all_answered(
     app_of_size: AppOfSize,
 ) -> None:
     app = app_of_size(5)
@@ -281,19 +300,23 @@ def test_a_request_that_finds_the_queue_full_gets_a_503_at_once(app_of_size: App
     assert afterwards.status_code == 200
 
 
-def test_requests_get_connections_in_the_order_in_which_they_came(settings: Settings) -> None:
+def test_requests_get_connections_in_the_order_in_which_they_came(
+    database_url: DatabaseUrl,
+) -> None:
     order: list[int] = []
 
-    async def ask() -> None:
-        database = db.Database(settings.model_copy(update={"db_pool_size": 1}))
-        try:
-            await asyncio.gather(
-                *(database.run(partial(order.append, number)) for number in range(50))
-            )
-        finally:
-            database.close()
+    async def ask(engine: AsyncEngine, number: int) -> None:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT pg_sleep(0.001)"))
+            order.append(number)
 
-    asyncio.run(ask())
+    async def ask_all() -> None:
+        async with open_engine(database_url) as engine, asyncio.TaskGroup() as tasks:
+            for number in range(50):
+                tasks.create_task(ask(engine, number))
+                await asyncio.sleep(0.0005)  # those that come later meet a connection getting free
+
+    asyncio.run(ask_all())
 
     assert order == list(range(50))
 
@@ -301,29 +324,27 @@ def test_requests_get_connections_in_the_order_in_which_they_came(settings: Sett
 def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(db, "USE_SECONDS", 0.3)
     app = app_of_size(1, db_queue_seconds=0.1)
-    found = threading.Event()
+    answers_names = asyncio.Event()
 
     @app.get("/one")
     async def one(statement: StatementDep) -> None:
         await statement.all(text("SELECT 1"))
 
-    def look_up(*arguments: Any, **options: Any) -> Any:
-        found.wait(30)  # as for a host name that no server knows: nothing ends it
-        return connect(*arguments, **options)
+    async def look_up(*arguments: Any) -> Any:
+        await answers_names.wait()  # as for a host name that no server knows: nothing ends it
+        return await choose_address(*arguments)
 
-    connect = psycopg2.connect
-    monkeypatch.setattr(psycopg2, "connect", look_up)
+    choose_address = psycopg2_asyncio.choose_address
+    monkeypatch.setattr(psycopg2_asyncio, "choose_address", look_up)
     with TestClient(app) as client:
-        answers = [client.get("/one"), client.get("/one")]
-        found.set()
+        lost = client.get("/one")
+        answers_names.set()
         afterwards = client.get("/one")
 
-    assert [answer.json()["detail"] for answer in answers] == [
-        "the database does not answer",
-        "all connections are in use",
-    ]
+    assert lost.status_code == 503
+    assert lost.json() == {"detail": "the database does not answer"}
     assert afterwards.status_code == 200
 
 
@@ -333,13 +354,13 @@ def test_no_connection_is_held_after_an_answer(app_of_size: AppOfSize) -> None:
     with TestClient(app) as client:
         client.get("/slow")
 
-        assert app.state.database.engine.pool.checkedout() == 0
+        assert app.state.engine.pool.checkedout() == 0
 
 
 def test_a_frozen_server_costs_a_503_and_no_connection(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(db, "USE_SECONDS", 0.3)
     app = app_of_size(1)
 
     @app.get("/endless")
@@ -347,8 +368,8 @@ def test_a_frozen_server_costs_a_503_and_no_connection(
         await statement.all(text("SELECT pg_sleep(60)"))
 
     @app.get("/endless-session")
-    def endless_session(session: SessionDep) -> None:
-        session.execute(text("SELECT pg_sleep(60)"))
+    async def endless_session(session: SessionDep) -> None:
+        await session.scalar(text("SELECT pg_sleep(60)"))
 
     with TestClient(app) as client:
         endless_ones = [client.get("/endless"), client.get("/endless-session")]
@@ -360,7 +381,7 @@ def test_a_frozen_server_costs_a_503_and_no_connection(
 def test_a_statement_that_was_answered_with_a_503_is_not_done_afterwards(
     app_of_size: AppOfSize, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "ANSWER_SECONDS", 1.9)
+    monkeypatch.setattr(db, "USE_SECONDS", 1.9)
     app = app_of_size(1)
     values = {"id": uuid4(), "owner_id": "nobody", "title": "Too late"}
 
@@ -385,16 +406,15 @@ def test_a_savepoint_that_fails_leaves_the_transaction_whole(app_of_size: AppOfS
     owner = uuid4().hex
 
     @app.post("/twice")
-    async def twice(database: DatabaseDep) -> list[str]:
-        def work(session: Session) -> list[str]:
-            first = Task(owner_id=owner, title="one")
-            session.add(first)
-            session.flush()
-            with suppress(exc.IntegrityError), session.begin_nested():
-                session.execute(insert(Task), {"id": first.id, "owner_id": owner, "title": "two"})
-            return list(session.scalars(select(Task.title).where(col(Task.owner_id) == owner)))
-
-        return await database.transaction(work)
+    async def twice(session: SessionDep) -> list[str]:
+        first = Task(owner_id=owner, title="one")
+        session.add(first)
+        await session.flush()
+        with suppress(exc.IntegrityError):
+            async with session.begin_nested():
+                second = {"id": first.id, "owner_id": owner, "title": "two"}
+                await session.exec(insert(Task).values(second))
+        return list(await session.exec(select(Task.title).where(col(Task.owner_id) == owner)))
 
     with TestClient(app) as client:
         answer = client.post("/twice")
@@ -406,7 +426,7 @@ def test_a_savepoint_that_fails_leaves_the_transaction_whole(app_of_size: AppOfS
 def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     app_of_size: AppOfSize, embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "ANSWER_SECONDS", 2.5)
+    monkeypatch.setattr(db, "USE_SECONDS", 2.5)
     # A pooler would invent the number of the process.
     app = app_of_size(1, db_queue_seconds=1, database_url=embedded_url)
     frozen: list[int] = []
@@ -439,13 +459,14 @@ def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
 def test_a_request_of_several_statements_has_one_limit_for_all(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "SEVERAL_SECONDS", 0.5)
-    app = app_of_size(1)
+    monkeypatch.setattr(db, "USE_SECONDS", 0.4)
+    app = app_of_size(1, db_queue_seconds=0.1)
 
-    @app.get("/several", dependencies=[TimeLimit])
-    async def several(database: DatabaseDep) -> None:
+    @app.get("/several")
+    async def several(session: SessionDep) -> None:
         for _ in range(10):
-            await database.statement(text("SELECT pg_sleep(0.2)"))
+            await session.scalar(text("SELECT pg_sleep(0.2)"))
+            await session.commit()
 
     with TestClient(app) as client:
         answer = client.get("/several")
@@ -465,12 +486,12 @@ def test_who_waits_for_a_database_that_wakes_up_waits_longer(
     async def one(statement: StatementDep) -> None:
         await statement.all(text("SELECT 1"))
 
-    def wake_up(*arguments: Any, **options: Any) -> Any:
-        time.sleep(1)
-        return connect(*arguments, **options)
+    async def wake_up(*arguments: Any) -> Any:
+        await asyncio.sleep(1)
+        return await choose_address(*arguments)
 
-    connect = psycopg2.connect
-    monkeypatch.setattr(psycopg2, "connect", wake_up)
+    choose_address = psycopg2_asyncio.choose_address
+    monkeypatch.setattr(psycopg2_asyncio, "choose_address", wake_up)
     with TestClient(app) as client, ThreadPoolExecutor(10) as clients:
         answers = list(clients.map(lambda _: client.get("/one"), range(10)))
 
@@ -485,13 +506,13 @@ def test_a_frozen_connection_costs_a_503_and_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
     idle_seconds: float,
 ) -> None:
-    monkeypatch.setattr(db, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(pool, "IDLE_SECONDS", idle_seconds)
+    monkeypatch.setattr(db, "USE_SECONDS", 0.3)
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
     app = app_of_size(1, database_url=embedded_url)
 
     @app.get("/pid")
-    def get_pid(session: SessionDep) -> int:
-        return session.scalar(text("SELECT pg_backend_pid()")) or 0
+    async def get_pid(session: SessionDep) -> int:
+        return await session.scalar(text("SELECT pg_backend_pid()")) or 0
 
     with TestClient(app) as client:
         pid = client.get("/pid").json()
@@ -507,40 +528,44 @@ def test_a_frozen_connection_costs_a_503_and_is_replaced(
     assert following.json() != pid
 
 
-def test_a_session_refuses_to_block_the_event_loop(app_of_size: AppOfSize) -> None:
-    app = app_of_size(1)
-
-    @app.get("/blocking")
-    async def blocking(session: SessionDep) -> None:
-        session.execute(text("SELECT 1"))
-
-    with TestClient(app) as client, pytest.raises(RuntimeError, match="StatementDep"):
-        client.get("/blocking")
-
-
 def test_a_request_cannot_wait_for_a_second_connection(app_of_size: AppOfSize) -> None:
     app = app_of_size(5)
 
     @app.get("/both")
     async def both(session: SessionDep, statement: StatementDep) -> None:
-        assert session.is_active
+        await session.scalar(text("SELECT 1"))
         await statement.all(text("SELECT 1"))
 
-    with TestClient(app) as client, pytest.raises(RuntimeError, match="already"):
+    with TestClient(app) as client, pytest.raises(RuntimeError, match="holds a connection already"):
         client.get("/both")
+
+
+def test_a_session_that_has_committed_leaves_its_connection_to_a_statement(
+    app_of_size: AppOfSize,
+) -> None:
+    app = app_of_size(1)
+
+    @app.get("/in-turn")
+    async def in_turn(session: SessionDep, statement: StatementDep) -> None:
+        await session.scalar(text("SELECT 1"))
+        await session.commit()
+        await statement.all(text("SELECT 1"))
+
+    with TestClient(app) as client:
+        assert client.get("/in-turn").status_code == 200
 
 
 def test_an_error_of_one_connection_leaves_the_others(app_of_size: AppOfSize) -> None:
     app = app_of_size(2)
 
     @app.get("/suicide")
-    def end_own_connection(session: SessionDep) -> None:
-        session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    async def end_own_connection(session: SessionDep) -> None:
+        await session.scalar(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
     with TestClient(app) as client, ThreadPoolExecutor(2) as clients:
         list(clients.map(lambda _: client.get("/slow"), range(2)))
         opened: list[object] = []
-        event.listen(app.state.database.engine, "connect", lambda *made: opened.append(made))
+        event.listen(app.state.engine.sync_engine, "connect", lambda *made: opened.append(made))
 
         ended = client.get("/suicide")
         list(clients.map(lambda _: client.get("/slow"), range(2)))

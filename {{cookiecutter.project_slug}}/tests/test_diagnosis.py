@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_server import SILENCE, error, scripted_server
-from sqlalchemy import exc, text
+from sqlalchemy import create_engine, exc, text
 
 from config import PROJECT_DIR
 from connecting import PAUSES
 from database_url import DatabaseUrl
-from db import create_db_engine
 from diagnosis import BY_NAME, advise, explain, with_findings
 from findings import FINDINGS, Finding, Retry
 
@@ -222,7 +221,7 @@ def test_an_error_with_a_sqlstate_is_told_by_it(
 ) -> None:
     """Whatever its text says, in whatever language, and whoever made that."""
     raising = f"DO $$BEGIN RAISE 'connection refused' USING ERRCODE = '{code}'; END$$"
-    engine = create_db_engine(database_url)
+    engine = create_engine(database_url.for_sqlalchemy())
     with engine.connect() as connection, pytest.raises(exc.DBAPIError) as failure:
         connection.execute(text(raising))
     engine.dispose()
@@ -245,7 +244,7 @@ def test_an_error_with_a_sqlstate_is_told_by_it(
 def test_errors_of_a_real_server_at_work_become_findings(
     database_url: DatabaseUrl, statements: list[str], name: str
 ) -> None:
-    engine = create_db_engine(database_url)
+    engine = create_engine(database_url.for_sqlalchemy())
     *preparing, failing = map(text, statements)
     with engine.connect() as connection:
         for statement in preparing:

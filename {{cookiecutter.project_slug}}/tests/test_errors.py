@@ -19,12 +19,11 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from sqlalchemy import TextClause, text
-from sqlmodel import Session
 
 import main
 from config import Settings
 from database_url import DatabaseUrl
-from db import DatabaseDep, SessionDep, StatementDep
+from db import SessionDep, StatementDep
 from errors import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_MISTAKES
 from schemas.text import MAX_FIELDS
 
@@ -181,8 +180,8 @@ async def refusal() -> None:
 
 
 @probe.get("/value")
-def value(session: SessionDep) -> None:
-    session.execute(text(f"SELECT CAST('{SENT}' AS integer)"))
+async def value(session: SessionDep) -> None:
+    await session.scalar(text(f"SELECT CAST('{SENT}' AS integer)"))
 
 
 def failing(sqlstate: str) -> TextClause:
@@ -195,23 +194,15 @@ async def fail_in_statement(statement: StatementDep, sqlstate: str) -> None:
     await statement.all(failing(sqlstate))
 
 
-@probe.get("/transaction")
-async def fail_in_transaction(database: DatabaseDep, sqlstate: str) -> None:
-    await database.transaction(lambda session: session.execute(failing(sqlstate)))
-
-
 @probe.get("/session")
-def fail_in_session(session: SessionDep, sqlstate: str) -> None:
-    session.execute(failing(sqlstate))
+async def fail_in_session(session: SessionDep, sqlstate: str) -> None:
+    await session.scalar(failing(sqlstate))
 
 
 @probe.get("/no-right")
-async def use_no_right(database: DatabaseDep) -> None:
-    def work(session: Session) -> None:
-        session.execute(text("SET LOCAL ROLE pg_monitor"))
-        session.execute(text("SELECT * FROM users"))
-
-    await database.transaction(work)
+async def use_no_right(session: SessionDep) -> None:
+    await (await session.connection()).execute(text("SET LOCAL ROLE pg_monitor"))
+    await session.scalar(text("SELECT * FROM users"))
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +455,7 @@ def test_without_its_database_the_app_asks_for_another_try(
     assert int(answer.headers["Retry-After"]) > 0
 
 
-@pytest.mark.parametrize("way", ["statement", "transaction", "session"])
+@pytest.mark.parametrize("way", ["statement", "session"])
 @pytest.mark.parametrize(
     "sqlstate",
     [
@@ -498,7 +489,7 @@ def test_a_fault_of_the_databases_asks_for_another_try(
     assert caller.get("/tasks").status_code == 200
 
 
-@pytest.mark.parametrize("way", ["statement", "transaction", "session"])
+@pytest.mark.parametrize("way", ["statement", "session"])
 def test_a_full_disk_is_told(caller: TestClient, way: str) -> None:
     answer = caller.get(f"/probe/{way}?sqlstate=53100")
 
@@ -507,7 +498,7 @@ def test_a_full_disk_is_told(caller: TestClient, way: str) -> None:
     assert "Retry-After" not in answer.headers
 
 
-@pytest.mark.parametrize("way", ["statement", "transaction", "session"])
+@pytest.mark.parametrize("way", ["statement", "session"])
 @pytest.mark.parametrize("sqlstate", ["42601", "25001", "P0001"])
 def test_a_mistake_in_a_statement_is_a_bug(browser: TestClient, way: str, sqlstate: str) -> None:
     answer = browser.get(f"/probe/{way}?sqlstate={sqlstate}")

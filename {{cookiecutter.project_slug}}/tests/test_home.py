@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event, text
+from sqlalchemy import create_engine, event, text
 from starlette.routing import Match
 
 import main
 import migrations
 from config import Settings
 from database_url import DatabaseUrl, parse
-from db import create_db_engine
 from main import create_app
 from pages import hashes_of
 from routes import home
@@ -42,7 +41,7 @@ def status_of(settings: Settings) -> dict[str, dict[str, object]]:
 
 def mark(database: DatabaseUrl, revision: str) -> None:
     """Have a migrated database be at another revision."""
-    engine = create_db_engine(database)
+    engine = create_engine(database.for_sqlalchemy())
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :new"), {"new": revision})
     engine.dispose()
@@ -211,7 +210,7 @@ def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Setti
     queries = []
     with TestClient(app) as client:
         event.listen(
-            app.state.database.engine,
+            app.state.engine.sync_engine,
             "before_cursor_execute",
             lambda *arguments: queries.append(arguments),
         )

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlmodel import Session, select
+from sqlalchemy import create_engine
+from sqlmodel import select
 
 from config import Settings
 from database_url import DatabaseUrl
-from db import DatabaseDep
+from db import SessionDep
 from main import create_app
 from models import Task
 
@@ -128,20 +129,18 @@ def test_health_and_a_bad_token_cost_none(proxy: CountingProxy, caller: TestClie
     assert proxy.queries == []
 
 
-def test_the_work_of_a_transaction_is_committed_as_a_whole(
+def test_the_work_of_a_session_is_committed_as_a_whole(
     proxy: CountingProxy, caller: TestClient
 ) -> None:
     app = caller.app
     assert isinstance(app, FastAPI)
 
     @app.post("/two-tasks")
-    async def create_two_tasks(database: DatabaseDep) -> None:
-        def work(session: Session) -> None:
-            for title in ("one", "two"):
-                session.add(Task(owner_id="round-trips", title=title))
-                session.flush()
-
-        await database.transaction(work)
+    async def create_two_tasks(session: SessionDep) -> None:
+        for title in ("one", "two"):
+            session.add(Task(owner_id="round-trips", title=title))
+            await session.flush()
+        await session.commit()
 
     queries = queries_of(proxy, caller, "POST", "/two-tasks")
 
@@ -149,22 +148,21 @@ def test_the_work_of_a_transaction_is_committed_as_a_whole(
     assert [text.split()[0] for text in statements] == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
 
 
-def test_a_transaction_that_fails_leaves_nothing(caller: TestClient) -> None:
+def test_a_session_that_fails_leaves_nothing(caller: TestClient, embedded_url: DatabaseUrl) -> None:
     app = caller.app
     assert isinstance(app, FastAPI)
 
     @app.post("/half")
-    async def half(database: DatabaseDep) -> None:
-        def work(session: Session) -> None:
-            session.add(Task(owner_id="round-trips", title="half of it"))
-            session.flush()
-            raise ValueError("in the middle")
-
-        await database.transaction(work)
+    async def half(session: SessionDep) -> None:
+        session.add(Task(owner_id="round-trips", title="half of it"))
+        await session.flush()
+        raise ValueError("in the middle")
 
     with pytest.raises(ValueError, match="in the middle"):
         caller.post("/half")
 
     assert "half of it" not in caller.get("/tasks").text
-    with Session(app.state.database.engine) as session:
-        assert session.exec(select(Task).where(Task.title == "half of it")).all() == []
+    engine = create_engine(embedded_url.for_sqlalchemy())
+    with engine.connect() as connection:
+        assert connection.scalar(select(Task.title).where(Task.title == "half of it")) is None
+    engine.dispose()

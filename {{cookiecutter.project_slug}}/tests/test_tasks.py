@@ -12,14 +12,14 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from itsdangerous import URLSafeSerializer
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Engine, create_engine, insert, text
 from sqlmodel import Session
 from uuid_utils.compat import uuid7
 
 import migrations
 from config import Settings
 from database_url import DatabaseUrl
-from db import StatementDep, create_db_engine
+from db import StatementDep
 from main import create_app
 from models import Priority, Task
 from paging import Sort
@@ -98,7 +98,7 @@ def test_a_date_comes_back_in_utc_whatever_the_database_is_set_to(
 ) -> None:
     url = new_database()
     migrations.upgrade(url)
-    engine = create_db_engine(url)
+    engine = create_engine(url.for_sqlalchemy())
     with engine.begin() as connection:
         connection.execute(text(f"ALTER DATABASE {url.database} SET timezone = 'Asia/Tokyo'"))
     engine.dispose()
@@ -487,7 +487,7 @@ def test_a_filter_that_cannot_work_is_refused(ada: TestClient, name: str) -> Non
     assert answer.json()["detail"][0]["loc"] == ["query", name]
 
 
-def test_a_second_statement_needs_a_transaction(ada: TestClient) -> None:
+def test_a_second_statement_needs_a_session(ada: TestClient) -> None:
     app = ada.app
     assert isinstance(app, FastAPI)
 
@@ -496,5 +496,5 @@ def test_a_second_statement_needs_a_transaction(ada: TestClient) -> None:
         await statement.all(text("SELECT 1"))
         await statement.all(text("SELECT 2"))
 
-    with pytest.raises(RuntimeError, match="transaction"):
+    with pytest.raises(RuntimeError, match="SessionDep"):
         ada.get("/two-statements")

@@ -1,0 +1,303 @@
+"""The engine: connections that are made with patience, checked before use, and shared in order."""
+
+import asyncio
+import math
+import random
+import select
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import psycopg2
+from sqlalchemy import (
+    AsyncAdaptedQueuePool,
+    Dialect,
+    PoolProxiedConnection,
+    event,
+    exc,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util.concurrency import await_
+from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
+
+from connecting import TRANSPORT
+from database_url import DatabaseUrl
+from diagnosis import explain
+from findings import Retry
+from psycopg2_asyncio import CONNECT_SECONDS, DRIVER, deadline, waiting_on_event_loop
+
+FIRST_PAUSE_SECONDS = 0.25  # before another attempt to connect; each further one is twice as long
+IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
+READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
+
+
+class DatabaseBusy(Exception):
+    """Every connection is taken, and too many wait, or one waited for too long: try again later."""
+
+
+@asynccontextmanager
+async def open_engine(
+    url: DatabaseUrl,
+    *,
+    pool_size: int = 1,
+    queue_size: int = 2000,
+    queue_seconds: float = 4.0,
+    echo: bool = False,
+) -> AsyncIterator[AsyncEngine]:
+    """Yield an engine with at most `pool_size` connections. It connects when first used.
+
+    queue_size: how many requests may wait for a connection. queue_seconds: for how long.
+    """
+    engine = create_db_engine(url, pool_size, queue_size, queue_seconds, echo=echo)
+    with waiting_on_event_loop():
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
+
+
+def create_db_engine(
+    url: DatabaseUrl, pool_size: int, queue_size: int, queue_seconds: float, *, echo: bool
+) -> AsyncEngine:
+    engine = create_async_engine(
+        url.for_sqlalchemy(DRIVER),
+        connect_args={**TRANSPORT, **dict(url.options)},
+        echo=echo,
+        hide_parameters=True,  # they are the users' data, and would stand in errors and logs
+        poolclass=OrderedPool,
+        pool_size=pool_size,
+        queue_size=queue_size,
+        max_overflow=0,
+        pool_timeout=queue_seconds,
+        pool_use_lifo=True,  # lets connections that are not needed go idle
+        use_native_hstore=False,  # spares each new connection a question
+    )
+    sync_engine = engine.sync_engine
+
+    def connect(dialect: Dialect, _record: Any, arguments: Any, parameters: Any) -> Any:
+        pool = sync_engine.pool
+        assert isinstance(pool, OrderedPool)  # noqa: S101  (as asked for above)
+        pool.connecting += 1
+        try:
+            return connect_patiently(url, dialect, arguments, parameters)
+        finally:
+            pool.connecting -= 1
+
+    event.listen(sync_engine, "do_connect", connect)
+    event.listen(sync_engine, "checkout", check_out)
+    event.listen(sync_engine, "checkin", check_in)
+    event.listen(sync_engine, "handle_error", keep_other_connections)
+    return engine
+
+
+class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
+    """Hands a connection that gets free to the request that has waited longest.
+
+    asyncio's own queue lets a newcomer take it, and sends the one that waited to the end of the
+    line: under load, some requests would wait in vain.
+    """
+
+    pool: "OrderedPool"
+    limit: int
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        super().__init__(maxsize, use_lifo)
+        self._line: deque[asyncio.Future[ConnectionPoolEntry]] = deque()
+
+    def put(
+        self,
+        item: ConnectionPoolEntry,
+        block: bool = True,
+        timeout: float | None = None,
+    ) -> None:
+        if first := self._next():
+            first.set_result(item)
+        else:
+            super().put(item, block, timeout)
+
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+    ) -> ConnectionPoolEntry:
+        """Wait for a connection for `timeout` seconds, and never beyond the deadline.
+
+        Raises Empty then, and DatabaseBusy at once if too many wait already.
+        """
+        if not block or not self.empty():
+            free: ConnectionPoolEntry = self.get_nowait()
+            return free
+        if len(self._line) >= self.limit:
+            raise DatabaseBusy("too many requests wait for the database")
+        loop = asyncio.get_running_loop()
+        place = loop.create_future()
+        self._line.append(place)
+        now, limit = loop.time(), deadline.get() or math.inf
+        at_latest = min(now + CONNECT_SECONDS, limit)
+        timer = loop.call_at(min(now + (timeout or 0), limit), self._give_up, place, at_latest)
+        try:
+            item: ConnectionPoolEntry = await_(place)
+            return item
+        except asyncio.CancelledError:
+            if place.cancelled():
+                self._line.remove(place)
+            elif not place.exception():  # it came at the same moment
+                self.put(place.result(), block=False)
+            raise
+        finally:
+            timer.cancel()
+
+    def _next(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
+        while self._line:
+            place = self._line.popleft()
+            if not place.done():
+                return place
+        return None
+
+    def _give_up(self, place: "asyncio.Future[ConnectionPoolEntry]", at_latest: float) -> None:
+        if place.done():
+            return
+        loop = asyncio.get_running_loop()
+        if self.pool.is_waking_up and loop.time() < at_latest:
+            loop.call_at(at_latest, self._give_up, place, at_latest)
+            return
+        self._line.remove(place)
+        place.set_exception(Empty())
+
+    def let_one_connect(self) -> None:
+        """Have the first in the line make a connection itself, in place of one that failed."""
+        if first := self._next():
+            first.set_exception(Empty())
+
+
+class OrderedPool(AsyncAdaptedQueuePool):
+    """SQLAlchemy's pool, with a line that is as long as `queue_size` at most."""
+
+    _queue_class = OrderedQueue
+    _pool: OrderedQueue
+
+    def __init__(self, creator: Any, queue_size: int = 2000, **options: Any) -> None:
+        super().__init__(creator, **options)
+        self.connecting = 0
+        self._pool.limit = queue_size
+        self._pool.pool = self
+
+    @property
+    def is_waking_up(self) -> bool:
+        """Whether all connections are being made: whoever waits may wait for longer."""
+        return self.connecting >= self.size()
+
+    def recreate(self) -> "OrderedPool":
+        pool = super().recreate()
+        assert isinstance(pool, OrderedPool)  # noqa: S101  (of the class of this one)
+        pool._pool.limit = self._pool.limit
+        return pool
+
+    def _dec_overflow(self) -> Literal[True]:
+        """Called when a connection could not be made: somebody else may try."""
+        self._pool.let_one_connect()
+        return super()._dec_overflow()
+
+    def connect(self) -> PoolProxiedConnection:
+        """Take a connection. Raises DatabaseBusy when none gets free in time.
+
+        Raises RuntimeError where the current request holds one already: requests that hold one and
+        wait for another could wait for each other.
+        """
+        hold = current_hold.get()
+        if hold is not None and hold.is_held:
+            raise RuntimeError("this request holds a connection already: use its session for all")
+        try:
+            connection = super().connect()
+        except exc.TimeoutError:
+            raise DatabaseBusy("all connections are in use") from None
+        hold = Hold()
+        current_hold.set(hold)
+        assert connection.record_info is not None  # noqa: S101  (it belongs to the pool)
+        connection.record_info["hold"] = hold
+        return connection
+
+
+class Hold:
+    """That a request, or whatever task it is, holds a connection."""
+
+    is_held = True
+
+
+current_hold: ContextVar[Hold | None] = ContextVar("current_hold", default=None)
+
+
+def connect_patiently(
+    url: DatabaseUrl, dialect: Dialect, arguments: Any, parameters: dict[str, Any]
+) -> Any:
+    """Connect, and try again until the deadline where a database that wakes up asks for it."""
+    limit = deadline.get()
+    clock = asyncio.get_running_loop().time
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        seconds = CONNECT_SECONDS if limit is None else min(CONNECT_SECONDS, limit - clock())
+        try:
+            return dialect.connect(*arguments, **parameters | {"connect_timeout": seconds})
+        except psycopg2.OperationalError as error:
+            may_help = explain(error, url).retry in {Retry.YES, Retry.WITH_JITTER}
+            if limit is None or not may_help or limit - clock() < pause + 2:
+                raise
+        # Jitter, so that those who were turned away together do not come back together.
+        await_(asyncio.sleep(pause * random.uniform(0.5, 1.0)))  # noqa: S311
+        pause *= 2
+
+
+def check_out(connection: Any, record: Any, _proxy: Any) -> None:
+    """Have a connection that died idle replaced, without a round trip for one just in use.
+
+    What the server said by itself, it said as it hung up: a restart, a shutdown, or Neon's scaling
+    to zero after five minutes. Only a connection that nobody hung up, and that a router on the
+    way may have forgotten, takes a query to try.
+    """
+    record.info["taken_at"] = time.monotonic()
+    returned_at = record.info.get("returned_at")
+    if returned_at is None:  # it is new
+        return
+    try:
+        if not has_news(connection):
+            if time.monotonic() - returned_at > IDLE_SECONDS:
+                connection.autocommit = True
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1")
+                connection.autocommit = False
+            return
+    except psycopg2.Error:  # what it was does not matter
+        pass
+    raise exc.DisconnectionError  # the pool connects anew, and tries again
+
+
+def check_in(connection: Any, record: Any) -> None:
+    if connection is not None and not connection.closed:
+        connection.autocommit = False
+    record.info["returned_at"] = time.monotonic()
+    if hold := record.record_info.pop("hold", None):
+        hold.is_held = False
+
+
+def has_news(connection: Any) -> bool:
+    """Has the server said something that nobody asked for? Looks at the socket alone."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([connection], [], [], 0)[0])  # Windows
+
+
+def keep_other_connections(context: Any) -> None:
+    """Give up one connection for an error of one: the others are looked at when they are used.
+
+    One that refuses to write is given up, too: its server was full, or has become a standby, and
+    the connection would keep that in mind. The next one may lead elsewhere.
+    """
+    context.invalidate_pool_on_disconnect = False
+    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
+        context.is_disconnect = True

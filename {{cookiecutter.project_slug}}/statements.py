@@ -1,0 +1,117 @@
+"""Statements that are sent again and again: compiled once, and handed straight to psycopg2.
+
+`Connection.execute` takes as much processor time as psycopg2 does for the statement itself: it
+looks up the compiled form, and builds a context around each execution and a result around each
+cursor. Here, what stays the same is worked out once. Types convert values as everywhere in
+SQLAlchemy, and errors are handled as everywhere.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import ClauseElement, Connection, Dialect, Executable
+from sqlalchemy.schema import ColumnDefault
+from sqlalchemy.sql.compiler import SQLCompiler
+
+type Row = dict[str, Any]  # values by the names of the columns
+type Converters = list[tuple[str, Callable[[Any], Any]]]
+
+
+class CompiledStatement:
+    """A statement for `StatementDep` that is sent often: a constant of its module.
+
+    READ = CompiledStatement(select(Task.id, Task.title).where(Task.id == bindparam("task_id")))
+    """
+
+    def __init__(self, statement: Executable) -> None:
+        self.statement = statement
+        self._forms: dict[tuple[str, ...], Form] = {}  # by the names of the parameters
+
+    def execute(self, connection: Connection, parameters: Row) -> list[Row]:
+        """Execute it on a connection. Returns its rows. Raises what Connection.execute does."""
+        if connection.dispatch.before_cursor_execute or connection.engine.echo:  # someone listens
+            return execute(connection, self.statement, parameters)
+        names = tuple(parameters)
+        form = self._forms.get(names)
+        if form is None:
+            form = self._forms[names] = Form(self.statement, names, connection.dialect)
+        return form.execute(connection, parameters)
+
+
+def execute(connection: Connection, statement: Executable, parameters: Row) -> list[Row]:
+    """Execute any statement. Returns its rows."""
+    result = connection.execute(statement, parameters)
+    if not result.returns_rows:
+        return []
+    names = tuple(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
+
+
+class Form:
+    """A statement with one set of parameters: an INSERT differs by the columns that it writes."""
+
+    def __init__(self, statement: Executable, names: tuple[str, ...], dialect: Dialect) -> None:
+        assert isinstance(statement, ClauseElement)  # noqa: S101  (all are)
+        compiled = statement.compile(dialect=dialect, column_keys=names)
+        assert isinstance(compiled, SQLCompiler)  # noqa: S101  (it is no DDL)
+        defaults = {column.key: column.default for column in compiled.insert_prefetch}
+        constants = {
+            name: default.arg
+            for name, default in defaults.items()
+            if isinstance(default, ColumnDefault) and default.is_scalar
+        }
+        if (
+            compiled.post_compile_params
+            or compiled.literal_execute_params
+            or compiled.update_prefetch
+            or len(constants) < len(defaults)
+        ):
+            raise TypeError(
+                "a list for IN, or a default made by a function, differs at each execution: send"
+                f" the statement itself, without CompiledStatement(…): {compiled.string}"
+            )
+        self._sql = compiled.string
+        # What the statement brings along; the parameters come on top.
+        self._values = {**compiled.construct_params(_check=False), **constants}
+        self._binders: Converters = [
+            (name, convert)
+            for bind, name in compiled.bind_names.items()
+            if (convert := bind.type.dialect_impl(dialect).bind_processor(dialect))
+        ]
+        columns = getattr(statement, "exported_columns", ())
+        self._types = [column.type.dialect_impl(dialect) for column in columns]
+        self._dialect = dialect
+        self._names: list[str] = []  # of the columns that come back, once they are known
+        self._readers: Converters = []
+
+    def execute(self, connection: Connection, parameters: Row) -> list[Row]:
+        values = self._values | parameters
+        for name, convert in self._binders:
+            values[name] = convert(values[name])
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(self._sql, values)
+            return self._read(cursor)
+        except BaseException as error:  # noqa: BLE001  (it is raised again)
+            # As for any statement: wraps it, calls listeners, drops a connection that is lost.
+            connection._handle_dbapi_exception(error, self._sql, None, cursor, None)
+        finally:
+            cursor.close()
+
+    def _read(self, cursor: Any) -> list[Row]:
+        if cursor.description is None:
+            return []
+        if not self._names:
+            self._learn(cursor.description)
+        rows = [dict(zip(self._names, row, strict=True)) for row in cursor]
+        for name, convert in self._readers:
+            for row in rows:
+                row[name] = convert(row[name])
+        return rows
+
+    def _learn(self, description: Any) -> None:
+        """Learn from the first result what PostgreSQL calls its columns, and their types."""
+        self._names = [column.name for column in description]
+        for column, kind in zip(description, self._types, strict=bool(self._types)):
+            if convert := kind.result_processor(self._dialect, column.type_code):
+                self._readers.append((column.name, convert))
