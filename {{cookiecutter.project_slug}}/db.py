@@ -8,9 +8,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from inspect import isasyncgenfunction, iscoroutinefunction, isfunction
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy import Engine, Executable, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -145,6 +147,26 @@ def send(engine: Engine, statement: AnyStatement, parameters: Row) -> list[Row]:
         if isinstance(statement, CompiledStatement):
             return statement.execute(connection, parameters)
         return execute(connection, statement, parameters)
+
+
+def refuse_threads(app: FastAPI) -> None:
+    """Raise TypeError for a route or dependency by `def` that asks for a session or a statement.
+
+    FastAPI runs it in a thread, where it could use neither.
+    """
+    for context in iter_route_contexts(app.routes):
+        unseen = [context.dependant] if isinstance(context.original_route, APIRoute) else []
+        while unseen:
+            dependant = unseen.pop()
+            unseen += dependant.dependencies
+            asks = {part.call for part in dependant.dependencies} & {get_session, get_statement}
+            call = dependant.call
+            is_async = iscoroutinefunction(call) or isasyncgenfunction(call)
+            if asks and isfunction(call) and not is_async:
+                raise TypeError(
+                    f"{call.__module__}.{call.__name__}() uses the database: write `async def"
+                    f" {call.__name__}(…)`, and `await session.exec(…)`"
+                )
 
 
 async def get_statement(request: Request) -> OneStatement:

@@ -3,6 +3,7 @@
 import errno
 import gc
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -14,7 +15,7 @@ from auth import OwnTokens, document_bearer_tokens
 from availability import Availability, look_once
 from better_auth import BetterAuth
 from config import ENV_FILE, PROJECT_DIR, VERSION, Settings, get_settings
-from db import open_engine
+from db import open_engine, refuse_threads
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
 from pacing import Pacing
@@ -36,6 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        refuse_threads(app)
         async with AsyncExitStack() as at_the_end:
             engine = await at_the_end.enter_async_context(
                 open_engine(
@@ -144,6 +146,8 @@ def serve() -> None:
         reload=reload,
         reload_dirs=[str(PROJECT_DIR)] if reload else None,
         reload_includes=["*.py", ".env"] if reload else None,
+        # The only loop on Windows that can watch psycopg2's sockets.
+        loop="asyncio:SelectorEventLoop" if sys.platform == "win32" else "auto",
         log_config=None,  # configure_logging() has done that
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
