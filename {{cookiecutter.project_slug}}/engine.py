@@ -7,18 +7,12 @@ import select
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import psycopg2
-from sqlalchemy import (
-    AsyncAdaptedQueuePool,
-    Dialect,
-    PoolProxiedConnection,
-    event,
-    exc,
-)
+from sqlalchemy import AsyncAdaptedQueuePool, Dialect, PoolProxiedConnection, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util.concurrency import await_
@@ -31,6 +25,7 @@ from findings import Retry
 from psycopg2_asyncio import CONNECT_SECONDS, DRIVER, deadline, waiting_on_event_loop
 
 FIRST_PAUSE_SECONDS = 0.25  # before another attempt to connect; each further one is twice as long
+BUSY_SECONDS = 0.01  # a connection unused for less than this has not died idle
 IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
 READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
 
@@ -109,21 +104,14 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
         self._line: deque[asyncio.Future[ConnectionPoolEntry]] = deque()
 
     def put(
-        self,
-        item: ConnectionPoolEntry,
-        block: bool = True,
-        timeout: float | None = None,
+        self, item: ConnectionPoolEntry, block: bool = True, timeout: float | None = None
     ) -> None:
-        if first := self._next():
+        if first := self.take_first():
             first.set_result(item)
         else:
             super().put(item, block, timeout)
 
-    def get(
-        self,
-        block: bool = True,
-        timeout: float | None = None,
-    ) -> ConnectionPoolEntry:
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
         """Wait for a connection for `timeout` seconds, and never beyond the deadline.
 
         Raises Empty then, and DatabaseBusy at once if too many wait already.
@@ -144,14 +132,16 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
             return item
         except asyncio.CancelledError:
             if place.cancelled():
-                self._line.remove(place)
-            elif not place.exception():  # it came at the same moment
+                with suppress(ValueError):  # it was found, and left out, already
+                    self._line.remove(place)
+            elif not place.exception():  # a connection came at the same moment
                 self.put(place.result(), block=False)
             raise
         finally:
             timer.cancel()
 
-    def _next(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
+    def take_first(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
+        """Take the one that has waited longest out of the line."""
         while self._line:
             place = self._line.popleft()
             if not place.done():
@@ -167,11 +157,6 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
             return
         self._line.remove(place)
         place.set_exception(Empty())
-
-    def let_one_connect(self) -> None:
-        """Have the first in the line make a connection itself, in place of one that failed."""
-        if first := self._next():
-            first.set_exception(Empty())
 
 
 class OrderedPool(AsyncAdaptedQueuePool):
@@ -198,8 +183,9 @@ class OrderedPool(AsyncAdaptedQueuePool):
         return pool
 
     def _dec_overflow(self) -> Literal[True]:
-        """Called when a connection could not be made: somebody else may try."""
-        self._pool.let_one_connect()
+        """Called when a connection could not be made: the first in the line tries at once."""
+        if first := self._pool.take_first():
+            first.set_exception(Empty())
         return super()._dec_overflow()
 
     def connect(self) -> PoolProxiedConnection:
@@ -259,12 +245,12 @@ def check_out(connection: Any, record: Any, _proxy: Any) -> None:
     way may have forgotten, takes a query to try.
     """
     record.info["taken_at"] = time.monotonic()
-    returned_at = record.info.get("returned_at")
-    if returned_at is None:  # it is new
+    idle_seconds = time.monotonic() - record.info.get("returned_at", math.inf)
+    if idle_seconds < BUSY_SECONDS:  # or it is new
         return
     try:
         if not has_news(connection):
-            if time.monotonic() - returned_at > IDLE_SECONDS:
+            if idle_seconds > IDLE_SECONDS:
                 connection.autocommit = True
                 with connection.cursor() as cursor:
                     cursor.execute("SELECT 1")

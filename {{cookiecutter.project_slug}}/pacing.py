@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from logs import PROBES
 
-AT_ONCE = 2  # requests that begin in one turn: uvloop also takes one new connection in each
+AT_ONCE = 4  # requests that begin in one turn; uvloop also takes one new connection in each
 
 
 class Pacing:
