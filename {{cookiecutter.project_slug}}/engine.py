@@ -3,7 +3,6 @@
 import asyncio
 import math
 import random
-import select
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -22,10 +21,15 @@ from connecting import TRANSPORT
 from database_url import DatabaseUrl
 from diagnosis import explain
 from findings import Retry
-from psycopg2_asyncio import CONNECT_SECONDS, DRIVER, deadline, waiting_on_event_loop
+from psycopg2_asyncio import (
+    CONNECT_SECONDS,
+    DRIVER,
+    Connection,
+    deadline,
+    waiting_on_event_loop,
+)
 
 FIRST_PAUSE_SECONDS = 0.25  # before another attempt to connect; each further one is twice as long
-BUSY_SECONDS = 0.01  # a connection unused for less than this has not died idle
 IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
 READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
 
@@ -237,20 +241,17 @@ def connect_patiently(
         pause *= 2
 
 
-def check_out(connection: Any, record: Any, _proxy: Any) -> None:
+def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
     """Have a connection that died idle replaced, without a round trip for one just in use.
 
     What the server said by itself, it said as it hung up: a restart, a shutdown, or Neon's scaling
     to zero after five minutes. Only a connection that nobody hung up, and that a router on the
     way may have forgotten, takes a query to try.
     """
-    record.info["taken_at"] = time.monotonic()
-    idle_seconds = time.monotonic() - record.info.get("returned_at", math.inf)
-    if idle_seconds < BUSY_SECONDS:  # or it is new
-        return
+    now = record.info["taken_at"] = time.monotonic()
     try:
-        if not has_news(connection):
-            if idle_seconds > IDLE_SECONDS:
+        if not (connection.has_news or connection.closed):
+            if now - record.info.get("returned_at", now) > IDLE_SECONDS:
                 connection.autocommit = True
                 with connection.cursor() as cursor:
                     cursor.execute("SELECT 1")
@@ -261,21 +262,12 @@ def check_out(connection: Any, record: Any, _proxy: Any) -> None:
     raise exc.DisconnectionError  # the pool connects anew, and tries again
 
 
-def check_in(connection: Any, record: Any) -> None:
+def check_in(connection: Connection | None, record: Any) -> None:
     if connection is not None and not connection.closed:
         connection.autocommit = False
     record.info["returned_at"] = time.monotonic()
     if hold := record.record_info.pop("hold", None):
         hold.is_held = False
-
-
-def has_news(connection: Any) -> bool:
-    """Has the server said something that nobody asked for? Looks at the socket alone."""
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([connection], [], [], 0)[0])  # Windows
 
 
 def keep_other_connections(context: Any) -> None:

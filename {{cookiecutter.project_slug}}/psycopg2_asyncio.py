@@ -10,6 +10,7 @@ waits as psycopg2 does by itself; only COPY is refused while it is set.
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,26 +38,32 @@ deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 class Connection(psycopg2.extensions.connection):
     """A connection whose socket the event loop watches from its first answer until it is closed.
 
-    To watch it anew for each answer would take a fifth of the time of a short statement.
+    So it notices a server that hangs up. And to watch it anew for each answer would take a fifth
+    of the time of a short statement.
     """
 
+    has_news = False  # the server has said something that nobody asked for
     _loop: asyncio.AbstractEventLoop
     _watched: int | None = None  # the socket's descriptor, while it is watched
     _answer: "asyncio.Future[bool] | None" = None  # somebody waits for it
 
-    def answer(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[bool]":
+    def answer(self) -> "asyncio.Future[bool]":
         """Return a future that becomes true once the server has said something."""
-        self._answer = loop.create_future()
-        if self._watched is None:
-            self._loop, self._watched = loop, self.fileno()
-            loop.add_reader(self._watched, self._notice)
+        self.watch()
+        self._answer = self._loop.create_future()
         return self._answer
 
+    def watch(self) -> None:
+        if self._watched is None:
+            self._loop, self._watched = asyncio.get_running_loop(), self.fileno()
+            self._loop.add_reader(self._watched, self._notice)
+
     def _notice(self) -> None:
-        if self._answer is None:  # nobody asked: it hangs up. The next one to use it will see
-            self.unwatch()
-        else:
+        if self._answer is not None:
             finish(self._answer)
+        elif is_readable(self):  # and not just told once more of an answer that was read meanwhile
+            self.has_news = True
+            self.unwatch()
 
     def forget_answer(self) -> None:
         self._answer = None
@@ -72,6 +79,14 @@ class Connection(psycopg2.extensions.connection):
     def close(self) -> None:
         self.unwatch()
         super().close()
+
+
+def is_readable(connection: Connection) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([connection], [], [], 0)[0])  # Windows
 
 
 def wait(connection: Any) -> None:
@@ -96,7 +111,7 @@ def wait_for(connection: Connection, state: int) -> None:
     loop = asyncio.get_running_loop()
     limit = deadline.get()
     if state == POLL_READ:
-        ready = connection.answer(loop)
+        ready = connection.answer()
     else:
         ready, descriptor = loop.create_future(), connection.fileno()
         loop.add_writer(descriptor, finish, ready)
@@ -183,9 +198,12 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
         seconds = float(parameters.pop("connect_timeout", CONNECT_SECONDS))
 
         def connect() -> Any:
-            return super(PGDialect_psycopg2, self).connect(
-                *arguments, connection_factory=Connection, cursor_factory=Cursor, **parameters
+            factories = {"connection_factory": Connection, "cursor_factory": Cursor}
+            connection = super(AsyncPsycopg2Dialect, self).connect(
+                *arguments, **factories, **parameters
             )
+            connection.watch()
+            return connection
 
         return await_(within(seconds, connect, parameters))
 
@@ -193,12 +211,13 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
         dbapi_connection.close()  # sends one small packet, and waits for nothing
 
     def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
-        """Switch autocommit without a round trip: psycopg2's own setter sends a SET."""
-        if level == "AUTOCOMMIT":
-            dbapi_connection.autocommit = True
-            return
-        dbapi_connection.autocommit = False
-        super().set_isolation_level(dbapi_connection, level)  # type: ignore[no-untyped-call]
+        """Switch levels without a round trip. psycopg2's own method sends a SET out of AUTOCOMMIT,
+        which a transaction pooler would hand on to other clients.
+        """
+        dbapi_connection.autocommit = level == "AUTOCOMMIT"
+        if level != "AUTOCOMMIT":
+            is_default = level == self.default_isolation_level
+            dbapi_connection.isolation_level = None if is_default else level
 
 
 async def within(seconds: float, connect: Callable[[], Any], parameters: dict[str, Any]) -> Any:
