@@ -43,14 +43,17 @@ class Connection(psycopg2.extensions.connection):
     """
 
     has_news = False  # the server has said something that nobody asked for
-    _loop: asyncio.AbstractEventLoop
+    _loop: asyncio.AbstractEventLoop | None = None
     _watched: int | None = None  # the socket's descriptor, while it is watched
     _answer: "asyncio.Future[bool] | None" = None  # somebody waits for it
 
     def answer(self) -> "asyncio.Future[bool]":
         """Return a future that becomes true once the server has said something."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # as in tests, whose clients may each have one
+            self.unwatch()
         self.watch()
-        self._answer = self._loop.create_future()
+        self._answer = loop.create_future()
         return self._answer
 
     def watch(self) -> None:
@@ -72,8 +75,9 @@ class Connection(psycopg2.extensions.connection):
 
     def unwatch(self) -> None:
         """Let go of the socket, before it is closed: the next one may get its descriptor."""
-        if self._watched is not None:
-            self._loop.remove_reader(self._watched)
+        if self._loop is not None and self._watched is not None:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._watched)
             self._watched = None
 
     def close(self) -> None:

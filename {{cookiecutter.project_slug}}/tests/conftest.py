@@ -142,8 +142,10 @@ def client_of(client: TestClient) -> Callable[[str], TestClient]:
         app = client.app
         assert isinstance(app, FastAPI)
         token = app.state.verifier.issue(user_id)
-        # The app runs already: a second lifespan would give it a second database.
-        return TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        # The app runs already: a second lifespan would give it a second engine.
+        user = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        user.portal = client.portal  # the same event loop
+        return user
 
     return log_in
 
