@@ -20,10 +20,19 @@ from app_server import app_server
 from machine import Project
 from repository import REPOSITORY
 
-SECTIONS = ["A field of a task", "A route", "A setting", "A migration by hand"]
+SECTIONS = [
+    "A field of a task",
+    "A route",
+    "A route with a session",
+    "A setting",
+    "A migration by hand",
+]
 PLACE = re.compile(r"(?P<how>[Ii]n|a new file|at the end of) `(?P<path>[\w./]+)`")
 # Of its tests, those that know of something that was added.
-TOUCHED = "every_field or a_new_task or estimate or summary or support or every_setting or openapi"
+TOUCHED = (
+    "every_field or a_new_task or estimate or summary or duplicate or support or every_setting"
+    " or openapi"
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def extended(
         copy.run("uv", "run", "manage.py", "postgres", "stop")
 
 
-def test_the_page_has_the_four_ways_to_add_something(steps: list[Step]) -> None:
+def test_the_page_has_every_way_to_add_something(steps: list[Step]) -> None:
     assert list(dict.fromkeys(step.section for step in steps if step.section)) == SECTIONS
 
 
@@ -188,7 +197,10 @@ def test_the_api_serves_what_was_added(extended: Project, tmp_path: Path) -> Non
         created = app.request("POST", "/tasks", {"title": "Paint", "estimate": 90}, token=token)
         listed = app.request("GET", "/tasks", token=token)
         summary = app.request("GET", "/summary", token=token)
+        duplicate = app.request("POST", f"/tasks/{created.body['id']}/duplicate", token=token)
 
     assert created.status == 201, created.body
     assert [task["estimate"] for task in listed.body] == [90]
     assert summary.body == {"tasks": 1, "completed": 0}
+    assert duplicate.status == 201, duplicate.body
+    assert duplicate.body["estimate"] == 90
