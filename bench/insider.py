@@ -23,32 +23,32 @@ from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
-import auth
+import auth.tokens
+from auth.passwords import Passwords
 from config import get_settings
 from db import Database, create_db_engine, get_session
 from models import Task
-from paging import Cursors, Sort
-from passwords import Passwords
+from pagination import Cursors, Sort
 from sqlmodel import Session, col, select
 
 PACKAGES = ("fastapi", "starlette", "sqlmodel", "sqlalchemy", "psycopg2-binary", "uvicorn")
 SESSIONS = 200
 
-auth.ACCESS_TOKEN_SECONDS = 2 * 3600  # longer than any run
+auth.tokens.ACCESS_TOKEN_SECONDS = 2 * 3600  # longer than any run
 session_of = asynccontextmanager(get_session)
 
 
 def world() -> dict[str, Any]:
     wanted: dict[str, Any] = json.load(sys.stdin)
     settings = get_settings()
-    tokens, cursors = auth.OwnTokens(settings), Cursors(settings.better_auth_secret)
+    tokens, cursors = auth.tokens.OwnTokens(settings), Cursors(settings.better_auth_secret)
     of_tasks = select(Task).where(col(Task.id).in_(map(UUID, wanted["tasks"])))
     with Session(create_db_engine(settings.database_url)) as session:
         tasks = {str(task.id): task.model_dump() for task in session.exec(of_tasks)}
     packages = [f"{package} {version(package)}" for package in PACKAGES]
     return {
-        "key": auth.signing_key(settings).hex(),
-        "issuer": auth.ISSUER,
+        "key": auth.tokens.signing_key(settings).hex(),
+        "issuer": auth.tokens.ISSUER,
         "connections": settings.db_pool_size,
         "password_hash": Passwords.HASHER.hash(wanted["password"]),
         "tokens": {user: tokens.issue(user) for user in wanted["users"]},
