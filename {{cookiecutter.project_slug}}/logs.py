@@ -13,6 +13,7 @@ import sys
 import time
 
 import structlog
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -36,7 +37,13 @@ SECRETS = re.compile(
     re.VERBOSE,
 )
 
-encode = json.JSONEncoder(default=str).encode  # built once: json.dumps() builds one for each line
+
+def as_json(event: EventDict, **_: object) -> str:
+    """Write a line as JSON; what UTF-8 cannot hold is escaped, which takes three times as long."""
+    try:
+        return to_json(event, fallback=str).decode()
+    except PydanticSerializationError:
+        return json.dumps(event, default=str)
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -64,7 +71,7 @@ def configure_logging(settings: Settings) -> None:
     ]
     renderer: Processor
     if settings.environment == "production":
-        renderer = structlog.processors.JSONRenderer(lambda event, **_: encode(event))
+        renderer = structlog.processors.JSONRenderer(as_json)
     else:
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stdout.isatty(),

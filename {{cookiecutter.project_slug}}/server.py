@@ -20,7 +20,7 @@ KEEP_ALIVE_SECONDS = 75
 # A worker imports the app before it answers uvicorn for the first time. After 5 s, uvicorn's own
 # limit, a slow or busy machine would have it killed, and the next one, and none would ever serve.
 WORKER_SECONDS = 60
-AT_ONCE = 2  # requests that begin in one turn: uvloop also takes one new connection in each
+AT_ONCE = 4  # requests that begin in one turn; uvloop also takes one new connection in each
 
 
 def serve() -> None:

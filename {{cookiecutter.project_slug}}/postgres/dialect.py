@@ -10,6 +10,7 @@ waits as psycopg2 does by itself; only COPY is refused while it is set.
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2.extensions import POLL_OK, POLL_READ
+from psycopg2.extensions import POLL_OK, POLL_READ, STATUS_BEGIN, STATUS_READY
 from psycopg2.extras import wait_select
 from sqlalchemy import URL, AsyncAdaptedQueuePool, Pool
 from sqlalchemy.dialects import registry
@@ -34,6 +35,60 @@ PROBE_SECONDS = 3.0  # for one address of a host that has several
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
+class Connection(psycopg2.extensions.connection):
+    """A connection whose socket the event loop watches from its first answer until it is closed.
+
+    So it notices a server that hangs up. And to watch it anew for each answer would take a fifth
+    of the time of a short statement.
+    """
+
+    has_news = False  # the server has said something that nobody asked for
+    _loop: asyncio.AbstractEventLoop
+    _watched: int | None = None  # the socket's descriptor, while it is watched
+    _answer: "asyncio.Future[bool] | None" = None  # somebody waits for it
+
+    def answer(self) -> "asyncio.Future[bool]":
+        """Return a future that becomes true once the server has said something."""
+        self.watch()
+        self._answer = self._loop.create_future()
+        return self._answer
+
+    def watch(self) -> None:
+        if self._watched is None:
+            self._loop, self._watched = asyncio.get_running_loop(), self.fileno()
+            self._loop.add_reader(self._watched, self._notice)
+
+    def _notice(self) -> None:
+        if self._answer is not None:
+            finish(self._answer)
+        elif is_readable(self):  # and not just told once more of an answer that was read meanwhile
+            self.has_news = True
+            self.unwatch()
+
+    def forget_answer(self) -> None:
+        self._answer = None
+        if self.status not in {STATUS_READY, STATUS_BEGIN}:  # libpq may go on to another socket
+            self.unwatch()
+
+    def unwatch(self) -> None:
+        """Let go of the socket, before it is closed: the next one may get its descriptor."""
+        if self._watched is not None:
+            self._loop.remove_reader(self._watched)
+            self._watched = None
+
+    def close(self) -> None:
+        self.unwatch()
+        super().close()
+
+
+def is_readable(connection: Connection) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([connection], [], [], 0)[0])  # Windows
+
+
 def wait(connection: Any) -> None:
     """Wait until the server has answered: psycopg2's wait callback.
 
@@ -43,28 +98,34 @@ def wait(connection: Any) -> None:
     if not in_greenlet():
         wait_select(connection)
         return
+    try:
+        while (state := connection.poll()) != POLL_OK:
+            wait_for(connection, state)
+    except BaseException:
+        connection.unwatch()
+        raise
+
+
+def wait_for(connection: Connection, state: int) -> None:
+    """Wait until the socket can be read from, or written to. Raises psycopg2.OperationalError."""
     loop = asyncio.get_running_loop()
     limit = deadline.get()
-    while (state := connection.poll()) != POLL_OK:
-        ready = loop.create_future()
-        # The descriptor is looked up anew, and let go before psycopg2 goes on, which may close it:
-        # its number could then belong to another connection.
-        descriptor = connection.fileno()
-        add, remove = (
-            (loop.add_reader, loop.remove_reader)
-            if state == POLL_READ
-            else (loop.add_writer, loop.remove_writer)
-        )
-        add(descriptor, finish, ready)
-        timer = loop.call_at(limit, finish, ready, False) if limit is not None else None
-        try:
-            in_time = await_(ready)
-        finally:
-            remove(descriptor)
-            if timer:
-                timer.cancel()
-        if not in_time:
-            raise psycopg2.OperationalError("timeout expired: the server has not answered in time")
+    if state == POLL_READ:
+        ready = connection.answer()
+    else:
+        ready, descriptor = loop.create_future(), connection.fileno()
+        loop.add_writer(descriptor, finish, ready)
+    timer = loop.call_at(limit, finish, ready, False) if limit is not None else None
+    try:
+        in_time = await_(ready)
+    finally:
+        connection.forget_answer()
+        if state != POLL_READ:
+            loop.remove_writer(descriptor)
+        if timer:
+            timer.cancel()
+    if not in_time:
+        raise psycopg2.OperationalError("timeout expired: the server has not answered in time")
 
 
 @contextmanager
@@ -137,9 +198,12 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
         seconds = float(parameters.pop("connect_timeout", CONNECT_SECONDS))
 
         def connect() -> Any:
-            return super(PGDialect_psycopg2, self).connect(
-                *arguments, cursor_factory=Cursor, **parameters
+            factories = {"connection_factory": Connection, "cursor_factory": Cursor}
+            connection = super(AsyncPsycopg2Dialect, self).connect(
+                *arguments, **factories, **parameters
             )
+            connection.watch()
+            return connection
 
         return await_(within(seconds, connect, parameters))
 
@@ -147,12 +211,13 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
         dbapi_connection.close()  # sends one small packet, and waits for nothing
 
     def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
-        """Switch autocommit without a round trip: psycopg2's own setter sends a SET."""
-        if level == "AUTOCOMMIT":
-            dbapi_connection.autocommit = True
-            return
-        dbapi_connection.autocommit = False
-        super().set_isolation_level(dbapi_connection, level)  # type: ignore[no-untyped-call]
+        """Switch levels without a round trip. psycopg2's own method sends a SET out of AUTOCOMMIT,
+        which a transaction pooler would hand on to other clients.
+        """
+        dbapi_connection.autocommit = level == "AUTOCOMMIT"
+        if level != "AUTOCOMMIT":
+            is_default = level == self.default_isolation_level
+            dbapi_connection.isolation_level = None if is_default else level
 
 
 async def within(seconds: float, connect: Callable[[], Any], parameters: dict[str, Any]) -> Any:

@@ -3,29 +3,22 @@
 import asyncio
 import math
 import random
-import select
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import psycopg2
-from sqlalchemy import (
-    AsyncAdaptedQueuePool,
-    Dialect,
-    PoolProxiedConnection,
-    event,
-    exc,
-)
+from sqlalchemy import AsyncAdaptedQueuePool, Dialect, PoolProxiedConnection, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util.concurrency import await_
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
 from postgres.connect import TRANSPORT
-from postgres.dialect import CONNECT_SECONDS, DRIVER, deadline, waiting_on_event_loop
+from postgres.dialect import CONNECT_SECONDS, DRIVER, Connection, deadline, waiting_on_event_loop
 from postgres.explain import explain
 from postgres.findings import Retry
 from postgres.url import DatabaseUrl
@@ -109,21 +102,14 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
         self._line: deque[asyncio.Future[ConnectionPoolEntry]] = deque()
 
     def put(
-        self,
-        item: ConnectionPoolEntry,
-        block: bool = True,
-        timeout: float | None = None,
+        self, item: ConnectionPoolEntry, block: bool = True, timeout: float | None = None
     ) -> None:
-        if first := self._next():
+        if first := self.take_first():
             first.set_result(item)
         else:
             super().put(item, block, timeout)
 
-    def get(
-        self,
-        block: bool = True,
-        timeout: float | None = None,
-    ) -> ConnectionPoolEntry:
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
         """Wait for a connection for `timeout` seconds, and never beyond the deadline.
 
         Raises Empty then, and DatabaseBusy at once if too many wait already.
@@ -144,14 +130,16 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
             return item
         except asyncio.CancelledError:
             if place.cancelled():
-                self._line.remove(place)
-            elif not place.exception():  # it came at the same moment
+                with suppress(ValueError):  # it was found, and left out, already
+                    self._line.remove(place)
+            elif not place.exception():  # a connection came at the same moment
                 self.put(place.result(), block=False)
             raise
         finally:
             timer.cancel()
 
-    def _next(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
+    def take_first(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
+        """Take the one that has waited longest out of the line."""
         while self._line:
             place = self._line.popleft()
             if not place.done():
@@ -167,11 +155,6 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
             return
         self._line.remove(place)
         place.set_exception(Empty())
-
-    def let_one_connect(self) -> None:
-        """Have the first in the line make a connection itself, in place of one that failed."""
-        if first := self._next():
-            first.set_exception(Empty())
 
 
 class OrderedPool(AsyncAdaptedQueuePool):
@@ -198,8 +181,9 @@ class OrderedPool(AsyncAdaptedQueuePool):
         return pool
 
     def _dec_overflow(self) -> Literal[True]:
-        """Called when a connection could not be made: somebody else may try."""
-        self._pool.let_one_connect()
+        """Called when a connection could not be made: the first in the line tries at once."""
+        if first := self._pool.take_first():
+            first.set_exception(Empty())
         return super()._dec_overflow()
 
     def connect(self) -> PoolProxiedConnection:
@@ -251,20 +235,17 @@ def connect_patiently(
         pause *= 2
 
 
-def check_out(connection: Any, record: Any, _proxy: Any) -> None:
+def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
     """Have a connection that died idle replaced, without a round trip for one just in use.
 
     What the server said by itself, it said as it hung up: a restart, a shutdown, or Neon's scaling
     to zero after five minutes. Only a connection that nobody hung up, and that a router on the
     way may have forgotten, takes a query to try.
     """
-    record.info["taken_at"] = time.monotonic()
-    returned_at = record.info.get("returned_at")
-    if returned_at is None:  # it is new
-        return
+    now = record.info["taken_at"] = time.monotonic()
     try:
-        if not has_news(connection):
-            if time.monotonic() - returned_at > IDLE_SECONDS:
+        if not (connection.has_news or connection.closed):
+            if now - record.info.get("returned_at", now) > IDLE_SECONDS:
                 connection.autocommit = True
                 with connection.cursor() as cursor:
                     cursor.execute("SELECT 1")
@@ -275,21 +256,12 @@ def check_out(connection: Any, record: Any, _proxy: Any) -> None:
     raise exc.DisconnectionError  # the pool connects anew, and tries again
 
 
-def check_in(connection: Any, record: Any) -> None:
+def check_in(connection: Connection | None, record: Any) -> None:
     if connection is not None and not connection.closed:
         connection.autocommit = False
     record.info["returned_at"] = time.monotonic()
     if hold := record.record_info.pop("hold", None):
         hold.is_held = False
-
-
-def has_news(connection: Any) -> bool:
-    """Has the server said something that nobody asked for? Looks at the socket alone."""
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([connection], [], [], 0)[0])  # Windows
 
 
 def keep_other_connections(context: Any) -> None:

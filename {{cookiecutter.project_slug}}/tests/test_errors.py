@@ -228,10 +228,12 @@ def browser(app: FastAPI, caller: TestClient) -> TestClient:
 
 
 @pytest.fixture(scope="module")
-def port(app: FastAPI, caller: TestClient) -> Iterator[int]:  # noqa: ARG001  (starts the app)
-    """The app behind a real server and a real socket."""
+def port(settings: Settings) -> Iterator[int]:
+    """An app behind a real server and a real socket."""
+    app = main.create_app(settings)
+    app.include_router(probe)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
