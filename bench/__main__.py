@@ -31,13 +31,13 @@ profile  tells by py-spy what the time of lists and creations is spent for; with
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure a generated project, the textbook app and the floor, in turn.",
+        description="Measure a generated project next to other apps, in turn.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", nargs="?", choices=("run", "tell", "profile"), default="run")
     parser.add_argument(
-        "--quick", action="store_true", help="run: about 4 minutes in place of 22, and less exact"
+        "--quick", action="store_true", help="run: about 5 minutes in place of 23, and less exact"
     )
     parser.add_argument(
         "--only",
@@ -134,7 +134,8 @@ def write(results: Results, folder: Path) -> None:
     (folder / "results.md").write_text(text, "utf-8")
     drawn = plots.draw(results, folder)
     print(text)
-    print(f"In {folder}: results.json, results.md, {', '.join(path.name for path in drawn)}")
+    names = ["results.json", "results.md", *(path.name for path in drawn)]
+    print(f"In {folder}: {', '.join(names)}")
 
 
 def as_json(results: Results) -> str:

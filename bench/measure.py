@@ -4,18 +4,30 @@ import math
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from .data import CROWD, CROWD_OWNERS, CROWD_TASKS, PAGE, READER, VISITORS, WRITER, Data, owners_of
+from .data import (
+    CROWD,
+    CROWD_OWNERS,
+    CROWD_TASKS,
+    PAGE,
+    READER,
+    VISITORS,
+    WRITER,
+    Data,
+    Owner,
+    owners_of,
+)
 from .load import Health, Run, require_wrk, send
-from .plan import APPS, POOLS, Cell, Plan
+from .plan import POOLS, Cell, Plan
 from .processes import App, BenchError, distant, round_trip
 from .project import Project, generate, time_parts
 from .pulse import pulse
@@ -162,7 +174,7 @@ def by_latency(cells: Sequence[Cell]) -> Iterator[tuple[int, list[Cell]]]:
 
 
 def by_chapter(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Group cells by the apps that have to run: pools are measured without all others."""
+    """Group cells whose apps run side by side: pools are measured without all others."""
     for _, together in groupby(sorted(cells, key=is_of_pools), key=is_of_pools):
         yield list(together)
 
@@ -190,8 +202,26 @@ def measure_generation(
 
 @contextmanager
 def prepared(project: Project, url: str, plan: Plan, display: Display) -> Iterator[World]:
-    """Fill the database with what the plan reads."""
-    data = Data(url)
+    """Fill the database with what the plan reads, and install what only one of its apps needs."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-packages-") as packages,
+        closing(Data(url)) as data,
+    ):
+        everybody = add_rows(data, plan, display)
+        pages = data.before_last_page([owner for owner in everybody if owner.tasks > PAGE])
+        users = [owner.id for owner in everybody]
+        tasks = {task: created_at for created_at, task in pages}
+        insider = project.ask_for_world(url, users, tasks, PASSWORD)
+        data.set_password(VISITORS, insider.pop("password_hash"))
+        insider["software"] += f", PostgreSQL {data.version()}"
+        if any("async textbook" in cell.apps for cell in plan.cells):
+            display.say("installing asyncpg")
+            insider["software"] += f", {project.install('asyncpg', Path(packages))}"
+        yield World(project=project, data=data, packages=Path(packages), **insider)
+
+
+def add_rows(data: Data, plan: Plan, display: Display) -> list[Owner]:
+    """Add what the plan reads. Returns all owners of tasks, those of none among them."""
     readers = {owner for cell in plan.cells if cell.owners == 1 for owner in owners_of(cell)}
     owners = sorted(readers | {READER}, key=lambda owner: owner.tasks)
     everybody = [*owners, WRITER]
@@ -208,15 +238,7 @@ def prepared(project: Project, url: str, plan: Plan, display: Display) -> Iterat
             for left in data.add_tasks(CROWD_OWNERS, CROWD * CROWD_TASKS):
                 display.say(f"adding tasks of {CROWD:,} owners, {left:,} are left")
         display.say("making the indexes")
-    users = [owner.id for owner in everybody]
-    pages = data.before_last_page([owner for owner in everybody if owner.tasks > PAGE])
-    insider = project.ask_for_world(url, users, [task for _, task in pages], PASSWORD)
-    data.set_password(VISITORS, insider.pop("password_hash"))
-    insider["software"] += f", PostgreSQL {data.version()}"
-    try:
-        yield World(project=project, data=data, **insider)
-    finally:
-        data.close()
+    return everybody
 
 
 def measure_at(
@@ -228,11 +250,8 @@ def measure_at(
     display: Display,
     deadline: float = math.inf,
 ) -> None:
-    """Measure cells with the database at `url`. deadline: for the beginning of the last one.
-
-    Either all cells are of pools, or none is.
-    """
-    names = cells[0].apps if is_of_pools(cells[0]) else APPS
+    """Measure cells with the database at `url`. deadline: for the beginning of the last one."""
+    names = [*dict.fromkeys(app for cell in cells for app in cell.apps)]
     with world.apps(url, folder, names) as apps:
         world.require_sameness(apps, READER)
         for app in apps.values():

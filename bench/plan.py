@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-APPS = ("ours", "textbook", "floor")
+APPS = ("ours", "textbook", "floor")  # wherever nothing else is said
+SPEED_APPS = (*APPS, "async floor")
+SESSION_APPS = ("ours", "session", "async textbook", "textbook")
 # Ours again, by connections to the database. Each is an app of its own, named so.
 POOLS = {f"pool of {size}": size for size in (4, 8, 15, 30, 60)}
 MAIN = ("list", "get", "create", "mixed")
 OPERATIONS = (*MAIN, "change", "delete", "last page", "log-ins")
-CHAPTERS = ("speed", "crowd", "pool", "growth", "generation")
+CHAPTERS = ("speed", "session", "crowd", "pool", "growth", "generation")
 USUAL_TASKS = 1_000  # of the owner whose tasks are read, where nothing else is said
 
 
@@ -50,40 +52,53 @@ def count(number: int, noun: str) -> str:
 
 
 def full_plan() -> Plan:
-    """About 22 minutes on two cores."""
+    """About 23 minutes on two cores."""
     cells = [
-        Cell("speed", operation, clients, latency_ms)
-        for latency_ms in (0, 1, 10)
-        for clients in (1, 16)
+        Cell("speed", operation, clients, latency_ms, apps=SPEED_APPS)
+        for latency_ms, crowds in ((0, (1, 16)), (1, (16,)), (10, (1, 16)))
+        for clients in crowds
         for operation in MAIN
     ]
-    cells += [Cell("speed", operation, 1, 10) for operation in ("change", "delete")]
+    cells += [
+        Cell("speed", operation, 1, 10, apps=SPEED_APPS) for operation in ("change", "delete")
+    ]
+    cells += sessions((0, 1, 10), rounds=3, seconds=1)
     cells += [
         Cell("crowd", operation, clients, latency_ms, rounds=rounds, seconds=2)
-        for latency_ms, rounds in ((0, 2), (1, 1), (10, 1))
+        for latency_ms, rounds in ((0, 2), (10, 1))
         for clients in (200, 1000)
         for operation in MAIN
     ]
     cells += [Cell("crowd", name, 2000, rounds=2, seconds=2) for name in ("list", "create")]
     cells += log_ins((200, 1000, 2000), rounds=2, seconds=3)
-    cells += pools((0, 1, 10, 50), rounds=3, seconds=1)
+    cells += pools((0, 10, 50), rounds=3, seconds=1)
     cells += growth((20, 1_000, 100_000, 1_000_000), rounds=3, seconds=0.5)
     cells += crowded(("list", "last page"), rounds=3, seconds=0.5)
     return Plan(tuple(cells), generations=3, minutes=24)
 
 
 def quick_plan() -> Plan:
-    """About 4 minutes: the figures that matter most, with less certainty."""
-    cells = [Cell("speed", operation, 16, seconds=1) for operation in MAIN]
+    """About 5 minutes: the figures that matter most, with less certainty."""
+    cells = [Cell("speed", operation, 16, seconds=1, apps=SPEED_APPS) for operation in MAIN]
     cells += [
-        Cell("speed", operation, 1, 10, rounds=1, seconds=1)
+        Cell("speed", operation, 1, 10, rounds=1, seconds=1, apps=SPEED_APPS)
         for operation in ("list", "get", "create", "change", "delete")
     ]
+    cells += sessions((0,), rounds=2, seconds=1)
     cells += [Cell("crowd", "list", clients, rounds=1, seconds=2) for clients in (200, 2000)]
     cells += log_ins((1000,), rounds=1, seconds=2)
     cells += pools((0, 10), rounds=1, seconds=1)
     cells += growth((1_000, 1_000_000), rounds=2, seconds=0.7)
     return Plan(tuple(cells), generations=1, minutes=6)
+
+
+def sessions(latencies: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
+    """A session for each request, as tutorials write it, next to one statement for each."""
+    return [
+        Cell("session", name, 16, latency, rounds=rounds, seconds=seconds, apps=SESSION_APPS)
+        for latency in latencies
+        for name in ("list", "get", "create")
+    ]
 
 
 def log_ins(crowds: Iterable[int], rounds: int, seconds: float) -> list[Cell]:

@@ -11,15 +11,20 @@ from matplotlib.ticker import LogLocator
 
 from .measure import Results
 from .plan import APPS, MAIN, POOLS
-from .report import by_latency, round_trips
+from .report import apps_of, by_latency, round_trips
 
-COLORS = {"ours": "#2f81f7", "textbook": "#d4762c", "floor": "#8b949e"}
+COLORS = {
+    "ours": "#2f81f7",
+    "textbook": "#d4762c",
+    "floor": "#8b949e",
+    "async floor": "#57ab5a",
+}
 DISTANCES = ("#7cc4f8", "#2f81f7", "#8250df", "#d4762c")  # from the near database to the far one
 GREY = "#7d858e"  # a contrast of 3.8 on white, of 4.9 on GitHub's black
 LEGEND: dict[str, Any] = {
     "loc": "lower center",
     "bbox_to_anchor": (0.5, 1.06),
-    "ncols": 3,
+    "ncols": 4,
     "frameon": False,
 }
 STYLE: dict[Any, Any] = {
@@ -61,7 +66,9 @@ def bars(axes: Axes, groups: Sequence[str], values: dict[str, list[float]], form
     for number, (app, heights) in enumerate(values.items()):
         places = [place + (number - (len(values) - 1) / 2) * width for place in range(len(groups))]
         drawn = axes.bar(places, heights, width * 0.92, label=app, color=COLORS[app])
-        axes.bar_label(drawn, labels=[format(v, form) for v in heights], fontsize=7, padding=1)
+        labels = [format(height, form) for height in heights]
+        axes.bar_label(drawn, labels=labels, fontsize=7, padding=2, rotation=90)
+    axes.margins(y=0.15)  # the labels stand above the bars
     axes.set_xticks(range(len(groups)), groups)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
@@ -80,7 +87,7 @@ def speed(results: Results) -> Figure | None:
     figure, all_axes = panels(len(found))
     for axes, (latency, measured) in zip(all_axes, found, strict=True):
         operations = [one.cell.operation for one in measured]
-        rates = {app: [one.rate(app) for one in measured] for app in APPS}
+        rates = {app: [one.rate(app) for one in measured] for app in apps_of(measured)}
         bars(axes, operations, rates, ",.0f")
         axes.set_title(f"database at {latency} ms", fontsize=9)
     all_axes[0].set_ylabel("answers a second, 16 clients")
@@ -94,7 +101,7 @@ def trips(results: Results) -> Figure | None:
     if not found:
         return None
     figure, (axes,) = panels(1)
-    values = {app: [trips_of[app] for _, trips_of in found] for app in APPS}
+    values = {app: [trips_of[app] for _, trips_of in found] for app in found[0][1]}
     bars(axes, [operation for operation, _ in found], values, ".1f")
     axes.set_ylabel("median answer, in round trips of 10 ms")
     axes.legend(**LEGEND)
@@ -104,7 +111,8 @@ def trips(results: Results) -> Figure | None:
 def crowd(results: Results) -> Figure | None:
     """Throughput by the number of clients: a row for each latency, a column for each operation."""
     measured = [one for one in results.measurements if one.cell.chapter in {"speed", "crowd"}]
-    measured = [one for one in measured if one.cell.apps == APPS and one.cell.operation in MAIN]
+    measured = [one for one in measured if {*APPS} <= {*one.cell.apps}]
+    measured = [one for one in measured if one.cell.operation in MAIN]
     latencies = sorted({one.cell.latency_ms for one in results.of("crowd")})
     operations = [name for name in MAIN if any(one.cell.operation == name for one in measured)]
     crowds = sorted({one.cell.clients for one in measured})
@@ -124,13 +132,13 @@ def crowd(results: Results) -> Figure | None:
             for app in APPS:
                 rates = [one.rate(app) for one in found]
                 axes.plot(clients, rates, marker="o", ms=3, color=COLORS[app], label=app)
-            axes.set_ylim(bottom=0)
             axes.set_xscale("log")
             axes.set_xticks(crowds, [short(number) for number in crowds], fontsize=8)
             axes.minorticks_off()
             axes.grid()
             if not row:
                 axes.set_title(operation, fontsize=10)
+        grid[row, 0].set_ylim(bottom=0)  # of the row, whose highest value is known only now
         grid[row, 0].set_ylabel(f"a second,\ndatabase at {latency} ms")
     grid[-1, len(operations) // 2].set_xlabel("clients at once")
     figure.tight_layout()
@@ -171,11 +179,11 @@ def pool(results: Results) -> Figure | None:
         bottom.set_xlabel("connections in the pool")
         for axes in (top, bottom):
             axes.grid()
-            axes.set_ylim(bottom=0 if axes is top else None)
+    grid[0, 0].set_ylim(bottom=0)  # of the row, whose highest value is known only now
     grid[0, 0].set_ylabel(f"answers a second, {found[0].cell.clients} clients")
     grid[1, 0].set_ylabel("their 99th percentile, ms")
     figure.tight_layout()
-    legend = LEGEND | {"bbox_to_anchor": (0.5, 0.98), "ncols": 4, "fontsize": 9}
+    legend = LEGEND | {"bbox_to_anchor": (0.5, 0.98), "fontsize": 9}
     figure.legend(*grid[0, 0].get_legend_handles_labels(), **legend)
     return figure
 

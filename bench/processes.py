@@ -167,6 +167,7 @@ def round_trip(url: str, times: int = 100) -> float:
 class App:
     """One of the apps, served at `port`. It can be started anew.
 
+    folder: where it runs, and has its modules. modules: further folders that have some.
     health: the path at which it says that it lives, if it has one.
     """
 
@@ -178,6 +179,7 @@ class App:
         target: str,
         log: Path,
         *,
+        modules: Sequence[Path] = (),
         health: str | None = None,
         **variables: str,
     ) -> None:
@@ -186,7 +188,8 @@ class App:
         self.health = health
         self._command: Command = [python, "-P", HERE / "serve.py", target]
         self._folder = folder
-        self._variables = variables | {"PYTHONPATH": str(folder)}  # and not our folder: -P
+        path = os.pathsep.join(map(str, (folder, *modules)))
+        self._variables = variables | {"PYTHONPATH": path}  # and not our folder: -P
         self.port = 0
 
     def __enter__(self) -> "App":

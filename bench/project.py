@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,19 @@ class Project:
     def python(self) -> Path:
         return self.path / ".venv" / "bin" / "python"
 
+    def install(self, package: str, folder: Path) -> str:
+        """Install a package into a folder, not into the project. Returns its name and version."""
+        options = ("--quiet", "--python", self.python, "--target", folder)
+        run(UV, "pip", "install", *options, package, cwd=folder)
+        (found,) = distributions(name=package, path=[str(folder)])
+        return f"{package} {found.version}"
+
     def ask_for_world(
-        self, url: str, users: Sequence[str], tasks: Sequence[str], password: str
+        self, url: str, users: Sequence[str], tasks: Mapping[str, datetime], password: str
     ) -> dict[str, Any]:
-        """Return what bench/insider.py tells of the world."""
-        return self._ask("world", url, {"users": users, "tasks": tasks, "password": password})
+        """Return what bench/insider.py tells of the world. tasks: when each was created."""
+        created = {task: moment.isoformat() for task, moment in tasks.items()}
+        return self._ask("world", url, {"users": users, "tasks": created, "password": password})
 
     def time_sessions(self, url: str) -> dict[str, float]:
         """Return what bench/insider.py tells of sessions, in seconds."""

@@ -7,23 +7,30 @@ from statistics import median
 
 from .measure import Measurement, Results
 from .processes import BenchError
-from .report import TIMES, by_latency, medians, round_trips
+from .report import TIMES, apps_of, by_latency, medians, round_trips
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 COMPARED = ("list", "get", "create")
 PLOTS = {
-    "speed": "Answers a second of the three apps, by operation and distance of the database",
+    "speed": "Answers a second of each app, by operation and distance of the database",
     "trips": "Round trips to the database that an answer takes",
     "crowd": "Answers a second, by the number of clients at once",
     "growth": "Time of a page, by the number of tasks its owner has",
     "pool": "Answers a second and their times, by the size of the pool",
 }
 INTRODUCTION = """\
-Three apps give the same answers from the same rows, measured in turn within one run: *ours*, a
-generated project with its defaults; *textbook*, the app that tutorials lead to (`def` routes, a
-session by `yield`, a user look-up, count and offset); and *floor*, Starlette and bare psycopg2, the
-least that Python can do. App, database and clients share {processor}.
+These apps give the same answers from the same rows, and were measured in turn within one run:
+
+{apps}
+App, database and clients share {processor}.
 """
+WHAT_APPS_ARE = {
+    "ours": "a generated project with its defaults",
+    "textbook": "the app that tutorials lead to: `def` routes, a session by `yield`, a user"
+    " look-up, count and offset",
+    "floor": "Starlette and bare psycopg2 in threads, the least that Python can do there",
+    "async floor": "the same on the event loop, on psycopg2's asynchronous connections",
+}
 CONCLUSION = """\
 [{place}]({place}/results.md) has all figures of this run ({date}), with errors and
 percentiles. `uv run python -m bench` measures anew: the ratios should come out alike elsewhere, the
@@ -44,13 +51,14 @@ class Goal:
 def goals(results: Results) -> list[Goal]:
     """Compare a run with the numbers of the design. What was not measured is left out."""
     found = [
-        speed(results, "textbook", 3),
-        speed(results, "floor", 0.5),
+        speed(results, "textbook", {"list": 3.5, "get": 3.5, "create": 5}),
+        speed(results, "floor", dict.fromkeys(COMPARED, 0.9)),
+        processor_time(results),
         trips(results),
         crowd(results),
         overload(results),
-        health(results, "health", "one connection"),
-        health(results, "probe", "new connections"),
+        health(results, "health", "one connection", 100),
+        health(results, "probe", "new connections", 1000),
         growth(results),
         generation(results),
         sessions(results),
@@ -62,7 +70,8 @@ def yes_if(*facts: bool) -> str:
     return "yes" if all(facts) else "no"
 
 
-def speed(results: Results, other: str, wanted: float) -> Goal | None:
+def speed(results: Results, other: str, wanted: dict[str, float]) -> Goal | None:
+    """Compare answers a second. wanted: the least ratio, by operation."""
     measured, held = [], []
     cells = [one for one in results.of("speed") if one.cell.clients == 16]
     latencies = by_latency([one for one in cells if one.cell.operation in COMPARED])
@@ -70,15 +79,48 @@ def speed(results: Results, other: str, wanted: float) -> Goal | None:
         ratios = {one.cell.operation: one.ratio("ours", other) or 0 for one in group}
         texts = [f"{operation} {ratio:.2f}" for operation, ratio in ratios.items()]
         measured.append(f"{latency} ms: {', '.join(texts)}")
-        if all(ratio >= wanted for ratio in ratios.values()):
+        if all(ratio >= wanted[operation] for operation, ratio in ratios.items()):
             held.append(f"{latency} ms")
     if not measured:
         return None
     return Goal(
         f"answers a second at 16 clients, ours ÷ {other}, by distance of the database",
-        f"at least {wanted:g} {TIMES}",
+        "at least " + grouped(wanted),
         "; ".join(measured),
         "yes" if len(held) == len(latencies) else f"at {' and '.join(held)}" if held else "no",
+    )
+
+
+def grouped(wanted: dict[str, float]) -> str:
+    """Return "3.5 × (list, get), 5 × (create)", or one number where all are the same."""
+    numbers = sorted(set(wanted.values()))
+    if len(numbers) == 1:
+        return f"{numbers[0]:g} {TIMES}"
+    names = {number: [name for name in wanted if wanted[name] == number] for number in numbers}
+    return ", ".join(f"{number:g} {TIMES} ({', '.join(names[number])})" for number in numbers)
+
+
+def processor_time(results: Results) -> Goal | None:
+    """Tell what varies less than answers a second on a machine that others use, too."""
+    cells = [one for one in results.of("speed") if one.cell.clients == 16]
+    cells = [one for one in cells if one.cell.operation in COMPARED]
+    if not cells:
+        return None
+    latencies = by_latency(cells)
+    measured = [
+        f"{latency} ms: "
+        + ", ".join(
+            f"{one.cell.operation} {one.median('ours', 'cpu_us'):,.0f}"
+            f" / {one.median('floor', 'cpu_us'):,.0f} / {one.median('textbook', 'cpu_us'):,.0f}"
+            for one in group
+        )
+        for latency, group in latencies
+    ]
+    return Goal(
+        "processor time of the app for an answer at 16 clients, µs: ours / floor / textbook",
+        "the steadier figure, beside the two above",
+        "; ".join(measured),
+        "",
     )
 
 
@@ -89,9 +131,9 @@ def trips(results: Results) -> Goal | None:
         return None
     return Goal(
         "round trips of 10 ms in the median answer to one client",
-        "at most 1.6",
+        "at most 1.3",
         ", ".join(f"{operation} {number:.2f}" for operation, number in found),
-        yes_if(*(number <= 1.6 for _, number in found)),
+        yes_if(*(number <= 1.3 for _, number in found)),
     )
 
 
@@ -139,15 +181,15 @@ def overload(results: Results) -> Goal | None:
     )
 
 
-def health(results: Results, kind: str, how: str) -> Goal | None:
+def health(results: Results, kind: str, how: str, limit_ms: float) -> Goal | None:
     found = [one for each in results.of("crowd") if (one := each.health("ours", kind))]
     if not found:
         return None
-    in_time = [one for one in found if one.max_ms < 100 and not one.failed]
+    in_time = [one for one in found if one.p99_ms <= limit_ms and not one.failed]
     failed = sum(one.failed for one in found)
     return Goal(
         f"`/health` of ours meanwhile, asked on {how}",
-        "under 100 ms",
+        f"p99 at most {limit_ms:,.0f} ms",
         f"median {median(one.p50_ms for one in found):.0f} ms, p99 at most"
         f" {max(one.p99_ms for one in found):,.0f} ms, longest"
         f" {max(one.max_ms for one in found):,.0f} ms" + (f", {failed} failed" if failed else ""),
@@ -208,9 +250,11 @@ def summary(results: Results, folder: Path, root: Path) -> str:
     facts = results.machine
     place = folder.relative_to(root).as_posix()
     drawn = [name for name in PLOTS if (folder / f"{name}.svg").exists()]
+    apps = [app for app in apps_of(results.of("speed")) if app in WHAT_APPS_ARE]
+    list_of_apps = "".join(f"- *{app}*: {WHAT_APPS_ARE[app]}\n" for app in apps)
     return "\n".join(
         [
-            INTRODUCTION.format(processor=facts["processor"]),
+            INTRODUCTION.format(apps=list_of_apps, processor=facts["processor"]),
             "".join(f"| {' | '.join(line)} |\n" for line in lines),
             *[f"![{PLOTS[name]}]({place}/{name}.svg)\n" for name in drawn],
             CONCLUSION.format(place=place, date=facts["date"]),

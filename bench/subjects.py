@@ -1,4 +1,4 @@
-"""The three apps, each in its own words: how it is started, what its requests look like."""
+"""The apps, each in its own words: how it is started, what its requests look like."""
 
 import itertools
 import json
@@ -23,6 +23,13 @@ MIX_WITH_LOG_INS = ("list",) * 4 + ("get",) * 3 + ("create",) * 2 + ("log in",)
 PASSWORD = "correct horse"  # noqa: S105  (of users of this benchmark)
 VARIETY = 1_000  # different tasks that are read or changed
 DELETED_A_SECOND = 5_000  # more than any app manages
+# How the URL begins for each app that is not the generated project: SQLAlchemy wants a driver.
+DRIVERS = {
+    "textbook": "postgresql+psycopg2",
+    "async textbook": "postgresql+asyncpg",
+    "floor": "postgresql",
+    "async floor": "postgresql",
+}
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
 
 
@@ -38,6 +45,7 @@ class World:
     tokens: dict[str, str] = field(repr=False)  # by user
     cursors: dict[str, str]  # of ours, by task
     software: str  # names and versions, for people to read
+    packages: Path  # a folder with those that one app has beyond the project's
 
     def requests(self, app: str, cell: Cell) -> list[bytes]:  # noqa: PLR0911
         """Return what the clients send to an app, each once or in turn."""
@@ -102,10 +110,10 @@ class World:
         """Return the addresses of owners' last pages, as an app's client would have them."""
         if owners[0].tasks <= PAGE:
             return ["/tasks"] * len(owners)
-        if app == "textbook":
+        if app in {"textbook", "async textbook", "session"}:
             return [f"/tasks?offset={owner.tasks - PAGE}" for owner in owners]
         places = self.data.before_last_page(owners)
-        if app == "floor":
+        if app in {"floor", "async floor"}:
             return [
                 f"/tasks?after={created_at:%Y-%m-%dT%H:%M:%S.%fZ}_{task}"
                 for created_at, task in places
@@ -120,19 +128,22 @@ class World:
 
     def app(self, name: str, url: str, logs: Path) -> App:
         python, path = self.project.python, self.project.path
-        log = logs / name.replace(" ", "-")
-        if name in {"textbook", "floor"}:
+        module = name.replace(" ", "_")
+        log = logs / module
+        if name in DRIVERS:
             return App(
-                *(name, python, HERE, f"{name}:app", log),
+                *(name, python, HERE, f"{module}:app", log),
+                modules=[self.packages],
                 BENCH_CONNECTIONS=str(self.connections),
-                BENCH_DATABASE_URL=url.replace("postgresql://", "postgresql+psycopg2://"),
+                BENCH_DATABASE_URL=url_for(name, url),
                 BENCH_TOKEN_ISSUER=self.issuer,
                 BENCH_TOKEN_KEY=self.key,
             )
         variables = {"DATABASE_URL": url, "ENVIRONMENT": "production"}
         if name in POOLS:
             variables["DB_POOL_SIZE"] = str(POOLS[name])
-        return App(name, python, path, "main:app", log, health="/health", **variables)
+        target, modules = ("session:app", [HERE]) if name == "session" else ("main:app", [])
+        return App(name, python, path, target, log, modules=modules, health="/health", **variables)
 
     def require_sameness(self, apps: dict[str, App], owner: Owner) -> None:
         """Ask all apps the same. Raises BenchError where one answers differently."""
@@ -161,6 +172,12 @@ class World:
             ("change", ask(app, "PATCH", own, writer, new, CHANGE)),
             ("delete", ask(app, "DELETE", own, writer)),
         ]
+
+
+def url_for(app: str, url: str) -> str:
+    """Return the database's URL as an app that is not the generated project wants it."""
+    url = url.replace("postgresql", DRIVERS[app], 1)
+    return url.replace("sslmode=", "ssl=") if app == "async textbook" else url  # asyncpg's own word
 
 
 def ask(

@@ -17,12 +17,13 @@ from bench import __main__ as command
 from bench import load, measure, profiles, readme, report
 from bench.load import Health, Run
 from bench.measure import Measurement, Results, measure_at, prepared
-from bench.plan import POOLS, Cell, Plan, full_plan, quick_plan, select
+from bench.plan import POOLS, SESSION_APPS, SPEED_APPS, Cell, Plan, full_plan, quick_plan, select
 from bench.processes import BenchError, distant
 from bench.profiles import NOW, PARTS, Profile
 from bench.project import Project as Measured
 from bench.pulse import Pulse, pulse
 from bench.report import TIMES
+from bench.subjects import url_for
 
 from machine import Project
 
@@ -237,12 +238,19 @@ def test_an_app_that_answers_nothing_has_no_ratio() -> None:
 
 
 def test_every_chapter_gets_its_table() -> None:
-    cells = [Cell("speed", "list", 1, 10), Cell("crowd", "create", 200), Cell("growth", "list", 1)]
+    cells = [Cell("speed", "list", 1, 10, apps=SPEED_APPS)]
+    cells += [Cell("session", "get", 16, apps=SESSION_APPS)]
+    cells += [Cell("crowd", "create", 200), Cell("growth", "list", 1)]
     pools = Cell("pool", "list", 64, 50, apps=tuple(POOLS))
 
     text = report.markdown(results_of(*cells, pools))
 
-    assert f"| list | 1 | 10 ms | 40 | 20 | 40 | 2.00 {TIMES} | 1.00 {TIMES} |" in text
+    ratios = f"2.00 {TIMES} | 1.00 {TIMES} | 1.00 {TIMES}"
+    assert f"| list | 1 | 10 ms | 40 | 20 | 40 | 40 | {ratios} |" in text
+    assert "| list | 0.50 | 1.00 | 0.50 | 0.50 |" in text
+    ratios = f"1.00 {TIMES} | 1.00 {TIMES} | 2.00 {TIMES}"
+    assert f"| get | 16 | 0 ms | 40 | 40 | 40 | 20 | {ratios} |" in text
+    assert text.count("| 2,000 / 2,000 / 2,000 / 2,000 |") == 2
     assert f"| create | 200 | 0 ms | ours | 270 of 303 | 21 | 9 {TIMES} 503 | 3 | 30 |" in text
     assert "| 3 / 8 / 9 | 3 / 8 / 150, 3 of 120 failed |" in text
     assert "| first page | 1,000 | 1 | 5.00 | 10.00 | 5.00 |" in text
@@ -250,6 +258,16 @@ def test_every_chapter_gets_its_table() -> None:
     assert "- list, 64 clients, 50 ms: pool of 4: 11 of 101\n" in text
     assert f"| 2.00 | 2.00 | 3.00 | 1.50 {TIMES} |" in text
     assert "given back: 1.00 ms" in text
+
+
+def test_an_app_that_an_earlier_run_did_not_have_is_not_told(tmp_path: Path) -> None:
+    results = results_of(Cell("speed", "list", 16), Cell("speed", "list", 1, 10))
+
+    text = report.markdown(results) + readme.summary(results, tmp_path, tmp_path)
+
+    assert "ours ÷ floor" in text
+    assert "- *floor*: Starlette" in text
+    assert "async floor" not in text
 
 
 def test_the_readme_tells_which_numbers_hold() -> None:
@@ -262,6 +280,7 @@ def test_the_readme_tells_which_numbers_hold() -> None:
     assert list(goals.values()) == [
         ("0 ms: list 2.00; 10 ms: get 2.00", "no"),
         ("0 ms: list 1.00; 10 ms: get 1.00", "yes"),
+        ("0 ms: list 2,000 / 2,000 / 2,000; 10 ms: get 2,000 / 2,000 / 2,000", ""),
         ("list 0.50", "yes"),
         ("ours 89 %, floor 89 %, textbook 89 %", "no"),
         (f"303 requests, 21 {TIMES} 503, 12 failed", "no"),
@@ -318,7 +337,7 @@ def test_a_full_run_is_put_into_the_readme(
     assert text.startswith(f"Before\n\n{readme.BEGIN}\n")
     assert text.endswith(f"{readme.END}\n\nAfter\n")
     assert "of another run" not in text
-    assert "| at least 3 × | 0 ms: list 2.00 | no |" in text
+    assert "| at least 3.5 × (list, get), 5 × (create) | 0 ms: list 2.00 | no |" in text
     assert "](bench/results/speed.svg)" in text
     assert (published.parent / "bench" / "results" / "speed.svg").exists()
 
@@ -365,7 +384,8 @@ def test_a_readme_without_a_place_for_results_is_left_alone(tmp_path: Path) -> N
 def test_table_plots_and_figures_are_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = [Cell("speed", "list", 16), Cell("speed", "list", 1, 10), Cell("crowd", "list", 200)]
+    cells = [Cell("speed", "list", clients, 10, apps=SPEED_APPS) for clients in (1, 16)]
+    cells += [Cell("session", "list", 16, apps=SESSION_APPS), Cell("crowd", "list", 200, 10)]
     cells += [Cell("growth", "list", 1, tasks=tasks) for tasks in (20, 1000)]
     cells += [Cell("pool", "list", 64, latency, apps=tuple(POOLS)) for latency in (0, 10)]
     results = results_of(*cells)
@@ -378,7 +398,8 @@ def test_table_plots_and_figures_are_written(
     }
     figures = json.loads((tmp_path / "results.json").read_text("utf-8"))
     assert Results.from_data(figures) == results
-    assert ">textbook</text>" in (tmp_path / "speed.svg").read_text("utf-8")
+    assert ">async floor</text>" in (tmp_path / "speed.svg").read_text("utf-8")
+    assert ">async floor</text>" in (tmp_path / "trips.svg").read_text("utf-8")
     assert "### Speed" in capsys.readouterr().out
 
 
@@ -412,6 +433,28 @@ def test_parts_of_a_plan_can_be_chosen(plan: Plan) -> None:
     assert select(plan, []) == plan
 
 
+@pytest.mark.parametrize("plan", [full_plan(), quick_plan()])
+def test_sessions_are_measured_under_load(plan: Plan) -> None:
+    part = select(plan, ["session"])
+
+    assert {cell.operation for cell in part.cells} == {"list", "get", "create"}
+    assert {(cell.clients, cell.apps) for cell in part.cells} == {(16, SESSION_APPS)}
+
+
+@pytest.mark.parametrize(
+    ("app", "expected"),
+    [
+        ("floor", "postgresql://ada@127.0.0.1:1/test?sslmode=disable"),
+        ("textbook", "postgresql+psycopg2://ada@127.0.0.1:1/test?sslmode=disable"),
+        ("async textbook", "postgresql+asyncpg://ada@127.0.0.1:1/test?ssl=disable"),
+    ],
+)
+def test_an_app_gets_the_url_that_its_driver_wants(app: str, expected: str) -> None:
+    url = url_for(app, "postgresql://ada@127.0.0.1:1/test?sslmode=disable")
+
+    assert url == expected
+
+
 LIB, HOME = "/usr/lib/python3.13", "/home/ada/todo-backend"
 SITE = f"{HOME}/.venv/lib/python3.13/site-packages"
 STACKS = f"""\
@@ -423,6 +466,8 @@ list_tasks ({HOME}/routes/tasks.py:7);sign ({SITE}/itsdangerous/signer.py:9) 1
 run ({HOME}/db.py:3);Connection.execute ({SITE}/sqlalchemy/engine/base.py:1) 2
 execute ({SITE}/sqlalchemy/a.py:1);Dialect.do_execute ({SITE}/sqlalchemy/b.py:1) 1
 run ({HOME}/db.py:3);submit ({LIB}/concurrent/futures/thread.py:8) 1
+send ({HOME}/db.py:9);connect ({HOME}/postgres/engine.py:5) 3
+send ({HOME}/db.py:9);wait ({HOME}/postgres/dialect.py:7) 2
 <module> (<string>:1) 1
 """
 
@@ -432,13 +477,14 @@ def test_samples_belong_to_the_innermost_part_that_is_known() -> None:
 
     assert shares.keys() == set(PARTS)
     assert {part: share for part, share in shares.items() if share} == {
-        profiles.LOOP: 25,
-        profiles.LOGS: 15,
-        profiles.CHECKS: 10,
-        profiles.OURS: 30,
-        profiles.ORM: 10,
-        profiles.DRIVER: 5,
-        profiles.THREADS: 5,
+        profiles.LOOP: 20,
+        profiles.LOGS: 12,
+        profiles.CHECKS: 8,
+        profiles.OURS: 24,
+        profiles.STATEMENTS: 12,
+        profiles.ORM: 8,
+        profiles.DRIVER: 12,
+        profiles.THREADS: 4,
     }
 
 
@@ -466,8 +512,11 @@ def test_all_apps_answer_the_same_and_are_measured(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "WARM_UP_SECONDS", 0.1)
+    apps = tuple(dict.fromkeys((*SPEED_APPS, *SESSION_APPS)))
     operations = ("list", "last page", "get", "create", "change", "delete", "mixed")
-    cells = [Cell("speed", name, 2, rounds=1, seconds=0.1) for name in operations]
+    cells = [Cell("speed", name, 2, rounds=1, seconds=0.1, apps=apps) for name in operations]
+    waiting = Cell("speed", "list", 50, rounds=1, seconds=0.1, apps=("floor", "async floor"))
+    cells += [waiting, Cell("session", "list", 2, rounds=1, seconds=0.1, apps=SESSION_APPS)]
     cells.append(Cell("crowd", "log-ins", 20, rounds=1, seconds=0.5, apps=("ours",)))
     cells.append(Cell("growth", "create", 1, tasks=30, rounds=1, seconds=0.1))
     pools = [Cell("pool", "list", 8, rounds=1, seconds=0.1, apps=(*POOLS,)[:1])]
@@ -488,3 +537,5 @@ def test_all_apps_answer_the_same_and_are_measured(
     assert results.left_out == []
     assert results.of("crowd")[0].runs["ours"][0].health is not None
     assert seconds.keys() == {"connect", "session"}
+    assert ", asyncpg " in world.software
+    assert not [*measured.path.rglob("asyncpg")]  # it is for one app, and no part of the project

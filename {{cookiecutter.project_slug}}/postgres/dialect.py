@@ -95,7 +95,7 @@ def wait(connection: Any) -> None:
     Raises psycopg2.OperationalError past the deadline. Whatever is raised here makes psycopg2 close
     the connection: nobody else could use it while an answer is under way.
     """
-    if not in_greenlet():
+    if not (isinstance(connection, Connection) and in_greenlet()):
         wait_select(connection)
         return
     try:

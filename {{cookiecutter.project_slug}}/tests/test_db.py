@@ -10,15 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from uuid import uuid4
 
 import psycopg2
 import pytest
 from alembic import command
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine, event, exc, func, insert, inspect, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Session, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -26,6 +27,7 @@ import db
 import migrations
 from config import PROJECT_DIR, Settings
 from db import (
+    OneStatement,
     SessionDep,
     StatementDep,
     create_db_and_tables,
@@ -275,6 +277,52 @@ def test_a_request_that_finds_the_queue_full_gets_a_503_at_once(app_of_size: App
     assert int(refused[0].headers["Retry-After"]) > 0
     assert {answer.status_code for answer in answers} == {200, 503}
     assert afterwards.status_code == 200
+
+
+def test_a_request_that_gives_its_connection_back_does_not_take_it_from_one_that_waits(
+    database_url: DatabaseUrl,
+) -> None:
+    order: list[str] = []
+
+    async def ask(engine: AsyncEngine, name: str, times: int) -> None:
+        for _ in range(times):
+            await OneStatement(engine).all(text("SELECT pg_sleep(0.001)"))
+            order.append(name)
+
+    async def ask_together() -> None:
+        async with open_engine(database_url) as engine, asyncio.TaskGroup() as tasks:
+            tasks.create_task(ask(engine, "greedy", 5))
+            tasks.create_task(ask(engine, "first", 1))
+            tasks.create_task(ask(engine, "second", 1))
+
+    asyncio.run(ask_together())
+
+    assert order == ["greedy", "first", "second", *["greedy"] * 4]
+
+
+def use_session(session: SessionDep) -> None:
+    assert session
+
+
+def use_statement(statement: StatementDep) -> None:
+    assert statement
+
+
+async def use_dependency(it: Annotated[None, Depends(use_session)]) -> None:
+    assert it is None
+
+
+@pytest.mark.parametrize("route", [use_session, use_statement, use_dependency])
+def test_a_route_in_a_thread_that_asks_for_the_database_is_refused_at_the_start(
+    settings: Settings, route: Callable[..., Any]
+) -> None:
+    router = APIRouter(prefix="/threads")
+    router.get("/use")(route)
+    app = create_app(settings)
+    app.include_router(router)
+
+    with pytest.raises(TypeError, match=r"write `async def use_\w+\(…\)`"), TestClient(app):
+        pass
 
 
 def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from postgres import engine as engine_module
 from postgres.engine import open_engine
@@ -31,24 +30,3 @@ def test_a_connection_that_died_idle_is_replaced(
 
     first, second = asyncio.run(use())
     assert first != second
-
-
-def test_requests_get_connections_in_the_order_in_which_they_came(
-    server: DatabaseUrl,
-) -> None:
-    order: list[int] = []
-
-    async def ask(engine: AsyncEngine, number: int) -> None:
-        async with engine.connect() as connection:
-            await connection.execute(text("SELECT pg_sleep(0.001)"))
-            order.append(number)
-
-    async def ask_all() -> None:
-        async with open_engine(server) as engine, asyncio.TaskGroup() as tasks:
-            for number in range(50):
-                tasks.create_task(ask(engine, number))
-                await asyncio.sleep(0.0005)  # those that come later meet a connection getting free
-
-    asyncio.run(ask_all())
-
-    assert order == list(range(50))
