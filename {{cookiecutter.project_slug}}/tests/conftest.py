@@ -95,7 +95,9 @@ def client_of(client: TestClient) -> Callable[[str], TestClient]:
         assert isinstance(app, FastAPI)
         token = app.state.verifier.issue(user_id)
         # The app runs already: a second lifespan would give it a second database.
-        return TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        other = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        other.portal = client.portal  # connections belong to the event loop that made them
+        return other
 
     return log_in
 
