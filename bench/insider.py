@@ -23,29 +23,29 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-import auth
+import auth.tokens
+from auth.passwords import Passwords
 from config import get_settings
-from paging import Cursors, Sort
-from passwords import Passwords
+from pagination import Cursors, Sort
 
 PACKAGES = ("fastapi", "starlette", "sqlmodel", "sqlalchemy", "psycopg2-binary", "uvicorn")
 SESSIONS = 200
 
-auth.ACCESS_TOKEN_SECONDS = 2 * 3600  # longer than any run
+auth.tokens.ACCESS_TOKEN_SECONDS = 2 * 3600  # longer than any run
 
 
 def world() -> dict[str, Any]:
     wanted: dict[str, Any] = json.load(sys.stdin)
     settings = get_settings()
-    tokens, cursors = auth.OwnTokens(settings), Cursors(settings.better_auth_secret)
+    tokens, cursors = auth.tokens.OwnTokens(settings), Cursors(settings.better_auth_secret)
     tasks = {
         task: {"id": task, "created_at": datetime.fromisoformat(created)}
         for task, created in wanted["tasks"].items()
     }
     packages = [f"{package} {version(package)}" for package in PACKAGES]
     return {
-        "key": auth.signing_key(settings).hex(),
-        "issuer": auth.ISSUER,
+        "key": auth.tokens.signing_key(settings).hex(),
+        "issuer": auth.tokens.ISSUER,
         "connections": settings.db_pool_size,
         "password_hash": Passwords.HASHER.hash(wanted["password"]),
         "tokens": {user: tokens.issue(user) for user in wanted["users"]},

@@ -95,7 +95,7 @@ class Project:
     def postgres(self) -> Iterator[str]:
         """Serve an empty, migrated database that ends with us. Yields its URL."""
         settings = [f"--set={setting}" for setting in POSTGRES_SETTINGS]
-        command: Command = [self.python, "-X", "utf8", self.path / "local_postgres.py", *settings]
+        command: Command = [self.python, "-X", "utf8", "-m", "postgres.embedded", *settings]
         with fed_by_pipe(command, cwd=self.path, stdout=subprocess.PIPE) as process:
             output = ""
             for line in process.stdout or ():

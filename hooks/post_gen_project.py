@@ -194,11 +194,11 @@ def write_env(answers: Answers) -> str | None:
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(Path.cwd()))
     # Modules of the project, which is rendered by now.
-    import database_url  # noqa: PLC0415
-    import env_file  # noqa: PLC0415
+    from postgres import env_file  # noqa: PLC0415
+    from postgres.url import PLACEHOLDER, DatabaseUrlError  # noqa: PLC0415
 
     file = Path(".env")
-    if file.exists() and env_file.get_value(file, "DATABASE_URL") != env_file.PLACEHOLDER:
+    if file.exists() and env_file.get_value(file, "DATABASE_URL") != PLACEHOLDER:
         return "there is a .env already, and it stays"
     url, problem = None, "no connection string was given, so .env holds a placeholder"
     try:
@@ -208,7 +208,7 @@ def write_env(answers: Answers) -> str | None:
             url = env_file.take_database_url(pasted, sys.stdout)
         elif sys.stdin.isatty():
             url = env_file.ask_database_url()
-    except database_url.DatabaseUrlError as error:
+    except DatabaseUrlError as error:
         problem = f"{error}; .env holds a placeholder"
     values = {"DATABASE_URL": url.for_libpq()} if url else {}
     if not file.exists():

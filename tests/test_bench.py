@@ -466,8 +466,8 @@ list_tasks ({HOME}/routes/tasks.py:7);sign ({SITE}/itsdangerous/signer.py:9) 1
 run ({HOME}/db.py:3);Connection.execute ({SITE}/sqlalchemy/engine/base.py:1) 2
 execute ({SITE}/sqlalchemy/a.py:1);Dialect.do_execute ({SITE}/sqlalchemy/b.py:1) 1
 run ({HOME}/db.py:3);submit ({LIB}/concurrent/futures/thread.py:8) 1
-send ({HOME}/db.py:9);connect ({HOME}/engine.py:5) 3
-send ({HOME}/db.py:9);wait ({HOME}/psycopg2_asyncio.py:7) 2
+send ({HOME}/db.py:9);connect ({HOME}/postgres/engine.py:5) 3
+send ({HOME}/db.py:9);wait ({HOME}/postgres/dialect.py:7) 2
 <module> (<string>:1) 1
 """
 

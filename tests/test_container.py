@@ -293,7 +293,7 @@ def test_no_development_package_is_installed(project: Project, image: Image) -> 
 
 
 def test_all_modules_are_compiled(image: Image) -> None:
-    modules = [*image.folder.glob("*.py"), *image.folder.glob("routes/*.py")]
+    modules = [*image.folder.glob("*.py"), *image.folder.glob("[a-z]*/**/*.py")]
     modules += image.folder.glob(".venv/lib/python*/site-packages/fastapi/*.py")
     assert len(modules) > 50
 
@@ -321,7 +321,7 @@ def test_the_app_in_production_imports_no_development_package(
     imported = set(done.stdout.split())
     assert {"fastapi", "main"} <= imported
     assert {"pytest", "psutil"} <= development
-    assert imported & (development | {"local_postgres"}) == set()
+    assert imported & (development | {"postgres.embedded", "postgres.tests"}) == set()
 
 
 def test_the_image_says_how_it_is_run(project: Project, image: Image) -> None:
@@ -430,7 +430,7 @@ def test_sigterm_ends_it_cleanly(containers: Containers, workers: str) -> None:
 
 
 def test_a_request_that_never_ends_does_not_keep_it_from_ending(containers: Containers) -> None:
-    impatient = "import main; main.SHUTDOWN_SECONDS = 1; main.serve()"
+    impatient = "import main, server; server.SHUTDOWN_SECONDS = 1; main.serve()"
     form = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 9"
     half = f"POST /auth/login HTTP/1.1\r\nHost: a\r\n{form}\r\nExpect: 100-continue\r\n\r\n"
     with (
@@ -468,7 +468,9 @@ def test_a_container_can_write_nowhere(containers: Containers) -> None:
 
 
 def shutdown_seconds(project: Project) -> int:
-    return int(re.findall(r"^SHUTDOWN_SECONDS = (\d+)$", project.read("main.py"), re.MULTILINE)[0])
+    return int(
+        re.findall(r"^SHUTDOWN_SECONDS = (\d+)$", project.read("server.py"), re.MULTILINE)[0]
+    )
 
 
 def test_fly_runs_the_image(project: Project, image: Image, snippets: dict[str, list[str]]) -> None:

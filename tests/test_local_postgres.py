@@ -21,8 +21,8 @@ import pytest
 NOBODY = 65534
 PRELUDE = """
 import os, time
-import local_postgres as pg
-from database_url import parse
+from postgres import embedded as pg
+from postgres.url import parse
 
 def ask(url, sql="SELECT 1"):
     import psycopg2
@@ -94,8 +94,11 @@ class Place:
 
 def new_place(project: Project, folder: Path) -> Place:
     folder.mkdir(parents=True, exist_ok=True)
-    for module in project.path.glob("*.py"):
-        shutil.copy(module, folder)
+    shutil.copytree(
+        project.path / "postgres",
+        folder / "postgres",
+        ignore=shutil.ignore_patterns("__pycache__", "tests"),
+    )
     return Place(folder, project.python, f"postgresql://embedded:first@127.0.0.1:{free_port()}/app")
 
 
@@ -306,7 +309,7 @@ def test_a_changed_port_is_noted_in_the_env_file(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         env.write_text(f"# mine\nDATABASE_URL={place.url}\n")
         place.run(
-            "from pathlib import Path; from env_file import set_value\n"
+            "from pathlib import Path; from postgres.env_file import set_value\n"
             f"set_value(Path('.env'), 'DATABASE_URL', url.replace(port={other.getsockname()[1]})"
             ".for_libpq())"
         )

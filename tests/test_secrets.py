@@ -221,7 +221,7 @@ def test_after_a_database_step_that_failed_its_password_is_in_env_alone(
     machine: Machine, words: tuple[str, str], said: str
 ) -> None:
     machine.template = Path(shutil.copytree(machine.template, machine.root / "template"))
-    path = machine.template / "{{cookiecutter.project_slug}}" / "local_postgres.py"
+    path = machine.template / "{{cookiecutter.project_slug}}" / "postgres" / "embedded.py"
     path.write_text(path.read_text("utf-8").replace(*words), "utf-8")
 
     with watching(machine) as watch:

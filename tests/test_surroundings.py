@@ -81,7 +81,7 @@ def foreign_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) ->
         (machine.work / "pyproject.toml").write_text(workspace, "utf-8")
         modules = machine.root / "modules"
         modules.mkdir()
-        for name in ("env_file", "psycopg2", "pydantic", "sqlalchemy", "typer"):
+        for name in ("postgres", "psycopg2", "pydantic", "sqlalchemy", "typer"):
             (modules / f"{name}.py").write_text(f"raise SystemExit('another {name}')\n", "utf-8")
         yield machine
 
@@ -600,7 +600,7 @@ def interrupted_everywhere(machine: Machine, stop: Stop) -> Iterator[Mishap]:
     for name, moment in moments.items():
         if name == "smoke test":
             machine.template = shutil.copytree(template, machine.root / "sleepy")
-            checking = machine.template / "{{cookiecutter.project_slug}}" / "checking.py"
+            checking = machine.template / "{{cookiecutter.project_slug}}" / "postgres" / "check.py"
             checking.write_text(SLEEPY, "utf-8")
         elif name == "git":
             machine.template = template

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from database_url import DatabaseUrl, parse
-from env_file import EXAMPLE_SECRET
+from postgres.env_file import EXAMPLE_SECRET
+from postgres.url import DatabaseUrl, parse
 
 PROJECT_DIR = Path(__file__).parent
 ENV_FILE = PROJECT_DIR / ".env"

@@ -20,9 +20,9 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
-from engine import DatabaseBusy, OrderedPool, open_engine
-from psycopg2_asyncio import deadline
-from statements import CompiledStatement, Row, execute
+from postgres.dialect import deadline
+from postgres.engine import DatabaseBusy, OrderedPool, open_engine
+from postgres.statements import CompiledStatement, Row, execute
 
 # All that the rest of the app needs, wherever it is defined.
 __all__ = [

@@ -100,7 +100,7 @@ def configure_logging(settings: Settings) -> None:
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
     # They would tell of each plugin, pool that closes, request that is sent, file that changes.
-    for name in ("alembic", "engine", "httpx2", "watchfiles"):
+    for name in ("alembic", "httpx2", "postgres.engine", "watchfiles"):
         logging.getLogger(name).setLevel(logging.WARNING)
     access = logging.getLogger("uvicorn.access")  # RequestLog tells more
     access.handlers.clear()

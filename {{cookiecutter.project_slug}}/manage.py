@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-import env_file
 from config import ENV_FILE, PROJECT_DIR, PYPROJECT, Settings, SettingsError, load_settings
-from database_url import DatabaseUrl, DatabaseUrlError, parse
+from postgres import env_file
+from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 
 if TYPE_CHECKING:
-    from checking import Check
-    from connecting import OnWait
-    from copying import Progress
+    from postgres.check import Check
+    from postgres.connect import OnWait
+    from postgres.copy_data import Progress
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
 postgres = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_help=True)
@@ -45,12 +45,12 @@ def settings_or_fail() -> Settings:
 def failing_plainly() -> Iterator[None]:
     """Turn what can go wrong with the embedded server into a message and exit code 1."""
     try:
-        import local_postgres
+        from postgres.embedded import LocalPostgresError
     except ModuleNotFoundError:
         raise fail("the embedded PostgreSQL is for development only, and not here") from None
     try:
         yield
-    except local_postgres.LocalPostgresError as error:
+    except LocalPostgresError as error:
         raise fail(str(error)) from None
 
 
@@ -158,8 +158,8 @@ def check(
 
 
 def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
-    from checking import Check, check_connection
-    from diagnosis import BY_NAME
+    from postgres.check import Check, check_connection
+    from postgres.explain import BY_NAME
 
     try:
         settings = load_settings(ENV_FILE)
@@ -255,7 +255,7 @@ def migrate(
 
 def running_database() -> DatabaseUrl:
     """Return where migrations go, with the embedded server started where that is it."""
-    from connecting import reach
+    from postgres.connect import reach
 
     url = settings_or_fail().migration_url
     if url.is_embedded:
@@ -281,7 +281,7 @@ def bring_up_to_date(
     from sqlalchemy.exc import DBAPIError
 
     import migrations
-    from connecting import TOTAL_SECONDS, Patience, hang_up, log_in
+    from postgres.connect import TOTAL_SECONDS, Patience, hang_up, log_in
 
     connection = None
     try:
@@ -303,7 +303,7 @@ def bring_up_to_date(
 
 def failed(url: DatabaseUrl, error: Exception, outcome: str) -> typer.Exit:
     """Say what an error of a database means. The result is to be raised."""
-    from diagnosis import explain
+    from postgres.explain import explain
 
     finding = explain(error, url)
     return fail(
@@ -384,7 +384,7 @@ def place_of(url: DatabaseUrl) -> tuple[str, int, str]:
 
 def check_target(url: DatabaseUrl) -> None:
     """Show the steps on the way there. That tables are missing is as it should be."""
-    from checking import check_connection
+    from postgres.check import check_connection
 
     with Waiting("waiting for the database") as waiting:
         for step in check_connection(url, known_revisions, waiting):
@@ -401,7 +401,7 @@ def check_target(url: DatabaseUrl) -> None:
 @contextmanager
 def failing_with(outcome: Outcome) -> Iterator[None]:
     """Turn what goes wrong at either end of a copy into a message and exit code 1."""
-    from copying import CopyRefused, EndFailed
+    from postgres.copy_data import CopyRefused, EndFailed
 
     try:
         yield
@@ -416,8 +416,8 @@ def tables_to_make(target: DatabaseUrl, outcome: Outcome) -> list[str]:
     from sqlmodel import SQLModel
 
     import models  # noqa: F401  (the tables)
-    from connecting import TOTAL_SECONDS, Patience
-    from copying import End, failing_at, find_missing
+    from postgres.connect import TOTAL_SECONDS, Patience
+    from postgres.copy_data import End, failing_at, find_missing
 
     with failing_with(outcome), Waiting("waiting for the database") as waiting:
         patience = Patience(target, waiting, TOTAL_SECONDS)
@@ -439,9 +439,9 @@ def copy_data(
     from sqlmodel import SQLModel
 
     import models  # noqa: F401  (the tables)
-    from checking import QUERY_SECONDS, StepFailed, compare_schema
-    from connecting import TOTAL_SECONDS, Patience
-    from copying import End, Progress, copy_rows, failing_at
+    from postgres.check import QUERY_SECONDS, StepFailed, compare_schema
+    from postgres.connect import TOTAL_SECONDS, Patience
+    from postgres.copy_data import End, Progress, copy_rows, failing_at
 
     ends: list[End] = []
     progress = Progress()
@@ -496,14 +496,14 @@ def findings(
     write: Annotated[bool, typer.Option("--write", help="Put the table into README.md.")] = False,
 ) -> None:
     """Print all that `check` can find, as the table in README.md."""
-    from diagnosis import as_markdown, with_findings
+    from postgres.explain import as_markdown, with_findings
 
     if not write:
         typer.echo(as_markdown(), nl=False)
         return
     readme = PROJECT_DIR / "README.md"
     readme.write_text(with_findings(readme.read_text("utf-8")), "utf-8")
-    typer.echo("✓ README.md has the table of findings.py")
+    typer.echo("✓ README.md has the table of postgres/findings.py")
 
 
 @postgres.command()
@@ -511,9 +511,9 @@ def start() -> None:
     """Create the server on first use, and start it where it does not run."""
     before = settings_or_fail().database_url
     with failing_plainly():
-        import local_postgres
+        from postgres import embedded
 
-        url = local_postgres.ensure_running(ENV_FILE)
+        url = embedded.ensure_running(ENV_FILE)
     typer.echo(f"✓ PostgreSQL runs at {url}")
     if url.port != before.port:
         typer.echo(f"! Port {before.port} was taken; .env names the new one: restart the app")
@@ -523,9 +523,9 @@ def start() -> None:
 def stop() -> None:
     """Stop the server; its data stays."""
     with failing_plainly():
-        import local_postgres
+        from postgres import embedded
 
-        stopped = local_postgres.stop()
+        stopped = embedded.stop()
     typer.echo("✓ PostgreSQL has stopped" if stopped else "✓ PostgreSQL was not running")
 
 
@@ -533,9 +533,9 @@ def stop() -> None:
 def status() -> None:
     """Say whether the server runs; exit 0 when it does, 3 when it does not."""
     with failing_plainly():
-        import local_postgres
+        from postgres import embedded
 
-        state = local_postgres.status()
+        state = embedded.status()
     if not state.running:
         typer.echo(f"- PostgreSQL does not run; its data is in {state.folder}")
         raise typer.Exit(3)
@@ -549,10 +549,10 @@ def psql(context: typer.Context) -> None:
     if not url.is_embedded:
         raise fail(f"DATABASE_URL is not the embedded server but {url}: use your own psql")
     with failing_plainly():
-        import local_postgres
+        from postgres import embedded
 
-        program = local_postgres.binaries() / "psql"
-        url = local_postgres.ensure_running(ENV_FILE)
+        program = embedded.binaries() / "psql"
+        url = embedded.ensure_running(ENV_FILE)
     login = ["--host", url.host, "--port", str(url.port), "--username", url.user]
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("PG")}
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's own: it cancels a query

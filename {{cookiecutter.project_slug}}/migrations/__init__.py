@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from database_url import DatabaseUrl
+from postgres.url import DatabaseUrl
 
 # Any number will do, as long as all replicas of this app use the same.
 LOCK_KEY = 7_206_041

@@ -6,9 +6,9 @@ from sqlmodel import SQLModel
 
 import models  # noqa: F401  (autogenerate must know the tables)
 from config import get_settings
-from connecting import log_in
-from database_url import DatabaseUrl
 from migrations import LOCK_KEY
+from postgres.connect import log_in
+from postgres.url import DatabaseUrl
 
 LOCK_WAIT = "60s"
 

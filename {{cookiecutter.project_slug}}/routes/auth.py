@@ -15,11 +15,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
-import refresh_tokens
-from auth import ACCESS_TOKEN_SECONDS, CurrentUserId, OwnTokens, unauthorized, unavailable
+from auth import CurrentUserId, refresh_tokens, unauthorized, unavailable
+from auth.passwords import PasswordGuardDep
+from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, SessionDep, StatementDep, get_statement
 from models import RefreshToken, Task, User
-from passwords import PasswordGuardDep
 from schemas.auth import (
     LoginForm,
     PasswordChange,

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from auth import CurrentUserId
 from db import CompiledStatement, OneStatement, Row, StatementDep
 from models import Priority, Task
-from paging import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
+from pagination import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
 from schemas.problem import BODY, problems, with_headers
 from schemas.tasks import Moment, TaskCreate, TaskPublic, TaskUpdate
 from schemas.text import PlainText

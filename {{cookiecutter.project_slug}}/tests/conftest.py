@@ -1,7 +1,6 @@
-"""A PostgreSQL of the tests' own, migrated like the real one, and an app on it.
+"""A database like the real one, on the server of postgres/tests/servers.py, and an app on it.
 
-Nothing here reads .env, or reaches the database that is developed on. To try another server, or a
-pooler, set TEST_DATABASE_URL: the tests create databases there, and drop them at the end.
+Nothing here reads .env, or reaches the database that is developed on.
 """
 
 import os
@@ -12,7 +11,7 @@ from uuid import uuid4
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine
 from sqlmodel import Session
 
 import config
@@ -20,8 +19,6 @@ import config
 # What the developer has set must not reach the tests.
 for name in config.Settings.model_fields:
     os.environ.pop(name.upper(), None)
-if "TEST_DATABASE_URL" not in os.environ:
-    config.forget_other_servers()
 config.ENV_FILE = None  # type: ignore[assignment]
 # main.py builds an app as it is imported; this one is never served.
 os.environ["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -29,54 +26,9 @@ os.environ["BETTER_AUTH_SECRET"] = secrets.token_urlsafe(48)
 
 import migrations
 from config import Settings
-from database_url import DatabaseUrl, parse
-from local_postgres import temporary_server
 from main import create_app
-
-
-@pytest.fixture(scope="session")
-def embedded_server() -> Iterator[DatabaseUrl]:
-    """A server that ends with the tests."""
-    with temporary_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> DatabaseUrl:
-    """The server that most tests use: the embedded one, or that of TEST_DATABASE_URL."""
-    if given := os.environ.get("TEST_DATABASE_URL"):
-        return parse(given)
-    url: DatabaseUrl = request.getfixturevalue("embedded_server")
-    return url
-
-
-def create_database(server: DatabaseUrl) -> DatabaseUrl:
-    name = f"test_{secrets.token_hex(8)}"
-    run_alone(server, f"CREATE DATABASE {name}")
-    return server.replace(database=name)
-
-
-def run_alone(server: DatabaseUrl, statement: str) -> None:
-    """Run a statement that no transaction may hold."""
-    engine = create_engine(server.for_sqlalchemy())
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(statement))
-    engine.dispose()
-
-
-@pytest.fixture(scope="session")
-def new_database(server: DatabaseUrl) -> Iterator[Callable[[], DatabaseUrl]]:
-    """Create an empty database, and return where it is."""
-    created = []
-
-    def create() -> DatabaseUrl:
-        created.append(create_database(server))
-        return created[-1]
-
-    yield create
-    if "TEST_DATABASE_URL" in os.environ:  # the embedded server goes with all that is on it
-        for url in created:
-            run_alone(server, f"DROP DATABASE {url.database} WITH (FORCE)")
+from postgres.tests.servers import create_database
+from postgres.url import DatabaseUrl
 
 
 @pytest.fixture(scope="session")

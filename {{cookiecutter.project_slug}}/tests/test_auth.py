@@ -30,12 +30,13 @@ from sqlmodel import Session, col
 from structlog.testing import capture_logs
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from auth import CLAIMS, ISSUER, document_bearer_tokens, signing_key
+from auth import document_bearer_tokens
+from auth.passwords import Passwords, Throttle, guesser
+from auth.refresh_tokens import SAME_MOMENT
+from auth.tokens import CLAIMS, ISSUER, signing_key
 from config import Settings
 from main import create_app
 from models import RefreshToken, Task, User
-from passwords import Passwords, Throttle, guesser
-from refresh_tokens import SAME_MOMENT
 
 PASSWORD = "correct horse battery staple"
 NEW_PASSWORD = "Tr0ub4dor&3 is not enough"

@@ -26,9 +26,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi.testclient import TestClient
 from jwt.algorithms import get_default_algorithms
 
-import better_auth
-from auth import RETRY_SECONDS, AuthUnavailable, InvalidToken
-from better_auth import (
+from auth import RETRY_SECONDS, better_auth
+from auth.better_auth import (
     COOLDOWN_SECONDS,
     FETCH_SECONDS,
     JWKS_PATH,
@@ -38,9 +37,10 @@ from better_auth import (
     STALE_SECONDS,
     BetterAuth,
 )
+from auth.tokens import AuthUnavailable, InvalidToken
 from config import Settings
-from database_url import DatabaseUrl
 from main import create_app
+from postgres.url import DatabaseUrl
 
 pytestmark = pytest.mark.anyio
 

@@ -19,20 +19,18 @@ import sqlalchemy as sa
 import typer
 from alembic.config import Config
 from psycopg2 import sql
-from scripted_server import SILENCE, error, scripted_server
 from sqlmodel import SQLModel
 from typer.testing import CliRunner
 
-import checking
-import connecting
-import copying
 import manage
 import migrations
 from config import PROJECT_DIR
-from copying import End, EndFailed, Progress, copy_rows
-from database_url import DatabaseUrl
-from env_file import get_value
 from models import RefreshToken, Task, User
+from postgres import check, connect
+from postgres.copy_data import End
+from postgres.env_file import get_value
+from postgres.tests.scripted_server import SILENCE, error, scripted_server
+from postgres.url import DatabaseUrl
 
 SECRET = "correct-horse-battery-staple-0123456789"
 TABLES = [table.name for table in SQLModel.metadata.sorted_tables]
@@ -189,7 +187,7 @@ def on_terminal(
     """Copy into `empty`, and give an answer to the question about .env. Returns the exit code."""
     lines = f"DATABASE_URL={filled.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
     env_file.write_text(lines, "utf-8")
-    monkeypatch.setattr("env_file.ask_database_url", lambda **_: empty)
+    monkeypatch.setattr("postgres.env_file.ask_database_url", lambda **_: empty)
 
     def run(answer: str) -> int:
         monkeypatch.setattr(sys, "stdin", Terminal(answer))
@@ -330,8 +328,8 @@ def test_a_role_that_may_not_read_the_revision_is_told(
 def test_a_step_that_went_well_keeps_its_advice(
     empty: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = checking.Check("endpoint", ok=True, detail="direct", advice="uv run manage.py env")
-    monkeypatch.setattr(checking, "check_connection", lambda *_: iter([step]))
+    step = check.Check("endpoint", ok=True, detail="direct", advice="uv run manage.py env")
+    monkeypatch.setattr(check, "check_connection", lambda *_: iter([step]))
 
     manage.check_target(empty)
 
@@ -509,7 +507,7 @@ def test_a_server_that_freezes_ends_the_copy_in_time(
 def test_a_source_that_falls_silent_early_is_not_called_slow(
     copy: Copy, embedded_url: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "QUERY_SECONDS", 1)
+    monkeypatch.setattr(check, "QUERY_SECONDS", 1)
     with scripted_server(behind=embedded_url) as server:
         server.freezes_at = b"alembic_version"
         code, output = copy(embedded_url.replace(port=server.port), plain)
@@ -523,7 +521,7 @@ def test_a_source_that_falls_silent_early_is_not_called_slow(
 def test_a_commit_without_an_answer_leaves_it_open_what_was_copied(
     copy: Copy, filled: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "TOTAL_SECONDS", 5)
+    monkeypatch.setattr(connect, "TOTAL_SECONDS", 5)
     commit = End.commit
     with scripted_server(behind=plain) as server:
 
@@ -593,143 +591,6 @@ def test_ctrl_c_ends_the_copy_and_leaves_nothing(filled: DatabaseUrl, plain: Dat
     assert rows(plain) == {table: [] for table in TABLES}
 
 
-# Tables that are not there yet: keys that point to each other, numbers that count up.
-
-
-def shop() -> sa.MetaData:
-    metadata = sa.MetaData()
-    sa.Table(
-        "line items",
-        metadata,
-        sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-        sa.Column("order_id", sa.ForeignKey("orders.id"), nullable=False),
-        sa.Column("parent_id", sa.ForeignKey("line items.id")),
-        sa.Column("price", sa.Numeric(10, 2)),
-        sa.Column("twice", sa.Numeric(10, 2), sa.Computed("price * 2", persisted=True)),
-        sa.Column("Weights", sa.ARRAY(sa.Double)),
-        sa.Column("extra", sa.JSON),
-    )
-    sa.Table(
-        "orders",
-        metadata,
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("number", sa.Integer, sa.Sequence("order_numbers")),
-    )
-    return metadata
-
-
-@pytest.fixture
-def shops(new_database: Callable[[], DatabaseUrl]) -> Iterator[tuple[End, End]]:
-    """Two databases with such tables: one that is in use, and an empty one."""
-    ends = []
-    for url in (new_database(), new_database()):
-        engine = sa.create_engine(url.direct.for_sqlalchemy())
-        shop().create_all(engine)
-        engine.dispose()
-        ends.append(End(url, psycopg2.connect(url.direct.for_libpq())))
-    with ends[0].connection, ends[0].connection.cursor() as cursor:
-        for _ in range(3):
-            cursor.execute("INSERT INTO orders (number) VALUES (nextval('order_numbers'))")
-        cursor.execute(
-            """INSERT INTO "line items" (order_id, parent_id, price, "Weights", extra) VALUES
-            (1, 2, 0.1, '{0.1, 3e-300}', '{"a": [1]}'), (3, NULL, 2.5, NULL, NULL)"""
-        )
-        cursor.execute("DELETE FROM orders WHERE id = 2")
-    yield ends[0], ends[1]
-    for end in ends:
-        end.connection.close()
-
-
-def test_tables_of_ones_own_are_copied_too(shops: tuple[End, End]) -> None:
-    source, target = shops
-    progress = Progress()
-
-    copy_rows(source, target, shop(), progress)
-    target.commit()
-
-    tables = ["orders", "line items"]
-    assert progress.rows == {"orders": 2, "line items": 2}
-    assert str(progress) == "copying line items: 2 rows"
-    assert rows(target.url, tables) == rows(source.url, tables)
-
-
-def test_columns_that_no_model_has_are_copied_too(shops: tuple[End, End]) -> None:
-    source, target = shops
-    for end in shops:
-        end.ask('ALTER TABLE orders ADD COLUMN "Note" text')
-        end.connection.commit()
-    source.ask("UPDATE orders SET \"Note\" = 'by hand' WHERE id = 1")
-    source.connection.commit()
-
-    copy_rows(source, target, shop(), Progress())
-    target.commit()
-
-    assert rows(target.url, ["orders"]) == rows(source.url, ["orders"])
-    assert target.ask('SELECT "Note" FROM orders WHERE id = 1') == [("by hand",)]
-
-
-def test_a_column_that_has_no_place_is_an_error(shops: tuple[End, End]) -> None:
-    source, target = shops
-    source.ask("ALTER TABLE orders ADD COLUMN note text")
-    source.connection.commit()
-
-    with pytest.raises(EndFailed) as caught:
-        copy_rows(source, target, shop(), Progress())
-
-    assert caught.value.url == target.url
-    assert 'column "note" of relation "orders" does not exist' in str(caught.value.__cause__)
-
-
-def test_what_is_written_meanwhile_is_left_out_whole(
-    shops: tuple[End, End], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, target = shops
-
-    def write_between(source: End, target: End, table: sa.Table, progress: Progress) -> None:
-        copy_table(source, target, table, progress)
-        with connected(source.url) as cursor:
-            cursor.execute("INSERT INTO orders DEFAULT VALUES RETURNING id")
-            cursor.execute('INSERT INTO "line items" (order_id) VALUES (%s)', cursor.fetchone())
-
-    copy_table = copying.copy_table
-    monkeypatch.setattr(copying, "copy_table", write_between)
-    copy_rows(source, target, shop(), progress := Progress())
-    target.commit()
-
-    assert progress.rows == {"orders": 2, "line items": 2}
-
-
-def test_numbers_go_on_where_they_were(shops: tuple[End, End]) -> None:
-    source, target = shops
-
-    copy_rows(source, target, shop(), Progress())
-    target.commit()
-
-    insert = "INSERT INTO orders (number) VALUES (nextval('order_numbers')) RETURNING id, number"
-    assert target.ask(insert) == [(4, 4)]
-    assert target.ask('INSERT INTO "line items" (order_id) VALUES (4) RETURNING id') == [(3,)]
-
-
-def test_rows_that_a_policy_hides_are_not_left_behind(shops: tuple[End, End]) -> None:
-    source, target = shops
-    role = f"test_{secrets.token_hex(8)}"
-    source.ask("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
-    source.ask(f"CREATE ROLE {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-    source.connection.commit()
-    source.ask(f"SET ROLE {role}")
-    source.connection.commit()
-
-    with pytest.raises(EndFailed) as caught:
-        copy_rows(source, target, shop(), Progress())
-
-    source.connection.rollback()
-    source.connection.set_session(isolation_level="DEFAULT", readonly=False)
-    source.ask(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
-    source.connection.commit()
-    assert caught.value.url == source.url
-    assert "row-level security" in str(caught.value.__cause__)
-
-
 def test_what_no_model_has_is_named(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
     with connected(filled) as cursor:
         cursor.execute('CREATE TABLE "Better Auth" (id integer)')
@@ -739,18 +600,3 @@ def test_what_no_model_has_is_named(copy: Copy, filled: DatabaseUrl, empty: Data
     with connected(filled) as cursor:
         cursor.execute('DROP TABLE "Better Auth"')
     assert 'public."Better Auth"' in output
-
-
-def test_a_copy_does_not_wait_long_for_those_who_write(
-    shops: tuple[End, End], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(copying, "TRANSACTION", "SET LOCAL lock_timeout = '100ms'")
-    source, target = shops
-    with closing(psycopg2.connect(target.url.direct.for_libpq())) as other:
-        other.cursor().execute("LOCK TABLE orders IN ROW EXCLUSIVE MODE")
-
-        with pytest.raises(EndFailed) as caught:
-            copy_rows(source, target, shop(), Progress())
-
-    assert caught.value.url == target.url
-    assert "lock timeout" in str(caught.value.__cause__)

@@ -24,11 +24,8 @@ from sqlmodel import Session, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import db
-import engine as engine_module
 import migrations
-import psycopg2_asyncio
 from config import PROJECT_DIR, Settings
-from database_url import DatabaseUrl
 from db import (
     OneStatement,
     SessionDep,
@@ -40,6 +37,9 @@ from db import (
 from main import create_app
 from migrations import LOCK_KEY
 from models import Priority, RefreshToken, Task, User
+from postgres import dialect
+from postgres import engine as engine_module
+from postgres.url import DatabaseUrl
 
 
 def ada() -> User:
@@ -239,28 +239,6 @@ def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], Dat
     engine.dispose()
 
 
-@pytest.mark.parametrize("idle_seconds", [0.0, 30.0])
-def test_a_connection_that_died_idle_is_replaced(
-    embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
-) -> None:
-    monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
-    own_pid = text("SELECT pg_backend_pid()")
-    terminate = text("SELECT pg_terminate_backend(:pid, 5000)")
-
-    async def use() -> list[int | None]:
-        pids = []
-        async with open_engine(embedded_url) as own, open_engine(embedded_url) as other:
-            for _ in range(2):
-                async with own.connect() as connection:
-                    pids.append(await connection.scalar(own_pid))
-                async with other.connect() as connection:
-                    await connection.execute(terminate, {"pid": pids[-1]})
-        return pids
-
-    first, second = asyncio.run(use())
-    assert first != second
-
-
 def test_more_requests_than_connections_are_all_answered(
     app_of_size: AppOfSize,
 ) -> None:
@@ -362,8 +340,8 @@ def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
         await answers_names.wait()  # as for a host name that no server knows: nothing ends it
         return await choose_address(*arguments)
 
-    choose_address = psycopg2_asyncio.choose_address
-    monkeypatch.setattr(psycopg2_asyncio, "choose_address", look_up)
+    choose_address = dialect.choose_address
+    monkeypatch.setattr(dialect, "choose_address", look_up)
     with TestClient(app) as client:
         lost = client.get("/one")
         answers_names.set()
@@ -516,8 +494,8 @@ def test_who_waits_for_a_database_that_wakes_up_waits_longer(
         await asyncio.sleep(1)
         return await choose_address(*arguments)
 
-    choose_address = psycopg2_asyncio.choose_address
-    monkeypatch.setattr(psycopg2_asyncio, "choose_address", wake_up)
+    choose_address = dialect.choose_address
+    monkeypatch.setattr(dialect, "choose_address", wake_up)
     with TestClient(app) as client, ThreadPoolExecutor(10) as clients:
         answers = list(clients.map(lambda _: client.get("/one"), range(10)))
 

@@ -7,10 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from config import Settings
-from database_url import DatabaseUrl
 from main import create_app
-from pages import hashes_of
-from routes.docs import FILES, LOGO
+from pages.docs import FILES, LOGO
+from pages.policy import hashes_of
+from postgres.url import DatabaseUrl
 
 type Build = Callable[..., Settings]
 

@@ -22,9 +22,9 @@ from sqlalchemy import TextClause, text
 
 import main
 from config import Settings
-from database_url import DatabaseUrl
 from db import SessionDep, StatementDep
 from errors import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_MISTAKES
+from postgres.url import DatabaseUrl
 from schemas.text import MAX_FIELDS
 
 type Schema = dict[str, Any]

@@ -10,9 +10,10 @@ from sqlalchemy import event, text
 from structlog.testing import capture_logs
 
 from config import PYPROJECT, Settings
-from database_url import DatabaseUrl
 from db import StatementDep
-from main import create_app, refuse_port_in_use
+from main import create_app
+from postgres.url import DatabaseUrl
+from server import refuse_port_in_use
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from starlette.routing import Match
 import main
 import migrations
 from config import Settings
-from database_url import DatabaseUrl, parse
 from main import create_app
-from pages import hashes_of
-from routes import home
+from pages import home
+from pages.policy import hashes_of
+from postgres.url import DatabaseUrl, parse
 
 type Build = Callable[..., Settings]
 

@@ -19,8 +19,8 @@ import pytest
 from starlette.types import Scope
 
 from config import PROJECT_DIR
-from database_url import DatabaseUrl
 from logs import read_request_id, redact
+from postgres.url import DatabaseUrl
 
 EMAIL = "ada.kangaroo@example.com"
 PASSWORD = "wallaby battery staple"

@@ -11,17 +11,18 @@ from typing import Any
 
 import psycopg2
 import pytest
-from scripted_server import error, scripted_server
 from typer.testing import CliRunner
 
-import connecting
 import manage
-from checking import STEPS
-from database_url import DatabaseUrl
-from diagnosis import BEGIN, END
-from env_file import get_value, set_value
-from findings import Retry
-from local_postgres import temporary_server
+from config import PROJECT_DIR
+from postgres import connect
+from postgres.check import STEPS
+from postgres.embedded import temporary_server
+from postgres.env_file import get_value, set_value
+from postgres.explain import BEGIN, END, with_findings
+from postgres.findings import Retry
+from postgres.tests.scripted_server import error, scripted_server
+from postgres.url import DatabaseUrl
 
 NOWHERE = {"host": "127.0.0.1", "port": 1, "options": ()}
 SECRET = "correct-horse-battery-staple-0123456789"
@@ -206,7 +207,7 @@ def test_check_shows_what_a_server_says(use: Callable[[DatabaseUrl], None]) -> N
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts that tests can wait for."""
-    monkeypatch.setattr(connecting, "PAUSES", dict.fromkeys(Retry, (0.05, 0.05, 0.05)))
+    monkeypatch.setattr(connect, "PAUSES", dict.fromkeys(Retry, (0.05, 0.05, 0.05)))
 
 
 @pytest.mark.usefixtures("hurried")
@@ -366,7 +367,7 @@ def test_an_image_without_the_embedded_server_says_so(
     use: Callable[[DatabaseUrl], None], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     use(DatabaseUrl("embedded", "", "127.0.0.1", 1, "todo", ()))
-    monkeypatch.setitem(sys.modules, "local_postgres", None)
+    monkeypatch.setitem(sys.modules, "postgres.embedded", None)
 
     code, output = run("postgres", command)
 
@@ -395,3 +396,9 @@ def test_the_table_of_findings_can_be_renewed(
     assert text.startswith(f"# Mine\n{BEGIN}\n| finding |")
     assert text.endswith(f"\n{END}\n## More\n")
     assert "old |" not in text
+
+
+def test_the_table_in_the_readme_is_that_of_the_code() -> None:
+    readme = (PROJECT_DIR / "README.md").read_text("utf-8")
+
+    assert with_findings(readme) == readme, "type: uv run manage.py findings --write"

@@ -16,7 +16,7 @@ from sqlmodel import Session
 from uuid_utils.compat import uuid7
 
 from models import Priority, Task
-from paging import Sort
+from pagination import Sort
 
 TASKS = 30_000
 WORDS = ["buy", "call", "write", "mend", "read", "paint", "sell", "cook"]

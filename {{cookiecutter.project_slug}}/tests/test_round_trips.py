@@ -14,10 +14,10 @@ from sqlalchemy import create_engine
 from sqlmodel import select
 
 from config import Settings
-from database_url import DatabaseUrl
 from db import SessionDep
 from main import create_app
 from models import Task
+from postgres.url import DatabaseUrl
 
 
 class CountingProxy:

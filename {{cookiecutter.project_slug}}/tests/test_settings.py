@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT_DIR, Settings, SettingsError, load_settings
-from env_file import EXAMPLE_SECRET, PLACEHOLDER
+from postgres.env_file import EXAMPLE_SECRET
+from postgres.url import PLACEHOLDER
 
 SECRET = "correct-horse-battery-staple-0123456789"
 URL = "postgresql://me:pass-word@127.0.0.1:5432/todo"

@@ -18,11 +18,11 @@ from uuid_utils.compat import uuid7
 
 import migrations
 from config import Settings
-from database_url import DatabaseUrl
 from db import StatementDep
 from main import create_app
 from models import Priority, Task
-from paging import Sort
+from pagination import Sort
+from postgres.url import DatabaseUrl
 
 type ClientOf = Callable[[str], TestClient]
 

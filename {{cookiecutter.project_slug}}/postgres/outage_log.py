@@ -15,10 +15,10 @@ from sqlalchemy import ExceptionContext, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
-from checking import check_connection
-from database_url import DatabaseUrl
-from diagnosis import explain
-from findings import Finding
+from postgres.check import check_connection
+from postgres.explain import explain
+from postgres.findings import Finding
+from postgres.url import DatabaseUrl
 
 QUIET_SECONDS = 10.0  # a connection that comes and goes is told of no more often than this
 REFUSAL_SECONDS = 60.0  # nor is a refusal of some work, such as a full disk, while it goes on
@@ -100,7 +100,7 @@ def look_once(url: DatabaseUrl, history: Callable[[], Sequence[str]]) -> Thread:
     """Check the way to the database once, in the background, and log what is wrong with it.
 
     For `uv run main.py`, whose user sits before the log: it wakes a database that sleeps.
-    history: as for checking.check_connection.
+    history: as for check.check_connection.
     """
     log: FilteringBoundLogger = structlog.get_logger().bind()
 

@@ -7,7 +7,7 @@ import itertools
 import re
 import shlex
 
-from pasted_url import FOREIGN, KEYWORDS, LONGEST, DatabaseUrlError, canonical
+from postgres.pasted.url import FOREIGN, KEYWORDS, LONGEST, DatabaseUrlError, canonical
 
 # host=… user=…: a value is in '…' or has no blanks, and a backslash makes any character plain.
 KEYWORD_FORM = re.compile(rf"""(?s)(["']?)\s*((?:{"|".join(sorted(KEYWORDS))})\s*=.*)\1""")

@@ -12,9 +12,9 @@ from typing import Any
 
 import psycopg2
 
-from database_url import DatabaseUrl
-from diagnosis import explain
-from findings import Retry
+from postgres.explain import explain
+from postgres.findings import Retry
+from postgres.url import DatabaseUrl
 
 STEP_SECONDS = 3.0  # for a name, for a connection of the network, for an answer about TLS
 LOG_IN_SECONDS = 8.0  # for one attempt: most computes have woken up by then

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Retry(StrEnum):
-    """Whether the same attempt may work a little later; connecting.PAUSES has the seconds."""
+    """Whether the same attempt may work a little later; connect.PAUSES has the seconds."""
 
     NO = "no"
     ONCE = "once"

@@ -11,11 +11,11 @@ from typing import Any
 
 import psycopg2
 
-import connecting
-from connecting import Connection, OnWait, Patience
-from database_url import DatabaseUrl
-from diagnosis import explain, told
-from findings import Finding
+from postgres import connect
+from postgres.connect import Connection, OnWait, Patience
+from postgres.explain import explain, told
+from postgres.findings import Finding
+from postgres.url import DatabaseUrl
 
 STEPS = ("DNS", "TCP", "TLS", "log-in", "database", "endpoint", "schema")
 QUERY_SECONDS = 10.0
@@ -53,7 +53,7 @@ def check_connection(
     history: returns the revisions that the code knows, the newest first. on_wait: is told once a
     second how many seconds have passed.
     """
-    steps = walk(url, history, Patience(url, on_wait, connecting.TOTAL_SECONDS))
+    steps = walk(url, history, Patience(url, on_wait, connect.TOTAL_SECONDS))
     failed = False
     for name in STEPS:
         if failed:
@@ -77,25 +77,25 @@ def walk(
 ) -> Iterator[tuple[str, str]]:
     """Yield what each step found, and advice. Raises StepFailed, OSError or psycopg2.Error."""
     try:
-        addresses = patience.insist(lambda: connecting.look_up(url), connecting.STEP_SECONDS)
+        addresses = patience.insist(lambda: connect.look_up(url), connect.STEP_SECONDS)
     except TimeoutError as error:
         raise StepFailed(told("host-unknown", url, f"name server: {error}")) from None
     yield describe_addresses(url, addresses), ""
 
     start = time.monotonic()
-    stream, (family, address) = patience.insist(lambda: connecting.dial(addresses), patience.left)
+    stream, (family, address) = patience.insist(lambda: connect.dial(addresses), patience.left)
     stream.close()
     silent = addresses.index((family, address))
     others = f"; {silent} tried before it did not" * (silent > 0)
     yield f"{show_address(address)} answers after {milliseconds(start)}{others}", ""
 
     sslmode = dict(url.options).get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
-    offered = patience.insist(lambda: offers_tls(url, family, address), connecting.STEP_SECONDS + 1)
+    offered = patience.insist(lambda: offers_tls(url, family, address), connect.STEP_SECONDS + 1)
     start = time.monotonic()
     # The address that has answered just now: libpq would begin with the first one again.
     place = {} if isinstance(address, str) else {"hostaddr": address[0]}
     try:
-        connection = connecting.log_in(url, patience, **place)
+        connection = connect.log_in(url, patience, **place)
     except (TimeoutError, psycopg2.Error) as error:
         finding = explain(error, url)
         if finding.step != "TLS":
@@ -128,7 +128,7 @@ def ask(connection: Connection, patience: Patience, query: str) -> list[tuple[An
     try:
         return patience.run(execute, QUERY_SECONDS)
     except TimeoutError:
-        connecting.hang_up(connection)  # the other thread would keep it for itself
+        connect.hang_up(connection)  # the other thread would keep it for itself
         raise
 
 
@@ -191,7 +191,7 @@ def offers_tls(url: DatabaseUrl, family: socket.AddressFamily, address: Any) -> 
     is_file = isinstance(address, str)  # libpq uses no TLS there
     if is_file or options.get("sslnegotiation") == "direct":
         return not is_file
-    stream, _ = connecting.dial([(family, address)])
+    stream, _ = connect.dial([(family, address)])
     with stream, suppress(ConnectionError):
         stream.sendall(SSL_REQUEST)
         return stream.recv(1) == b"S"
@@ -210,7 +210,7 @@ def show_address(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def describe_addresses(url: DatabaseUrl, addresses: Sequence[connecting.Address]) -> str:
+def describe_addresses(url: DatabaseUrl, addresses: Sequence[connect.Address]) -> str:
     host = dict(url.options).get("hostaddr", url.host)
     known = {address if isinstance(address, str) else address[0] for _, address in addresses}
     if known == {host} or url.host.startswith("/"):

@@ -12,7 +12,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from pages import hashes_of, secure_page
+from pages.policy import hashes_of, secure_page
 
 FILES = "/docs/files"
 PACKAGE, FOLDER = "fastapi_offline", "static"

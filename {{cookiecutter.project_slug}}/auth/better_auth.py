@@ -23,7 +23,8 @@ import httpx2
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from auth import KEPT_TOKENS, RETRY_SECONDS, AuthUnavailable, InvalidToken
+from auth import RETRY_SECONDS
+from auth.tokens import KEPT_TOKENS, AuthUnavailable, InvalidToken
 
 JWKS_PATH = "/api/auth/jwks"
 ALGORITHMS = ("EdDSA", "ES256", "ES512", "RS256", "PS256")  # all that Better Auth can sign with

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
-from database_url import DatabaseUrl
+from postgres.url import DatabaseUrl
 
 SSL_REQUEST = b"\x04\xd2\x16\x2f"
 SILENCE = b""  # the client is left waiting

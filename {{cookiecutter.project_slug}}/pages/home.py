@@ -15,13 +15,13 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from checking import StepFailed, compare_revisions
 from config import VERSION, Settings
-from database_url import DatabaseUrl
 from db import DatabaseBusy, EngineDep, time_limit
-from diagnosis import explain
-from pages import hashes_of, secure_page
-from schemas.home import AppStatus, DatabaseStatus, MigrationStatus, State, Status
+from pages.policy import hashes_of, secure_page
+from pages.status import AppStatus, DatabaseStatus, MigrationStatus, State, Status
+from postgres.check import StepFailed, compare_revisions
+from postgres.explain import explain
+from postgres.url import DatabaseUrl
 
 PAGE = Path(__file__).with_name("home.html")
 QUERY_SECONDS = 5.0  # a person waits for the answer, and a compute may have to wake up

@@ -13,8 +13,8 @@ from dotenv import dotenv_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import env_file
-from database_url import DatabaseUrl, DatabaseUrlError, parse
+from postgres import env_file
+from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 
 EXAMPLE = """\
 # Required: `uv run manage.py env` asks for it.
@@ -84,7 +84,7 @@ def test_others_cannot_read_it_at_any_time(
     def look(descriptor: int) -> None:
         modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
 
-    monkeypatch.setattr("env_file.os.fsync", look)
+    monkeypatch.setattr("postgres.env_file.os.fsync", look)
 
     env_file.create(env, example, {"DATABASE_URL": PASTED})
 
@@ -107,7 +107,7 @@ def test_a_failure_leaves_the_file_as_it_was_and_nothing_else(
     def fail(_descriptor: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("env_file.os.fsync", fail)
+    monkeypatch.setattr("postgres.env_file.os.fsync", fail)
     env.write_text("A=1\n", "utf-8")
 
     with pytest.raises(OSError, match="no space"):
@@ -232,7 +232,7 @@ def test_a_port_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
         taken = busy.getsockname()[1]
         free = env_file.free_port()
         draws = iter([taken, free])
-        monkeypatch.setattr("env_file.secrets.choice", lambda _ports: next(draws))
+        monkeypatch.setattr("postgres.env_file.secrets.choice", lambda _ports: next(draws))
 
         assert env_file.free_port() == free
     assert 20_000 <= free < 30_000
@@ -241,7 +241,9 @@ def test_a_port_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
-        monkeypatch.setattr("env_file.secrets.choice", lambda _ports: busy.getsockname()[1])
+        monkeypatch.setattr(
+            "postgres.env_file.secrets.choice", lambda _ports: busy.getsockname()[1]
+        )
 
         with pytest.raises(OSError, match="no free port"):
             env_file.free_port()

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
-from pacing import AT_ONCE, Pacing
+from server import AT_ONCE, Pacing
 
 BURST = 100
 

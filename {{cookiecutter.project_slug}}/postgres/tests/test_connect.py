@@ -7,15 +7,14 @@ from contextlib import closing
 
 import psycopg2
 import pytest
-from scripted_server import SILENCE, error, scripted_server
 
-import checking
-import connecting
-import migrations
-from checking import Check, check_connection
-from connecting import Patience, hang_up, log_in
-from database_url import DatabaseUrl
-from local_postgres import temporary_server
+from postgres import check as check_module
+from postgres import connect
+from postgres.check import Check, check_connection
+from postgres.connect import Patience, hang_up, log_in
+from postgres.embedded import temporary_server
+from postgres.tests.scripted_server import SILENCE, error, scripted_server
+from postgres.url import DatabaseUrl
 
 WAKING = error("Couldn't connect to compute node")
 REFUSED = error("password authentication failed for user 'ada'")
@@ -23,28 +22,31 @@ REFUSED = error("password authentication failed for user 'ada'")
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[DatabaseUrl]:
-    """A migrated database that is reached without TLS, so that a script can stand before it."""
+    """A database at revision 1, reached without TLS, so that a script can stand before it."""
     with temporary_server() as url:
-        migrations.upgrade(url)
+        with closing(psycopg2.connect(url.for_libpq())) as connection, connection:
+            connection.cursor().execute("CREATE TABLE alembic_version AS SELECT '1' version_num")
         yield url
+
+
+def history() -> list[str]:
+    return ["1"]
 
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses, and limits of steps, that tests can wait for."""
     pauses = {
-        retry: tuple(pause / 20 for pause in pauses) for retry, pauses in connecting.PAUSES.items()
+        retry: tuple(pause / 20 for pause in pauses) for retry, pauses in connect.PAUSES.items()
     }
-    monkeypatch.setattr(connecting, "PAUSES", pauses)
-    monkeypatch.setattr(connecting, "STEP_SECONDS", 0.5)
+    monkeypatch.setattr(connect, "PAUSES", pauses)
+    monkeypatch.setattr(connect, "STEP_SECONDS", 0.5)
 
 
 def check(url: DatabaseUrl) -> tuple[dict[str, Check], list[float]]:
     """Return the steps by their names, and the seconds that were told."""
     waits: list[float] = []
-    return {
-        step.name: step for step in check_connection(url, migrations.history, waits.append)
-    }, waits
+    return {step.name: step for step in check_connection(url, history, waits.append)}, waits
 
 
 def failed(steps: dict[str, Check]) -> tuple[str, str]:
@@ -57,7 +59,7 @@ def failed(steps: dict[str, Check]) -> tuple[str, str]:
 def test_all_steps_pass_on_a_healthy_database(plain: DatabaseUrl) -> None:
     steps, _ = check(plain)
 
-    assert list(steps) == list(checking.STEPS)
+    assert list(steps) == list(check_module.STEPS)
     assert all(step.ok for step in steps.values())
 
 
@@ -123,7 +125,7 @@ def test_pauses_grow_and_stay_within_their_bounds(
 def test_a_server_that_freezes_after_the_log_in_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, silent_after: bytes, step: str
 ) -> None:
-    monkeypatch.setattr(checking, "QUERY_SECONDS", 2.0)
+    monkeypatch.setattr(check_module, "QUERY_SECONDS", 2.0)
 
     with scripted_server(behind=plain) as server:
         server.freezes_at = silent_after
@@ -136,8 +138,8 @@ def test_a_server_that_freezes_after_the_log_in_ends_the_check(
 def test_a_server_that_says_nothing_to_a_log_in_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "LOG_IN_SECONDS", 2.0)
-    monkeypatch.setattr(connecting, "TOTAL_SECONDS", 3.0)
+    monkeypatch.setattr(connect, "LOG_IN_SECONDS", 2.0)
+    monkeypatch.setattr(connect, "TOTAL_SECONDS", 3.0)
 
     with scripted_server(SILENCE) as server:
         steps, waits = check(plain.replace(port=server.port))
@@ -162,7 +164,7 @@ def test_a_server_that_does_not_even_talk_about_tls_ends_the_check(
 def test_a_name_server_that_does_not_answer_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "look_up", lambda _url: time.sleep(30))
+    monkeypatch.setattr(connect, "look_up", lambda _url: time.sleep(30))
 
     steps, _ = check(plain)
 
@@ -198,7 +200,7 @@ def test_a_server_that_takes_no_changes_is_found(plain: DatabaseUrl) -> None:
 def test_a_server_that_is_too_old_is_found(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "OLDEST", 99)
+    monkeypatch.setattr(check_module, "OLDEST", 99)
 
     steps, _ = check(plain)
 
@@ -232,7 +234,7 @@ def test_migrations_that_cannot_be_read_are_found(plain: DatabaseUrl) -> None:
 def test_the_endpoint_is_the_pooled_one_for_the_app_and_the_direct_one_for_migrations(
     host: str, detail: str, advice: str
 ) -> None:
-    found, advised = checking.describe_endpoint(DatabaseUrl("ada", "", host, 5432, "todo", ()))
+    found, advised = check_module.describe_endpoint(DatabaseUrl("ada", "", host, 5432, "todo", ()))
 
     assert detail in found
     assert (advice in advised) if advice else not advised
@@ -242,7 +244,7 @@ def test_one_address_that_answers_is_enough(plain: DatabaseUrl) -> None:
     """As with IPv6 where only IPv4 works."""
     closed = ("127.0.0.2", 1)
 
-    stream, (_, address) = connecting.dial(
+    stream, (_, address) = connect.dial(
         [(socket.AF_INET, closed), (socket.AF_INET, (plain.host, plain.port))]
     )
     stream.close()

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import psycopg2
 
-from database_url import DatabaseUrl
-from findings import FINDINGS, Finding
+from postgres.findings import FINDINGS, Finding
+from postgres.url import DatabaseUrl
 
 BY_NAME = {finding.name: finding for finding in FINDINGS}
 BY_CODE = {code: finding for finding in FINDINGS for code in finding.codes.split()}
@@ -35,7 +35,7 @@ VAGUE = {"XX000", "08P01"}
 # libpq tells of each attempt: one for each address, and with sslmode=prefer one without TLS.
 ATTEMPT = re.compile(r"(?m)^(?=connection to server (?:at|on) |could not translate host name )")
 # Around the table in README.md.
-BEGIN = "<!-- findings.py tells: uv run manage.py findings --write -->"
+BEGIN = "<!-- postgres/findings.py tells: uv run manage.py findings --write -->"
 END = "<!-- end of the findings -->"
 
 LONGEST = 300  # characters of other people's words

@@ -9,7 +9,14 @@ import psycopg2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pasted_forms import (
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.sql import SQL, Identifier, Literal
+from sqlalchemy import create_engine, make_url
+
+from postgres.pasted.text import LEFT_OVER, LONGEST
+from postgres.pasted.url import FOREIGN, KEYWORDS, MODES, SPELLINGS
+from postgres.tests.pasted_forms import (
     HOST,
     IN_PARTS,
     PASSWORD,
@@ -20,15 +27,9 @@ from pasted_forms import (
     STRING,
     WHOLE,
 )
-from psycopg2 import ProgrammingError
-from psycopg2.extensions import make_dsn, parse_dsn
-from psycopg2.sql import SQL, Identifier, Literal
-from sqlalchemy import create_engine, make_url
+from postgres.url import DatabaseUrl, DatabaseUrlError, Reading, parse, read
 
-import pasted_text
-from database_url import DatabaseUrl, DatabaseUrlError, Reading, parse, read
-from pasted_url import FOREIGN, KEYWORDS, MODES, SPELLINGS
-
+PACKAGE = Path(__file__).parents[1]
 TLS = (("sslmode", "require"), ("channel_binding", "require"))
 NEON = DatabaseUrl("alex", PASSWORD, HOST, 5432, "neondb", TLS)
 LOCAL = DatabaseUrl("ann", "pw", "localhost", 5432, "todo")
@@ -418,7 +419,7 @@ def test_what_libpq_accepts_as_a_url_is_understood_as_libpq_does(text: str) -> N
         return
 
     theirs, ours = both
-    if can_be_connected_to(theirs) and text[-1] not in pasted_text.LEFT_OVER:
+    if can_be_connected_to(theirs) and text[-1] not in LEFT_OVER:
         assert parts_of(ours.url) == with_defaults(theirs)
 
 
@@ -514,7 +515,7 @@ NASTY += [
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_no_text_takes_long(beginning: str) -> None:
     for piece in NASTY:
-        longest = piece * ((pasted_text.LONGEST - len(beginning)) // len(piece))
+        longest = piece * ((LONGEST - len(beginning)) // len(piece))
 
         for text in (beginning + longest, beginning + longest * 10):
             outcome = outcome_of(text)
@@ -523,8 +524,8 @@ def test_no_text_takes_long(beginning: str) -> None:
 
 
 def imported_by(module: str) -> set[str]:
-    """Return the modules that one of the project's modules imports, as Python 3.10 reads it."""
-    source = Path(f"{module}.py").read_text("utf-8")
+    """Return the modules that one of this package's modules imports, as Python 3.10 reads it."""
+    source = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
     nodes = list(ast.walk(ast.parse(source, feature_version=(3, 10))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return names | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -532,11 +533,12 @@ def imported_by(module: str) -> set[str]:
 
 def test_the_generator_can_run_it_on_python_310_without_packages() -> None:
     seen: set[str] = set()
-    left = {"env_file"}
+    left = {"postgres.env_file"}
     while left:
         module = left.pop()
         seen.add(module)
-        left |= {name for name in imported_by(module) if Path(f"{name}.py").exists()} - seen
+        left |= {name for name in imported_by(module) if name.startswith("postgres.")} - seen
 
     imported = {name.partition(".")[0] for module in seen for name in imported_by(module)}
-    assert imported <= seen | sys.stdlib_module_names
+    assert "postgres.pasted.url" in seen
+    assert imported <= {"postgres"} | sys.stdlib_module_names

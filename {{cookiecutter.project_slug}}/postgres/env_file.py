@@ -14,12 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-import database_url
-from database_url import EMBEDDED_USER, DatabaseUrl, DatabaseUrlError
-from hidden_prompt import read_pasted
+from postgres.prompt import read_pasted
+from postgres.url import EMBEDDED_USER, DatabaseUrl, DatabaseUrlError, read
 
-# The values of `.env.example` that nobody can work with: both are refused.
-PLACEHOLDER = database_url.PLACEHOLDER
+# The value of `.env.example` that nobody can work with, as url.PLACEHOLDER: both are refused.
 EXAMPLE_SECRET = "change-me-to-at-least-32-random-characters"  # noqa: S105  (no secret at all)
 LOOPBACK = "127.0.0.1"
 # Below the ports that Linux, macOS and Windows hand out by themselves, so that one stays free.
@@ -180,7 +178,7 @@ def ask_database_url(
 
 def take_database_url(text: str, out: TextIO | None = None) -> DatabaseUrl:
     """Understand a pasted text, and say what was mended. Raises DatabaseUrlError."""
-    reading = database_url.read(text)
+    reading = read(text)
     for change in reading.changes:
         print(f"  Mended: {change}", file=out or sys.stderr)
     return reading.url

@@ -17,17 +17,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util.concurrency import await_
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
-from connecting import TRANSPORT
-from database_url import DatabaseUrl
-from diagnosis import explain
-from findings import Retry
-from psycopg2_asyncio import (
-    CONNECT_SECONDS,
-    DRIVER,
-    Connection,
-    deadline,
-    waiting_on_event_loop,
-)
+from postgres.connect import TRANSPORT
+from postgres.dialect import CONNECT_SECONDS, DRIVER, Connection, deadline, waiting_on_event_loop
+from postgres.explain import explain
+from postgres.findings import Retry
+from postgres.url import DatabaseUrl
 
 FIRST_PAUSE_SECONDS = 0.25  # before another attempt to connect; each further one is twice as long
 IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used

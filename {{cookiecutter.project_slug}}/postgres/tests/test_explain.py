@@ -11,14 +11,13 @@ import psycopg2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_server import SILENCE, error, scripted_server
 from sqlalchemy import create_engine, exc, text
 
-from config import PROJECT_DIR
-from connecting import PAUSES
-from database_url import DatabaseUrl
-from diagnosis import BY_NAME, advise, explain, with_findings
-from findings import FINDINGS, Finding, Retry
+from postgres.connect import PAUSES
+from postgres.explain import BY_NAME, advise, explain
+from postgres.findings import FINDINGS, Finding, Retry
+from postgres.tests.scripted_server import SILENCE, error, scripted_server
+from postgres.url import DatabaseUrl
 
 URL = DatabaseUrl("ada", "correct horse", "127.0.0.1", 1, "todo", (("sslmode", "disable"),))
 NEON = URL.replace(host="ep-cool-name-a1b2c3d4.us-east-2.aws.neon.tech")
@@ -216,24 +215,22 @@ def test_secrets_in_the_words_of_a_server_are_hidden() -> None:
         ("23505", "other-error"),
     ],
 )
-def test_an_error_with_a_sqlstate_is_told_by_it(
-    database_url: DatabaseUrl, code: str, name: str
-) -> None:
+def test_an_error_with_a_sqlstate_is_told_by_it(server: DatabaseUrl, code: str, name: str) -> None:
     """Whatever its text says, in whatever language, and whoever made that."""
     raising = f"DO $$BEGIN RAISE 'connection refused' USING ERRCODE = '{code}'; END$$"
-    engine = create_engine(database_url.for_sqlalchemy())
+    engine = create_engine(server.for_sqlalchemy())
     with engine.connect() as connection, pytest.raises(exc.DBAPIError) as failure:
         connection.execute(text(raising))
     engine.dispose()
 
-    assert explain(failure.value, database_url).name == name
+    assert explain(failure.value, server).name == name
 
 
 @pytest.mark.parametrize(
     ("statements", "name"),
     [
         (["SELECT * FROM no_such_table"], "schema-behind"),
-        (["SELECT no_such_column FROM tasks"], "schema-behind"),
+        (["SELECT no_such_column FROM pg_class"], "schema-behind"),
         (["SET TRANSACTION READ ONLY", "CREATE TABLE t ()"], "read-only"),
         (["SET LOCAL statement_timeout = 1", "SELECT pg_sleep(5)"], "query-cancelled"),
         # The server says why as it hangs up, and is not always heard.
@@ -242,9 +239,9 @@ def test_an_error_with_a_sqlstate_is_told_by_it(
     ],
 )
 def test_errors_of_a_real_server_at_work_become_findings(
-    database_url: DatabaseUrl, statements: list[str], name: str
+    server: DatabaseUrl, statements: list[str], name: str
 ) -> None:
-    engine = create_engine(database_url.for_sqlalchemy())
+    engine = create_engine(server.for_sqlalchemy())
     *preparing, failing = map(text, statements)
     with engine.connect() as connection:
         for statement in preparing:
@@ -253,7 +250,7 @@ def test_errors_of_a_real_server_at_work_become_findings(
             connection.execute(failing)
     engine.dispose()
 
-    assert explain(failure.value, database_url).name in name.split("|")
+    assert explain(failure.value, server).name in name.split("|")
 
 
 def test_the_rows_that_an_error_quotes_are_not_passed_on(
@@ -353,9 +350,3 @@ def test_findings_have_names_that_programs_can_compare() -> None:
 
 def test_what_clients_are_told_names_no_host_user_or_setting() -> None:
     assert not [f.public for f in FINDINGS if re.search(r"[A-Z_@`.]|neon|user|role", f.public)]
-
-
-def test_the_table_in_the_readme_is_that_of_the_code() -> None:
-    readme = (PROJECT_DIR / "README.md").read_text("utf-8")
-
-    assert with_findings(readme) == readme, "type: uv run manage.py findings --write"

@@ -3,7 +3,7 @@
 What libpq accepts is understood as libpq understands it. Where libpq would refuse a text, or
 misread it, and one other reading makes sense, that one is taken and told. Anything else is refused.
 
-pasted_text.py finds URLs in a text, pasted_url.py takes one apart, and pasted_settings.py reads the
+pasted/text.py finds URLs in a text, pasted/url.py takes one apart, and pasted/parts.py reads the
 forms that have the parts one by one. Here they become a DatabaseUrl: checked, and complete.
 
 Standard library only, for Python 3.10 on: the generator's hook runs this file too.
@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-import pasted_text
-from pasted_settings import find_settings
-from pasted_text import Found
-from pasted_url import (
+from postgres.pasted.parts import find_settings
+from postgres.pasted.text import NAMES, Found, clean, explain, find_urls, unwrap
+from postgres.pasted.url import (
     FOREIGN,
     KEYWORDS,
     MODES,
@@ -114,7 +113,7 @@ class DatabaseUrl:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether this is the project's own server, which local_postgres.py starts."""
+        """Whether this is the project's own server, which embedded.py starts."""
         return self.is_loopback and self.user == EMBEDDED_USER
 
     @property
@@ -153,11 +152,11 @@ def parse(text: str) -> DatabaseUrl:
 def read(text: str) -> Reading:
     """Understand a pasted text, and tell what was mended. Raises DatabaseUrlError."""
     changes: list[str] = []
-    text = pasted_text.clean(text, changes)
+    text = clean(text, changes)
     if not text:
         raise DatabaseUrlError(f"the text is empty: write {PLACEHOLDER}")
-    bare = pasted_text.unwrap(text, changes)
-    urls = pasted_text.find_urls(bare)
+    bare = unwrap(text, changes)
+    urls = find_urls(bare)
     outcome = choose(urls, bare) if urls else read_settings(bare)
     if urls and isinstance(outcome, DatabaseUrlError) and "$" in bare:
         # DATABASE_URL=postgresql://$PGUSER:…, with PGUSER=… beside it
@@ -186,7 +185,7 @@ def choose(urls: list[Found], text: str) -> Outcome:
     found, reading = min(equals, key=lambda pair: not pair[1].url.is_pooled)
     if len({other.url for other in urls}) == 1:
         return reading
-    name = found.name if found.name in pasted_text.NAMES else "one"
+    name = found.name if found.name in NAMES else "one"
     told = f"took {name} of {len(urls)} connection strings"
     return Reading(reading.url, (told, *reading.changes))
 
@@ -241,7 +240,7 @@ def read_settings(text: str) -> Outcome:
     try:
         settings = find_settings(text, changes)
         if not settings:
-            return DatabaseUrlError(pasted_text.explain(text))
+            return DatabaseUrlError(explain(text))
         refuse_stand_ins(settings)
         return Reading(assemble(settings, changes), tuple(changes))
     except DatabaseUrlError as error:

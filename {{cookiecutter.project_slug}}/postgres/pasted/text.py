@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from pasted_url import PLACEHOLDER, DatabaseUrlError
+from postgres.pasted.url import PLACEHOLDER, DatabaseUrlError
 
 LONGEST = 20_000  # characters; whole .env files are shorter
 MOST = 10  # URLs that are looked at

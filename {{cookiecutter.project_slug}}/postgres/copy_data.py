@@ -16,8 +16,8 @@ import psycopg2
 import sqlalchemy as sa
 from psycopg2 import sql
 
-from connecting import Connection, Patience, hang_up, log_in
-from database_url import DatabaseUrl
+from postgres.connect import Connection, Patience, hang_up, log_in
+from postgres.url import DatabaseUrl
 
 LOCK_WAIT = "10s"
 CHUNK = 65_536  # bytes
