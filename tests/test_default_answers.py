@@ -143,7 +143,7 @@ def test_nothing_is_left_to_commit(project: Project) -> None:
     ],
 )
 def test_its_own_checks_pass(project: Project, command: str) -> None:
-    outcome = project.run("uv", "run", *command.split(), seconds=240)
+    outcome = project.run("uv", "run", *command.split(), seconds=480)
 
     assert outcome.code == 0, outcome.output
 

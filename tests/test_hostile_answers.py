@@ -615,7 +615,7 @@ def test_the_nastiest_answers_give_a_project_that_is_ready(nastiest: Outcome) ->
     ],
 )
 def test_the_checks_of_the_nastiest_project_pass(nastiest: Outcome, command: str) -> None:
-    outcome = nastiest.project.run("uv", "run", *command.split(), seconds=240)
+    outcome = nastiest.project.run("uv", "run", *command.split(), seconds=480)
 
     assert outcome.code == 0, outcome.output
 

@@ -17,7 +17,7 @@ from auth import RETRY_SECONDS
 from db import DatabaseBusy
 
 MAX_BODY_BYTES = 1_000_000
-MAX_MISTAKES = 20  # a body can make a hundred thousand; who mends these few comes back anyway
+MAX_MISTAKES = 20  # of a body that may have a hundred thousand
 MAX_PLACES = 10
 MAX_CHARACTERS = 200
 
@@ -137,7 +137,7 @@ class BodyLimit:
 class InternalErrors:
     """Answer what nobody foresaw: 500, with the id under which the log has the traceback.
 
-    The exception goes on to the server, which logs it, and to tests, which shall fail of it.
+    The exception goes on to the server, which logs it, and to tests, which should fail.
     FastAPI's own handler for this stands around all middleware: its answer has no CORS headers.
     """
 

@@ -4,8 +4,11 @@ It never reaches the database that is developed on. To try another server, or a 
 TEST_DATABASE_URL: the tests create databases there, and drop them at the end.
 """
 
+import asyncio
 import os
 import secrets
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +16,11 @@ from sqlalchemy import create_engine, text
 
 from postgres.embedded import temporary_server
 from postgres.url import DatabaseUrl, parse
+
+if sys.platform == "win32":  # whose default event loop cannot watch psycopg2's sockets
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # without another way for TestClient
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
 
 # What libpq would read from the environment is meant for another server.
 if "TEST_DATABASE_URL" not in os.environ:
