@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
 
 import pytest
@@ -23,6 +24,35 @@ POOL_SIZE = 15
 LOAD_SECONDS = 2
 ACCOUNTS = 200  # each of which may log in ten times at once
 LOG_INS = 10  # of a hundred requests of the mix
+# What somebody adds who has learned from FastAPI's and SQLModel's tutorials. The database works for
+# 50 ms, so that POOL_SIZE connections serve 300 requests a second at best.
+OWN_ROUTES = """
+
+from sqlalchemy import text
+from sqlmodel import col, select
+
+from db import SessionDep
+from models import Task
+
+WORK = text("SELECT pg_sleep(0.05)")
+
+
+@app.get("/own")
+async def read_own(session: SessionDep) -> list[Task]:
+    await session.scalar(WORK)
+    tasks = await session.exec(select(Task).where(col(Task.owner_id) == "own").limit(5))
+    return list(tasks)
+
+
+@app.post("/own", status_code=201)
+async def create_own(session: SessionDep) -> Task:
+    task = Task(owner_id="own", title="by a tutorial")
+    session.add(task)
+    await session.scalar(WORK)
+    await session.commit()
+    await session.refresh(task)
+    return task
+"""
 
 pytestmark = pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk")
 
@@ -56,6 +86,20 @@ def token(app: AppServer, stage: Stage) -> str:
         ACCOUNTS - 1,
     )
     return token
+
+
+@pytest.fixture(scope="module")
+def extended_app(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
+    """The app with OWN_ROUTES, in a copy of the project that has the same environment."""
+    folder = tmp_path_factory.mktemp("extended") / "project"
+    ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
+    shutil.copytree(stage.project.path, folder, ignore=ignored)
+    (folder / ".venv").symlink_to(stage.project.path / ".venv")
+    with (folder / "main.py").open("a", encoding="utf-8") as main:
+        main.write(OWN_ROUTES)
+    extended = replace(stage, project=replace(stage.project, path=folder))
+    with extended.app("extended", DB_POOL_SIZE=str(POOL_SIZE)) as app:
+        yield app
 
 
 def log_in(account: int) -> bytes:
@@ -140,6 +184,33 @@ def test_each_client_of_a_crowd_is_answered(
     assert run.succeeded > 0
     assert witnesses.faults() == []
     assert statistics.median(health) < 0.1
+
+
+@pytest.mark.parametrize("clients", [200, 1000])
+@pytest.mark.parametrize("methods", [("GET",), ("POST",), ("GET", "POST")], ids="+".join)
+def test_each_client_of_a_crowd_is_answered_by_routes_as_tutorials_write_them(
+    extended_app: AppServer,
+    clients: int,
+    methods: Sequence[str],
+    record_property: Callable[[str, object], None],
+) -> None:
+    token = extended_app.register()
+    requests = [prepare(method, "/own", token) for method in methods]
+
+    with pulse(extended_app) as health, visitors(extended_app, token, 4) as witnesses:
+        run = send(extended_app.port, requests, clients, LOAD_SECONDS)
+    afterwards = extended_app.request("GET", "/own")
+
+    record_property("load", str(run))
+    record_property("health", milliseconds(health))
+    assert set(run.statuses) <= {"200", "201", "503"}
+    assert run.failed == 0  # a 503 says when to come back
+    assert (run.unanswered, run.broken) == (0, 0)
+    assert run.max_ms < 1000 * LIMIT_SECONDS
+    assert run.succeeded > 0
+    assert witnesses.faults() == []
+    assert statistics.median(health) < 0.1
+    assert (afterwards.status, afterwards.seconds < 1) == (200, True)
 
 
 def test_a_crowd_at_the_start_finds_fewer_connections_than_it_wants(

@@ -4,7 +4,6 @@ Both run on the event loop: a request that waits for the database, or for a conn
 up no thread and no other request.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
-from postgres.dialect import deadline
+from postgres.dialect import Deadline, deadline
 from postgres.engine import DatabaseBusy, OrderedPool, open_engine
 from postgres.statements import CompiledStatement, Row, execute
 
@@ -28,6 +27,7 @@ from postgres.statements import CompiledStatement, Row, execute
 __all__ = [
     "CompiledStatement",
     "DatabaseBusy",
+    "Deadline",
     "EngineDep",
     "OneStatement",
     "Row",
@@ -63,12 +63,12 @@ async def ping(engine: AsyncEngine) -> float:
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """End what is asked of the database within, by all sessions and statements of this task.
+def time_limit(limit: Deadline) -> Iterator[None]:
+    """Limit all database work of this task inside the block.
 
-    What takes longer raises sqlalchemy.exc.OperationalError, and the server gives it up too.
+    What takes longer raises sqlalchemy.exc.OperationalError, and the server cancels it too.
     """
-    reset = deadline.set(asyncio.get_running_loop().time() + seconds)
+    reset = deadline.set(limit)
     try:
         yield
     finally:
@@ -83,9 +83,9 @@ async def get_engine(request: Request) -> AsyncEngine:
 EngineDep = Annotated[AsyncEngine, Depends(get_engine)]
 
 
-async def get_session(engine: EngineDep) -> AsyncIterator[AsyncSession]:
+async def get_session(engine: EngineDep, request: Request) -> AsyncIterator[AsyncSession]:
     """Yield a session of the request's own, which commits when it is told to."""
-    with time_limit(seconds_for(engine)):
+    with time_limit(deadline_of(request, engine)):
         async with AsyncSession(engine, expire_on_commit=False) as session:
             yield session
 
@@ -95,10 +95,12 @@ async def get_session(engine: EngineDep) -> AsyncIterator[AsyncSession]:
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-def seconds_for(engine: AsyncEngine) -> float:
-    """Return how long a request has for all that it asks of the database."""
+def deadline_of(request: Request, engine: AsyncEngine) -> Deadline:
+    """Return the one deadline for all that a request asks of the database."""
     assert isinstance(engine.pool, OrderedPool)  # noqa: S101  (that of open_engine)
-    return engine.pool.timeout() + USE_SECONDS
+    limit = Deadline(engine.pool.timeout() + USE_SECONDS)
+    shared: Deadline = request.scope.setdefault("database_deadline", limit)
+    return shared
 
 
 class OneStatement:
@@ -108,17 +110,17 @@ class OneStatement:
     a failure between them would leave half the work done: the second is refused.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, limit: Deadline) -> None:
         self._engine = engine
-        self._deadline = asyncio.get_running_loop().time() + seconds_for(engine)
+        self._limit = limit
         self._sent = False
 
     async def all(self, statement: AnyStatement, **parameters: object) -> list[Row]:
         """Send it, without BEGIN and COMMIT around it. Returns all its rows.
 
         parameters: what the statement's `bindparam`s stand for, and for an INSERT or UPDATE
-        without `values`, the columns to write. What PostgreSQL runs alone only, such as VACUUM,
-        does not go: its time limit goes before it. Raises RuntimeError at a second call, and
+        without `values`, the columns to write. VACUUM and the like cannot be sent, since the time
+        limit is put before it. Raises RuntimeError at a second call, and
         sqlalchemy.exc.DBAPIError.
         """
         if self._sent:
@@ -127,11 +129,8 @@ class OneStatement:
                 " `session: SessionDep`, then `await session.exec(…)` and `await session.commit()`"
             )
         self._sent = True
-        reset = deadline.set(self._deadline)
-        try:
+        with time_limit(self._limit):
             return await greenlet_spawn(send, self._engine.sync_engine, statement, parameters)
-        finally:
-            deadline.reset(reset)
 
     async def first(self, statement: AnyStatement, **parameters: object) -> Row | None:
         """Send it. Returns its first row, None if it has none."""
@@ -170,7 +169,8 @@ def refuse_threads(app: FastAPI) -> None:
 
 
 async def get_statement(request: Request) -> OneStatement:
-    return OneStatement(request.app.state.engine)  # FastAPI would run the class itself in a thread
+    engine: AsyncEngine = request.app.state.engine  # FastAPI would run the class in a thread
+    return OneStatement(engine, deadline_of(request, engine))
 
 
 StatementDep = Annotated[OneStatement, Depends(get_statement)]

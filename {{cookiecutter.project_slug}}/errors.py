@@ -72,13 +72,12 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
 
     What happened stands in the log. Any other error of the database's is a bug, and raised again.
     """
-    if isinstance(error, exc.DBAPIError):
-        finding = request.app.state.availability.explain(error)
-        if finding.name == "other-error":
-            raise error
-    else:  # busy, and not away
+    if isinstance(error, DatabaseBusy):
         bind_contextvars(error=str(error))
         return later(str(error))
+    finding = request.app.state.availability.explain(error)
+    if finding.name == "other-error":
+        raise error
     bind_contextvars(finding=finding.name, error=finding.said)
     if finding.name == "disk-full":
         # Space does not come by waiting: nobody is asked to try again.

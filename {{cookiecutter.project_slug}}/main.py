@@ -28,8 +28,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         refuse_threads(app)
-        async with AsyncExitStack() as at_the_end:
-            engine = await at_the_end.enter_async_context(
+        async with AsyncExitStack() as stack:
+            engine = await stack.enter_async_context(
                 open_engine(
                     settings.database_url,
                     pool_size=settings.db_pool_size,
@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
             availability = Availability(settings.database_url)
             availability.listen_to(engine)
             passwords = Passwords()
-            at_the_end.callback(passwords.close)
+            stack.callback(passwords.close)
             app.state.availability = availability
             app.state.engine = engine
             app.state.readiness = health.Readiness(engine)
@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.cursors = Cursors(settings.better_auth_secret)
             if settings.better_auth_url:
                 verifier = BetterAuth(settings.better_auth_url)
-                at_the_end.push_async_callback(verifier.aclose)
+                stack.push_async_callback(verifier.aclose)
                 app.state.verifier = verifier
             else:
                 app.state.verifier = OwnTokens(settings)

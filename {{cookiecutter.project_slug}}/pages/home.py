@@ -16,7 +16,7 @@ from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config import VERSION, Settings
-from db import DatabaseBusy, EngineDep, time_limit
+from db import DatabaseBusy, Deadline, EngineDep, time_limit
 from pages.policy import hashes_of, secure_page
 from pages.status import AppStatus, DatabaseStatus, MigrationStatus, State, Status
 from postgres.check import StepFailed, compare_revisions
@@ -93,7 +93,7 @@ async def ask(engine: AsyncEngine, url: DatabaseUrl) -> tuple[DatabaseStatus, li
     """Return how the database is, and its revisions: None where it did not tell them."""
     answer = DatabaseStatus(ok=True, kind=kind_of(url), name=url.database, address=url.address)
     try:
-        with time_limit(QUERY_SECONDS):
+        with time_limit(Deadline(QUERY_SECONDS)):
             seconds, revisions = await read_revisions(engine)
     except DatabaseBusy as error:
         answer.ok, answer.cause, answer.advice = False, str(error), "look again in a moment"

@@ -12,6 +12,7 @@ waits as psycopg2 does by itself; only COPY is refused while it is set.
 import asyncio
 import select
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,11 +29,30 @@ from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
 DRIVER = "psycopg2_asyncio"
 CONNECT_SECONDS = 9.0  # for one attempt: a compute that wakes up may take as long
-ALONE = ("SAVEPOINT", "ROLLBACK TO", "RELEASE")
 PROBE_SECONDS = 3.0  # for one address of a host that has several
 
-# When the current request's work must be done, by the event loop's clock. None: no limit.
-deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+class Deadline:
+    """When a task's work in the database must be done: some seconds after it began."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._at: float | None = None
+
+    def at(self) -> float:
+        """Return the time by the event loop's clock, which starts to run at the first call."""
+        if self._at is None:
+            self._at = asyncio.get_running_loop().time() + self._seconds
+        return self._at
+
+
+deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
+
+
+def current_deadline() -> float | None:
+    """Return the current task's, by the event loop's clock. None: no limit."""
+    limit = deadline.get()
+    return limit.at() if limit else None
 
 
 class Connection(psycopg2.extensions.connection):
@@ -64,7 +84,7 @@ class Connection(psycopg2.extensions.connection):
     def _notice(self) -> None:
         if self._answer is not None:
             finish(self._answer)
-        elif is_readable(self):  # and not just told once more of an answer that was read meanwhile
+        elif is_readable(self):  # not a stale wake-up for data that was read meanwhile
             self.has_news = True
             self.unwatch()
 
@@ -113,7 +133,7 @@ def wait(connection: Any) -> None:
 def wait_for(connection: Connection, state: int) -> None:
     """Wait until the socket can be read from, or written to. Raises psycopg2.OperationalError."""
     loop = asyncio.get_running_loop()
-    limit = deadline.get()
+    limit = current_deadline()
     if state == POLL_READ:
         ready = connection.answer()
     else:
@@ -134,7 +154,17 @@ def wait_for(connection: Connection, state: int) -> None:
 
 @contextmanager
 def waiting_on_event_loop() -> Iterator[None]:
-    """Set the wait callback for as long as an engine is in use."""
+    """Set the wait callback for as long as an engine is in use.
+
+    Raises RuntimeError on Windows' default event loop.
+    """
+    if sys.platform == "win32" and isinstance(
+        asyncio.get_running_loop(), asyncio.ProactorEventLoop
+    ):
+        raise RuntimeError(
+            "this event loop cannot watch psycopg2's sockets: use `uv run main.py`, or"
+            " `uvicorn --loop asyncio:SelectorEventLoop`"
+        )
     before = psycopg2.extensions.get_wait_callback()
     psycopg2.extensions.set_wait_callback(wait)
     try:
@@ -151,22 +181,31 @@ def finish(future: "asyncio.Future[bool]", result: bool = True) -> None:
 class Cursor(psycopg2.extensions.cursor):
     """A cursor whose statements end by the deadline on the server, too."""
 
+    WITHOUT_LIMIT = ("SAVEPOINT", "ROLLBACK TO", "RELEASE")
+
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  (psycopg2's name)
         """Execute a statement behind its time limit, in one message: that costs no round trip.
 
-        Not so for a server-side cursor, nor for what has to work in a transaction that has failed.
-        LOCAL is over with the statement's own transaction: a pooler hands the connection to others.
+        Skipped for server-side cursors, and for savepoint commands, which have to work in a
+        transaction that has failed. LOCAL ends with the transaction, so a pooler cannot pass it on.
         """
-        limit = deadline.get()
-        if limit is not None and self.name is None and not query.startswith(ALONE):
-            query = f"{time_limit(limit)}; {query}"
+        limit = current_deadline()
+        takes_limit = isinstance(query, str) and not query.startswith(self.WITHOUT_LIMIT)
+        if limit is not None and self.name is None and takes_limit:
+            query = f"{set_timeout(limit)}; {query}"
         super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        limit = current_deadline()
+        if limit is not None:
+            super().execute(set_timeout(limit))
+        super().executemany(query, vars_list)
 
     async def _async_soft_close(self) -> None:
         """Called by SQLAlchemy; the rows are all here, so there is nothing to wait for."""
 
 
-def time_limit(limit: float) -> str:
+def set_timeout(limit: float) -> str:
     milliseconds = max(1, int(1000 * (limit - asyncio.get_running_loop().time())))
     if milliseconds > 1000:  # whole seconds: pg_stat_statements lists each number by itself
         milliseconds -= milliseconds % 1000
@@ -203,9 +242,13 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
 
         def connect() -> Any:
             factories = {"connection_factory": Connection, "cursor_factory": Cursor}
-            connection = super(AsyncPsycopg2Dialect, self).connect(
-                *arguments, **factories, **parameters
-            )
+            try:
+                connection = super(AsyncPsycopg2Dialect, self).connect(
+                    *arguments, **factories, **parameters
+                )
+            except BaseException as error:
+                error.__traceback__ = None  # its frames would keep the connection open
+                raise
             connection.watch()
             return connection
 

@@ -14,11 +14,18 @@ import psycopg2
 from sqlalchemy import AsyncAdaptedQueuePool, Dialect, PoolProxiedConnection, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util.concurrency import await_
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
 from postgres.connect import TRANSPORT
-from postgres.dialect import CONNECT_SECONDS, DRIVER, Connection, deadline, waiting_on_event_loop
+from postgres.dialect import (
+    CONNECT_SECONDS,
+    DRIVER,
+    Connection,
+    current_deadline,
+    waiting_on_event_loop,
+)
 from postgres.explain import explain
 from postgres.findings import Retry
 from postgres.url import DatabaseUrl
@@ -29,7 +36,7 @@ READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
 
 
 class DatabaseBusy(Exception):
-    """Every connection is taken, and too many wait, or one waited for too long: try again later."""
+    """All connections are in use: the queue is full, or this request has waited too long."""
 
 
 @asynccontextmanager
@@ -122,7 +129,7 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
         loop = asyncio.get_running_loop()
         place = loop.create_future()
         self._line.append(place)
-        now, limit = loop.time(), deadline.get() or math.inf
+        now, limit = loop.time(), current_deadline() or math.inf
         at_latest = min(now + CONNECT_SECONDS, limit)
         timer = loop.call_at(min(now + (timeout or 0), limit), self._give_up, place, at_latest)
         try:
@@ -139,7 +146,7 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
             timer.cancel()
 
     def take_first(self) -> "asyncio.Future[ConnectionPoolEntry] | None":
-        """Take the one that has waited longest out of the line."""
+        """Remove and return the request that has waited longest."""
         while self._line:
             place = self._line.popleft()
             if not place.done():
@@ -183,7 +190,8 @@ class OrderedPool(AsyncAdaptedQueuePool):
     def _dec_overflow(self) -> Literal[True]:
         """Called when a connection could not be made: the first in the line tries at once."""
         if first := self._pool.take_first():
-            first.set_exception(Empty())
+            first.set_result(_ConnectionRecord(self, connect=False))  # it connects when used
+            return True
         return super()._dec_overflow()
 
     def connect(self) -> PoolProxiedConnection:
@@ -207,7 +215,7 @@ class OrderedPool(AsyncAdaptedQueuePool):
 
 
 class Hold:
-    """That a request, or whatever task it is, holds a connection."""
+    """Marks that a task holds a connection."""
 
     is_held = True
 
@@ -219,7 +227,7 @@ def connect_patiently(
     url: DatabaseUrl, dialect: Dialect, arguments: Any, parameters: dict[str, Any]
 ) -> Any:
     """Connect, and try again until the deadline where a database that wakes up asks for it."""
-    limit = deadline.get()
+    limit = current_deadline()
     clock = asyncio.get_running_loop().time
     pause = FIRST_PAUSE_SECONDS
     while True:
@@ -238,14 +246,17 @@ def connect_patiently(
 def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
     """Have a connection that died idle replaced, without a round trip for one just in use.
 
-    What the server said by itself, it said as it hung up: a restart, a shutdown, or Neon's scaling
-    to zero after five minutes. Only a connection that nobody hung up, and that a router on the
-    way may have forgotten, takes a query to try.
+    An idle connection has news only when the server hangs up: a restart, a shutdown, or Neon's
+    scaling to zero after five minutes. A connection without news that has been idle for long is
+    tried with a query: a NAT on the way may have dropped it.
     """
     now = record.info["taken_at"] = time.monotonic()
+    returned_at = record.info.get("returned_at")
+    if returned_at is None:  # it is new
+        return
     try:
         if not (connection.has_news or connection.closed):
-            if now - record.info.get("returned_at", now) > IDLE_SECONDS:
+            if now - returned_at > IDLE_SECONDS:
                 connection.autocommit = True
                 with connection.cursor() as cursor:
                     cursor.execute("SELECT 1")

@@ -65,14 +65,18 @@ class Form:
             or compiled.literal_execute_params
             or compiled.update_prefetch
             or len(constants) < len(defaults)
+            or any(bind.callable for bind in compiled.bind_names)
         ):
             raise TypeError(
-                "a list for IN, or a default made by a function, differs at each execution: send"
+                "a list for IN, or a value made by a function, differs at each execution: send"
                 f" the statement itself, without CompiledStatement(…): {compiled.string}"
             )
         self._sql = compiled.string
         # What the statement brings along; the parameters come on top.
-        self._values = {**compiled.construct_params(_check=False), **constants}
+        given = dict.fromkeys(names)  # raises InvalidRequestError if one is missing
+        self._values = {**compiled.construct_params(given, escape_names=False), **constants}
+        self._escaped = compiled.escaped_bind_names  # what SQL calls those with a space or the like
+        self._returns_rows = not compiled.implicit_returning  # an INSERT's new key, unasked
         self._binders: Converters = [
             (name, convert)
             for bind, name in compiled.bind_names.items()
@@ -86,10 +90,12 @@ class Form:
 
     def execute(self, connection: Connection, parameters: Row) -> list[Row]:
         values = self._values | parameters
-        for name, convert in self._binders:
-            values[name] = convert(values[name])
         cursor = connection.connection.cursor()
         try:
+            for name, convert in self._binders:
+                values[name] = convert(values[name])
+            if self._escaped:
+                values = {self._escaped.get(name, name): values[name] for name in values}
             cursor.execute(self._sql, values)
             return self._read(cursor)
         except BaseException as error:  # noqa: BLE001  (it is raised again)
@@ -99,7 +105,7 @@ class Form:
             cursor.close()
 
     def _read(self, cursor: Any) -> list[Row]:
-        if cursor.description is None:
+        if cursor.description is None or not self._returns_rows:
             return []
         if not self._names:
             self._learn(cursor.description)
@@ -111,7 +117,9 @@ class Form:
 
     def _learn(self, description: Any) -> None:
         """Learn from the first result what PostgreSQL calls its columns, and their types."""
+        self._readers = [
+            (column.name, convert)
+            for column, kind in zip(description, self._types, strict=bool(self._types))
+            if (convert := kind.result_processor(self._dialect, column.type_code))
+        ]
         self._names = [column.name for column in description]
-        for column, kind in zip(description, self._types, strict=bool(self._types)):
-            if convert := kind.result_processor(self._dialect, column.type_code):
-                self._readers.append((column.name, convert))

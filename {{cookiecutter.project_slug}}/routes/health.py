@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config import VERSION
-from db import DatabaseBusy, ping, time_limit
+from db import DatabaseBusy, Deadline, ping, time_limit
 from schemas.health import Health, Ready
 from schemas.problem import problems
 
@@ -41,7 +41,7 @@ class Readiness:
             raise DatabaseBusy("all connections are in use") from None
 
     async def _ask(self) -> float:
-        with time_limit(PING_SECONDS):
+        with time_limit(Deadline(PING_SECONDS)):
             return await ping(self._engine)
 
 

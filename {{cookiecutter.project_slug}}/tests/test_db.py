@@ -1,4 +1,4 @@
-"""The engine, the sessions and the schema, on a real PostgreSQL."""
+"""What requests get of the database, when it is busy or away too; and its schema."""
 
 import asyncio
 import os
@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPConnection
 from typing import Annotated, Any, Protocol
 from uuid import uuid4
 
 import psycopg2
 import pytest
+import uvicorn
 from alembic import command
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine, event, exc, func, insert, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,7 +29,7 @@ import db
 import migrations
 from config import PROJECT_DIR, Settings
 from db import (
-    OneStatement,
+    EngineDep,
     SessionDep,
     StatementDep,
     create_db_and_tables,
@@ -279,27 +281,6 @@ def test_a_request_that_finds_the_queue_full_gets_a_503_at_once(app_of_size: App
     assert afterwards.status_code == 200
 
 
-def test_a_request_that_gives_its_connection_back_does_not_take_it_from_one_that_waits(
-    database_url: DatabaseUrl,
-) -> None:
-    order: list[str] = []
-
-    async def ask(engine: AsyncEngine, name: str, times: int) -> None:
-        for _ in range(times):
-            await OneStatement(engine).all(text("SELECT pg_sleep(0.001)"))
-            order.append(name)
-
-    async def ask_together() -> None:
-        async with open_engine(database_url) as engine, asyncio.TaskGroup() as tasks:
-            tasks.create_task(ask(engine, "greedy", 5))
-            tasks.create_task(ask(engine, "first", 1))
-            tasks.create_task(ask(engine, "second", 1))
-
-    asyncio.run(ask_together())
-
-    assert order == ["greedy", "first", "second", *["greedy"] * 4]
-
-
 def use_session(session: SessionDep) -> None:
     assert session
 
@@ -365,7 +346,7 @@ def test_a_frozen_server_costs_a_503_and_no_connection(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "USE_SECONDS", 0.3)
-    app = app_of_size(1)
+    app = app_of_size(1, db_queue_seconds=0.1)
 
     @app.get("/endless")
     async def endless(statement: StatementDep) -> None:
@@ -386,7 +367,7 @@ def test_a_statement_that_was_answered_with_a_503_is_not_done_afterwards(
     app_of_size: AppOfSize, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "USE_SECONDS", 1.9)
-    app = app_of_size(1)
+    app = app_of_size(1, db_queue_seconds=0.1)
     values = {"id": uuid4(), "owner_id": "nobody", "title": "Too late"}
 
     @app.post("/late")
@@ -430,9 +411,9 @@ def test_a_savepoint_that_fails_leaves_the_transaction_whole(app_of_size: AppOfS
 def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     app_of_size: AppOfSize, embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "USE_SECONDS", 2.5)
+    monkeypatch.setattr(db, "USE_SECONDS", 0.5)
     # A pooler would invent the number of the process.
-    app = app_of_size(1, db_queue_seconds=1, database_url=embedded_url)
+    app = app_of_size(1, db_queue_seconds=0.1, database_url=embedded_url)
     frozen: list[int] = []
 
     @app.get("/one")
@@ -481,6 +462,56 @@ def test_a_request_of_several_statements_has_one_limit_for_all(
     assert afterwards.status_code == 200
 
 
+@contextmanager
+def served(app: FastAPI) -> Iterator[HTTPConnection]:
+    """Serve an app as in production. Yields a connection to it."""
+    config = uvicorn.Config(
+        app, port=0, loop="asyncio:SelectorEventLoop", ws="none", log_config=None
+    )
+    server = uvicorn.Server(config)
+    with ThreadPoolExecutor(1) as thread:
+        serving = thread.submit(server.run)
+        while not (server.started or serving.done()):
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        try:
+            with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+                yield connection
+        finally:
+            server.should_exit = True
+
+
+def test_each_request_of_a_client_has_its_own_limit_and_what_follows_it_has_none(
+    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "USE_SECONDS", 0.4)
+    app = app_of_size(2, db_queue_seconds=0.1)
+    followed: list[int | None] = []
+
+    async def follow(engine: AsyncEngine) -> None:
+        async with AsyncSession(engine) as session:
+            followed.append(await session.scalar(text("SELECT 42 FROM pg_sleep(0.4)")))
+
+    @app.get("/work")
+    async def work(
+        session: SessionDep, engine: EngineDep, tasks: BackgroundTasks, seconds: float
+    ) -> None:
+        tasks.add_task(follow, engine)
+        await session.scalar(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+
+    statuses = []
+    with served(app) as client:
+        for seconds in (0.3, 0.3, 60, 0.3):
+            client.request("GET", f"/work?seconds={seconds}")
+            answer = client.getresponse()
+            answer.read()
+            statuses.append(answer.status)
+            assert client.sock, "the app has hung up"
+
+    assert statuses == [200, 200, 503, 200]
+    assert followed == [42, 42, 42]
+
+
 def test_who_waits_for_a_database_that_wakes_up_waits_longer(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,7 +543,7 @@ def test_a_frozen_connection_costs_a_503_and_is_replaced(
 ) -> None:
     monkeypatch.setattr(db, "USE_SECONDS", 0.3)
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
-    app = app_of_size(1, database_url=embedded_url)
+    app = app_of_size(1, db_queue_seconds=0.1, database_url=embedded_url)
 
     @app.get("/pid")
     async def get_pid(session: SessionDep) -> int:

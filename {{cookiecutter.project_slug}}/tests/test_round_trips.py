@@ -1,10 +1,6 @@
 """How often a request goes to the database and back, as the database sees it."""
 
-import socket
-import struct
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,61 +13,14 @@ from config import Settings
 from db import SessionDep
 from main import create_app
 from models import Task
+from postgres.tests.counting_proxy import CountingProxy, counting_proxy
 from postgres.url import DatabaseUrl
-
-
-class CountingProxy:
-    """Stands before PostgreSQL, and keeps the queries that pass: each is one round trip."""
-
-    def __init__(self, server: DatabaseUrl) -> None:
-        self.queries: list[str] = []
-        self._server = (server.host, server.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._listener]
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._server)
-                self._sockets += [client, server]
-                threading.Thread(target=self._forward, args=(server, client), daemon=True).start()
-                threading.Thread(target=self._read, args=(client, server), daemon=True).start()
-
-    def _forward(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-    def _read(self, client: socket.socket, server: socket.socket) -> None:
-        """Pass on what the client says, message by message, and note the queries."""
-        stream = client.makefile("rb")
-        with suppress(OSError, struct.error):
-            (length,) = struct.unpack("!i", stream.read(4))  # the first message has no type
-            server.sendall(struct.pack("!i", length) + stream.read(length - 4))
-            while kind := stream.read(1):
-                (length,) = struct.unpack("!i", stream.read(4))
-                body = stream.read(length - 4)
-                if kind in b"QP":
-                    self.queries.append(body.decode(errors="replace").rstrip("\0"))
-                server.sendall(kind + struct.pack("!i", length) + body)
-            server.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        for one in self._sockets:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
 
 
 @pytest.fixture
 def proxy(embedded_url: DatabaseUrl) -> Iterator[CountingProxy]:
-    proxy = CountingProxy(embedded_url)
-    yield proxy
-    proxy.close()
+    with counting_proxy(embedded_url) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, text
 
 from postgres.embedded import temporary_server
@@ -21,6 +22,10 @@ if sys.platform == "win32":  # whose default event loop cannot watch psycopg2's 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # without another way for TestClient
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
+
+# A project searches with a fixed seed: a test that fails, fails because of what was changed.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
 
 # What libpq would read from the environment is meant for another server.
 if "TEST_DATABASE_URL" not in os.environ:

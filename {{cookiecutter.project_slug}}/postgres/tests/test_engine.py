@@ -1,32 +1,539 @@
-"""The engine's connections: whether they live, and who gets them."""
+"""The engine and its driver: psycopg2 on the event loop, on a real PostgreSQL.
+
+Each test runs on asyncio's own event loop and on uvloop, which uvicorn prefers.
+"""
 
 import asyncio
+import gc
+import io
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+from uuid import uuid4
 
+import psutil
+import psycopg2
+import psycopg2.errors
 import pytest
-from sqlalchemy import text
+from psycopg2.extensions import get_wait_callback
+from sqlalchemy import create_engine, event, exc, func, insert, inspect, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlmodel.ext.asyncio.session import AsyncSession
 
+from postgres import dialect
 from postgres import engine as engine_module
 from postgres.engine import open_engine
+from postgres.explain import explain
+from postgres.tests.asking import Run, scalar, time_limit, wait_until, wait_until_true
+from postgres.tests.counting_proxy import CountingProxy, counting_proxy
+from postgres.tests.scripted_server import SILENCE, scripted_server
 from postgres.url import DatabaseUrl
 
 
-@pytest.mark.parametrize("idle_seconds", [0.0, 30.0])
-def test_a_connection_that_died_idle_is_replaced(
-    embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
-) -> None:
-    monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
-    own_pid = text("SELECT pg_backend_pid()")
-    terminate = text("SELECT pg_terminate_backend(:pid, 5000)")
+class Base(DeclarativeBase):
+    """For tables of these tests' own."""
 
-    async def use() -> list[int | None]:
+
+class Item(Base):
+    __tablename__ = "items"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+@pytest.fixture(scope="module")
+def items_url(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
+    """A database with the table of Item."""
+    url = new_database()
+    engine = create_engine(url.for_sqlalchemy())
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def proxy(embedded_server: DatabaseUrl) -> Iterator[CountingProxy]:
+    with counting_proxy(embedded_server) as proxy:
+        yield proxy
+
+
+async def turns_during(work: Awaitable[Any]) -> int:
+    """Return how many turns another task got until the work was done."""
+    task = asyncio.ensure_future(work)
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    await task
+    return turns
+
+
+async def measure(work: Coroutine[Any, Any, Any]) -> tuple[exc.OperationalError, float]:
+    """Return the error that work raises, and after how many seconds it does."""
+    start = asyncio.get_running_loop().time()
+    with pytest.raises(exc.OperationalError) as caught:
+        await work
+    return caught.value, asyncio.get_running_loop().time() - start
+
+
+# The event loop.
+
+
+def test_the_event_loop_goes_on_while_the_server_works(run: Run, server: DatabaseUrl) -> None:
+    async def use() -> int:
+        async with open_engine(server) as engine:
+            await scalar(engine)
+            return await turns_during(scalar(engine, "SELECT pg_sleep(0.2)"))
+
+    assert run(use()) > 10
+
+
+def test_statements_on_several_connections_run_side_by_side(run: Run, server: DatabaseUrl) -> None:
+    async def use() -> float:
+        async with open_engine(server, pool_size=10) as engine:
+            start = asyncio.get_running_loop().time()
+            await asyncio.gather(*(scalar(engine, "SELECT pg_sleep(0.3)") for _ in range(10)))
+            return asyncio.get_running_loop().time() - start
+
+    assert run(use()) < 10 * 0.3 / 2
+
+
+def test_connections_are_used_again(run: Run, server: DatabaseUrl) -> None:
+    made: list[object] = []
+
+    async def ask_often(engine: AsyncEngine) -> None:
+        for _ in range(20):
+            await scalar(engine, "SELECT 1")
+
+    async def use() -> None:
+        async with open_engine(server, pool_size=2) as engine:
+            event.listen(engine.sync_engine, "connect", lambda *its: made.append(its))
+            await asyncio.gather(*(ask_often(engine) for _ in range(5)))
+
+    run(use())
+
+    assert len(made) == 2
+
+
+def test_what_takes_many_packets_passes_and_the_event_loop_goes_on(
+    run: Run, server: DatabaseUrl
+) -> None:
+    long = "x" * 20_000_000
+
+    async def use() -> tuple[int, str]:
+        async with open_engine(server) as engine, engine.connect() as connection:
+            asking = asyncio.create_task(connection.execute(text("SELECT :text"), {"text": long}))
+            turns = await turns_during(asking)
+            return turns, asking.result().scalar_one()
+
+    turns, answer = run(use())
+    assert turns > 2
+    assert answer == long
+
+
+# Connecting.
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Have each host name stand for these addresses."""
+
+    def look_up(_host: str, port: int, *_rest: object, **_options: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@contextmanager
+def silent_address(port: int) -> Iterator[str]:
+    """Reserve an address that drops what comes: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.2", port))
+        listener.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.2", port))
+        yield "127.0.0.2"
+
+
+async def address_in_use(url: DatabaseUrl) -> tuple[str, str]:
+    """Return the host and the address that libpq was given."""
+    async with open_engine(url) as engine, engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        assert raw.driver_connection is not None
+        parameters = raw.driver_connection.info.dsn_parameters
+        return parameters["host"], parameters["hostaddr"]
+
+
+def test_an_address_that_refuses_is_passed_over_and_tls_keeps_the_name(
+    embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
+
+    found = asyncio.run(address_in_use(embedded_server.replace(host="db.example.com")))
+
+    assert found == ("db.example.com", "127.0.0.1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fills a queue as Linux counts it")
+def test_an_address_that_says_nothing_is_passed_over(
+    embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialect, "PROBE_SECONDS", 0.2)
+
+    with silent_address(embedded_server.port) as silent:
+        resolve(monkeypatch, silent, "127.0.0.1")
+        found = asyncio.run(address_in_use(embedded_server.replace(host="db.example.com")))
+
+    assert found == ("db.example.com", "127.0.0.1")
+
+
+@pytest.mark.parametrize("name", ["no-such-host.invalid", f"{'x' * 70}.example.com"])
+def test_a_name_without_an_address_is_an_unknown_host(
+    run: Run, server: DatabaseUrl, name: str
+) -> None:
+    url = server.replace(host=name)
+
+    async def use() -> str:
+        async with open_engine(url) as engine:
+            with pytest.raises(exc.OperationalError) as caught:
+                await scalar(engine)
+            return explain(caught.value, url).name
+
+    assert run(use()) == "host-unknown"
+
+
+def test_a_server_that_says_nothing_ends_an_attempt_in_time(
+    run: Run, embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CONNECT_SECONDS", 0.2)
+
+    async def use(url: DatabaseUrl) -> tuple[str, float]:
+        async with open_engine(url) as engine:
+            error, seconds = await measure(scalar(engine))
+            return explain(error, url).name, seconds
+
+    with scripted_server(SILENCE) as silent:
+        finding, seconds = run(use(embedded_server.replace(port=silent.port)))
+
+    assert finding == "no-answer"
+    assert seconds < 2
+
+
+def test_a_server_that_says_nothing_ends_a_request_in_time(
+    run: Run, embedded_server: DatabaseUrl
+) -> None:
+    async def use(url: DatabaseUrl) -> float:
+        async with open_engine(url) as engine:
+            with time_limit(0.2):
+                _, seconds = await measure(scalar(engine))
+            return seconds
+
+    with scripted_server(SILENCE) as silent:
+        seconds = run(use(embedded_server.replace(port=silent.port)))
+
+    assert seconds < 2
+
+
+async def end_an_attempt(engine: AsyncEngine, port: int, end: str) -> None:
+    """Try to connect, and stop on the way."""
+
+    async def attempt() -> None:
+        with time_limit(0.1 if end == "time limit" else 60):
+            await scalar(engine)
+
+    attempting = asyncio.create_task(attempt())
+    await wait_until(lambda: connections_to(port) or attempting.done())
+    if end == "cancelled":
+        attempting.cancel()
+    await asyncio.wait([attempting])
+    assert attempting.cancelled() or isinstance(attempting.exception(), exc.OperationalError)
+
+
+@pytest.mark.parametrize("end", ["time limit", "cancelled"])
+def test_an_attempt_that_ended_leaves_no_connection_open(
+    run: Run, embedded_server: DatabaseUrl, end: str
+) -> None:
+    async def use(port: int) -> int:
+        async with open_engine(embedded_server.replace(port=port)) as engine:
+            await end_an_attempt(engine, port, end)
+            return connections_to(port)
+
+    gc.disable()  # it would close them some time or other
+    try:
+        with scripted_server(SILENCE) as silent:
+            left = run(use(silent.port))
+    finally:
+        gc.enable()
+
+    assert left == 0
+
+
+def connections_to(port: int) -> int:
+    """Return how many connections to a port of this machine this process has."""
+    connections = psutil.Process().net_connections("tcp")
+    return sum(1 for one in connections if one.raddr and one.raddr.port == port)
+
+
+def test_a_connection_that_died_idle_is_replaced(
+    run: Run, embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use() -> list[int]:
         pids = []
         async with open_engine(embedded_server) as own, open_engine(embedded_server) as other:
-            for _ in range(2):
-                async with own.connect() as connection:
-                    pids.append(await connection.scalar(own_pid))
-                async with other.connect() as connection:
-                    await connection.execute(terminate, {"pid": pids[-1]})
+            for idle_seconds in (30.0, -1.0, 30.0):
+                monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
+                pids.append(await scalar(own, "SELECT pg_backend_pid()"))
+                await scalar(other, f"SELECT pg_terminate_backend({pids[-1]}, 5000)")
         return pids
 
-    first, second = asyncio.run(use())
-    assert first != second
+    assert len(set(run(use()))) == 3
+
+
+# The wait callback: one for the process.
+
+
+def ask_synchronously(url: DatabaseUrl) -> int:
+    with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT 42")
+        answer: int = cursor.fetchone()[0]  # type: ignore[index]
+        return answer
+
+
+def test_outside_open_engine_nothing_connects(run: Run, server: DatabaseUrl) -> None:
+    async def use() -> None:
+        async with open_engine(server) as engine:
+            pass
+        await scalar(engine)
+
+    with pytest.raises(RuntimeError, match=r"use the engine within open_engine\(…\)"):
+        run(use())
+
+
+def test_after_the_engine_psycopg2_is_as_it_was(run: Run, server: DatabaseUrl) -> None:
+    async def use() -> None:
+        async with open_engine(server) as engine, open_engine(server):
+            await scalar(engine)
+
+    run(use())
+
+    assert get_wait_callback() is None
+    copy = io.StringIO()
+    with closing(psycopg2.connect(server.for_libpq())) as connection:
+        connection.cursor().copy_expert("COPY (SELECT 42) TO STDOUT", copy)
+    assert copy.getvalue() == "42\n"
+
+
+def test_a_synchronous_connection_works_in_a_thread_meanwhile(
+    run: Run, server: DatabaseUrl
+) -> None:
+    async def use() -> list[int]:
+        async with open_engine(server) as engine:
+            in_thread = asyncio.to_thread(ask_synchronously, server)
+            answers: list[int] = await asyncio.gather(in_thread, scalar(engine))
+            return answers
+
+    assert run(use()) == [42, 42]
+
+
+def test_a_synchronous_connection_works_in_run_sync(run: Run, server: DatabaseUrl) -> None:
+    async def use() -> int:
+        async with open_engine(server) as engine, engine.connect() as connection:
+            return await connection.run_sync(lambda _: ask_synchronously(server))
+
+    assert run(use()) == 42
+
+
+# Time limits.
+
+
+def test_a_statement_past_its_time_ends_here_and_on_the_server(
+    run: Run, embedded_server: DatabaseUrl
+) -> None:
+    mark = f"-- {uuid4().hex}"
+    has_ended = (
+        "SELECT count(*) = 0 FROM pg_stat_activity"
+        " WHERE state = 'active' AND query LIKE '%' || :mark"
+    )
+
+    async def use() -> tuple[float, int]:
+        async with open_engine(embedded_server) as engine, open_engine(embedded_server) as other:
+            with time_limit(0.3):
+                _, seconds = await measure(scalar(engine, f"SELECT pg_sleep(60) {mark}"))
+            answer = await scalar(engine)
+            await wait_until_true(other, has_ended, mark=mark)
+            return seconds, answer
+
+    seconds, answer = run(use())
+    assert seconds < 2
+    assert answer == 42
+
+
+def test_a_time_limit_is_over_at_its_end(run: Run, server: DatabaseUrl) -> None:
+    async def use() -> int:
+        async with open_engine(server) as engine:
+            with time_limit(0.1):
+                await scalar(engine)
+            return await scalar(engine, "SELECT 42 FROM pg_sleep(0.2)") or 0
+
+    assert run(use()) == 42
+
+
+# What SQLAlchemy is told.
+
+
+async def ask_at_level(engine: AsyncEngine, level: Any, sql: str) -> Any:
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level=level)
+        return await connection.scalar(text(sql))
+
+
+def test_autocommit_costs_no_round_trip(
+    run: Run, proxy: CountingProxy, embedded_server: DatabaseUrl
+) -> None:
+    async def use() -> None:
+        async with open_engine(embedded_server.replace(port=proxy.port)) as engine:
+            await scalar(engine)  # a new connection is asked some questions
+            proxy.queries.clear()
+            await ask_at_level(engine, "AUTOCOMMIT", "SELECT 1")
+            await scalar(engine, "SELECT 2")
+            await ask_at_level(engine, "AUTOCOMMIT", "SELECT 3")
+
+    run(use())
+
+    assert proxy.queries == ["SELECT 1", "BEGIN", "SELECT 2", "ROLLBACK", "SELECT 3"]
+
+
+def test_an_isolation_level_costs_no_round_trip_and_ends_with_its_transaction(
+    run: Run, proxy: CountingProxy, embedded_server: DatabaseUrl
+) -> None:
+    level = "SHOW transaction_isolation"
+
+    async def use() -> list[str]:
+        async with open_engine(embedded_server.replace(port=proxy.port)) as engine:
+            await scalar(engine)
+            proxy.queries.clear()
+            return [await ask_at_level(engine, "SERIALIZABLE", level), await scalar(engine, level)]
+
+    levels = run(use())
+
+    assert levels == ["serializable", "read committed"]
+    serializable = ["BEGIN ISOLATION LEVEL SERIALIZABLE", level, "ROLLBACK"]
+    assert proxy.queries == [*serializable, "BEGIN", level, "ROLLBACK"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind", "original", "code"),
+    [
+        ("SELECT 1 / 0", exc.DataError, psycopg2.errors.DivisionByZero, "22012"),
+        ("SELECT FROM nothing", exc.ProgrammingError, psycopg2.errors.UndefinedTable, "42P01"),
+        (
+            "INSERT INTO items (name) VALUES ('twice'), ('twice')",
+            exc.IntegrityError,
+            psycopg2.errors.UniqueViolation,
+            "23505",
+        ),
+    ],
+)
+def test_errors_keep_their_class_and_code(
+    run: Run,
+    items_url: DatabaseUrl,
+    sql: str,
+    kind: type[exc.DBAPIError],
+    original: type[psycopg2.Error],
+    code: str,
+) -> None:
+    async def use() -> psycopg2.Error:
+        async with open_engine(items_url) as engine:
+            with pytest.raises(kind) as caught:
+                await scalar(engine, sql)
+            assert await scalar(engine, "SELECT 42") == 42
+        assert isinstance(caught.value.orig, psycopg2.Error)
+        return caught.value.orig
+
+    error = run(use())
+    assert type(error) is original
+    assert error.pgcode == code
+
+
+def test_a_session_streams_rows_from_the_server(
+    run: Run, proxy: CountingProxy, embedded_server: DatabaseUrl
+) -> None:
+    numbers = select(func.generate_series(1, 3000))
+
+    async def use() -> list[int]:
+        async with open_engine(embedded_server.replace(port=proxy.port)) as engine:
+            with time_limit(30):
+                async with AsyncSession(engine) as session:
+                    rows = await session.stream_scalars(numbers)
+                    return [number async for number in rows]
+
+    numbers_found = run(use())
+
+    assert numbers_found == list(range(1, 3001))
+    fetches = [query for query in proxy.queries if query.startswith("FETCH")]
+    assert len(fetches) > 3  # a part of them each
+
+
+async def in_rolled_back_session[T](
+    url: DatabaseUrl, work: Callable[[AsyncSession], Awaitable[T]]
+) -> T:
+    async with open_engine(url) as engine, AsyncSession(engine) as session:
+        return await work(session)
+
+
+def test_a_session_inserts_many_rows_and_learns_their_ids(run: Run, items_url: DatabaseUrl) -> None:
+    async def insert_many(session: AsyncSession) -> list[int]:
+        items = [Item(name=f"item {number}") for number in range(2000)]
+        session.add_all(items)
+        await session.flush()
+        names = {item.id: item.name async for item in await session.stream_scalars(select(Item))}
+        assert names == {item.id: item.name for item in items}
+        return [item.id for item in items]
+
+    ids = run(in_rolled_back_session(items_url, insert_many))
+
+    assert len(set(ids)) == 2000
+
+
+def test_a_bulk_insert_returns_a_row_for_each(run: Run, items_url: DatabaseUrl) -> None:
+    names = [f"item {number}" for number in range(2000)]
+
+    async def insert_many(session: AsyncSession) -> list[str]:
+        connection = await session.connection()
+        statement = insert(Item).returning(Item.name, sort_by_parameter_order=True)
+        result = await connection.execute(statement, [{"name": name} for name in names])
+        return list(result.scalars())
+
+    assert run(in_rolled_back_session(items_url, insert_many)) == names
+
+
+def test_synchronous_code_runs_on_a_session(run: Run, items_url: DatabaseUrl) -> None:
+    def work(session: Session) -> str:
+        session.add(Item(name="by run_sync"))
+        session.commit()
+        item = session.scalars(select(Item).where(Item.name == "by run_sync")).one()
+        name = item.name
+        session.delete(item)
+        session.commit()
+        return name
+
+    assert (
+        run(in_rolled_back_session(items_url, lambda session: session.run_sync(work)))
+        == "by run_sync"
+    )
+
+
+def test_a_connection_can_be_inspected(run: Run, items_url: DatabaseUrl) -> None:
+    async def names(connection: AsyncConnection) -> list[str]:
+        return await connection.run_sync(lambda own: inspect(own).get_table_names())
+
+    async def use() -> list[str]:
+        async with open_engine(items_url) as engine, engine.connect() as connection:
+            return await names(connection)
+
+    assert run(use()) == ["items"]

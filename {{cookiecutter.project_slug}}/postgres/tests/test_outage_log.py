@@ -143,8 +143,8 @@ def test_one_look_tells_what_is_wrong(away: DatabaseUrl, log: list[EventDict]) -
 
 
 def test_one_look_has_nothing_to_say_of_a_healthy_database(
-    server: DatabaseUrl, log: list[EventDict]
+    new_database: Callable[[], DatabaseUrl], log: list[EventDict]
 ) -> None:
-    look_once(server, list).join(timeout=30)
+    look_once(new_database(), list).join(timeout=30)
 
     assert log == []

@@ -1,0 +1,47 @@
+"""How these tests ask an engine: on an event loop, and within a time limit."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from postgres.dialect import Deadline, deadline
+
+
+class Run(Protocol):
+    """Runs a coroutine on an event loop of its own."""
+
+    def __call__[T](self, main: Coroutine[Any, Any, T]) -> T: ...
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Limit what is asked within, as for a request."""
+    reset = deadline.set(Deadline(seconds))
+    try:
+        yield
+    finally:
+        deadline.reset(reset)
+
+
+async def scalar(engine: AsyncEngine, sql: str = "SELECT 42", **values: object) -> Any:
+    """Ask in a transaction. Returns the first value."""
+    async with engine.connect() as connection:
+        return await connection.scalar(text(sql), values)
+
+
+async def wait_until(question: Callable[[], object]) -> None:
+    """Wait until the answer is a true one. Raises TimeoutError."""
+    async with asyncio.timeout(10):
+        while not question():  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(0.01)
+
+
+async def wait_until_true(engine: AsyncEngine, sql: str, **values: object) -> None:
+    """Wait until the server's answer is a true one. Raises TimeoutError."""
+    async with asyncio.timeout(10):
+        while not await scalar(engine, sql, **values):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
