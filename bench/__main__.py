@@ -37,7 +37,7 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("task", nargs="?", choices=("run", "tell", "profile"), default="run")
     parser.add_argument(
-        "--quick", action="store_true", help="run: about 5 minutes in place of 23, and less exact"
+        "--quick", action="store_true", help="run: about 5 minutes in place of 13, and less exact"
     )
     parser.add_argument(
         "--only",

@@ -84,8 +84,8 @@ class Pacing:
 
     The event loop runs all that is ready before it looks for what is new. When 2,000 clients ask at
     once, that is half a second in which nobody else is heard, and a platform may take the process
-    for dead. Nothing is refused here, or held up that could go on: a request waits for turns of the
-    loop, not for other requests to end.
+    for dead. No request is refused here, and none waits for another one to end: it waits for turns
+    of the loop only.
     """
 
     def __init__(self, app: ASGIApp) -> None:

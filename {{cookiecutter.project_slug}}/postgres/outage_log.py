@@ -1,7 +1,7 @@
-"""Whether the database can be used, and what the log is told of it: a line for each change.
+"""Whether the database can be used: the log gets a line for each change.
 
-Nothing here asks the database on its own: it hears how the app's queries went. So a database that
-sleeps is left asleep, and an outage is told by the first request that it hits.
+Nothing here asks the database on its own: it listens to the app's own queries. So a database that
+sleeps is left asleep, and the first request that meets an outage reports it.
 """
 
 import math
@@ -20,12 +20,12 @@ from postgres.explain import explain
 from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
-QUIET_SECONDS = 10.0  # a connection that comes and goes is told of no more often than this
-REFUSAL_SECONDS = 60.0  # nor is a refusal of some work, such as a full disk, while it goes on
+QUIET_SECONDS = 10.0  # a connection that comes and goes is logged at most this often
+REFUSAL_SECONDS = 60.0  # and so is a lasting refusal of some work, such as a full disk
 
 
 class Availability:
-    """Hears of every query; writes when the database goes, and when it is back."""
+    """Listens to every query, and logs when the database goes and when it is back."""
 
     def __init__(self, url: DatabaseUrl) -> None:
         self._url = url

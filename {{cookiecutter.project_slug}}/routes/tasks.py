@@ -30,8 +30,8 @@ COLUMNS = [
     *(col(getattr(Task, name)) for name in TaskPublic.model_fields if name not in {"id", "url"}),
 ]
 
-# Statements are built once, which costs more than to send them: what differs between requests are
-# parameters. Each names the owner, so that another's task is as unknown as one that is not there.
+# Statements are compiled once, since that costs more than sending them: what differs between
+# requests are parameters. Each names the owner, so that another owner's task is a 404.
 OWN_TASK = (col(Task.id) == bindparam("task_id")) & (col(Task.owner_id) == bindparam("owner"))
 CREATE = CompiledStatement(insert(Task).returning(*COLUMNS))
 READ = CompiledStatement(select(*COLUMNS).where(OWN_TASK))
