@@ -119,12 +119,12 @@ def test_connections_are_used_again(run: Run, server: DatabaseUrl) -> None:
 
 
 def test_what_takes_many_packets_passes_and_the_event_loop_goes_on(
-    run: Run, server: DatabaseUrl
+    run: Run, embedded_server: DatabaseUrl
 ) -> None:
     long = "x" * 20_000_000
 
     async def use() -> tuple[int, str]:
-        async with open_engine(server) as engine, engine.connect() as connection:
+        async with open_engine(embedded_server) as engine, engine.connect() as connection:
             asking = asyncio.create_task(connection.execute(text("SELECT :text"), {"text": long}))
             turns = await turns_during(asking)
             return turns, asking.result().scalar_one()
@@ -194,9 +194,9 @@ def test_an_address_that_says_nothing_is_passed_over(
 
 @pytest.mark.parametrize("name", ["no-such-host.invalid", f"{'x' * 70}.example.com"])
 def test_a_name_without_an_address_is_an_unknown_host(
-    run: Run, server: DatabaseUrl, name: str
+    run: Run, embedded_server: DatabaseUrl, name: str
 ) -> None:
-    url = server.replace(host=name)
+    url = embedded_server.replace(host=name)
 
     async def use() -> str:
         async with open_engine(url) as engine:
