@@ -15,7 +15,7 @@ from these modules only; what is in the others may change (tests/test_structure.
 - engine: SQLAlchemy's asynchronous engine, and the queue for its connections
 - dialect: psycopg2 on the event loop, and the time limit of what a request asks
 - statements: statements that are compiled once
-- tests.servers, tests.scripted_server: for the app's tests
+- tests.servers, tests.scripted_server, tests.counting_proxy: for the app's tests
 
 Behind them: `pasted` understands what people paste, `prompt` asks for it without showing it.
 
