@@ -74,6 +74,8 @@ class Connection(psycopg2.extensions.connection):
             self.unwatch()
         self.watch()
         self._answer = loop.create_future()
+        if is_readable(self):  # uvloop tells only once of a connection that was reset
+            loop.call_soon(finish, self._answer)
         return self._answer
 
     def watch(self) -> None:

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from contextvars import Context
 from typing import Any
 from uuid import uuid4
 
@@ -75,7 +76,8 @@ async def measure(work: Coroutine[Any, Any, Any]) -> tuple[exc.OperationalError,
     """Return the error that work raises, and after how many seconds it does."""
     start = asyncio.get_running_loop().time()
     with pytest.raises(exc.OperationalError) as caught:
-        await work
+        async with asyncio.timeout(10):
+            await work
     return caught.value, asyncio.get_running_loop().time() - start
 
 
@@ -279,19 +281,57 @@ def connections_to(port: int) -> int:
     return sum(1 for one in connections if one.raddr and one.raddr.port == port)
 
 
-def test_a_connection_that_died_idle_is_replaced(
-    run: Run, embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_died_idle_is_replaced(run: Run, embedded_server: DatabaseUrl) -> None:
     async def use() -> list[int]:
         pids = []
         async with open_engine(embedded_server) as own, open_engine(embedded_server) as other:
-            for idle_seconds in (30.0, -1.0, 30.0):
-                monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
+            for _ in range(2):
                 pids.append(await scalar(own, "SELECT pg_backend_pid()"))
                 await scalar(other, f"SELECT pg_terminate_backend({pids[-1]}, 5000)")
         return pids
 
-    assert len(set(run(use()))) == 3
+    first, second = run(use())
+    assert first != second
+
+
+@pytest.mark.parametrize(("idle_seconds", "tries"), [(30.0, []), (-1.0, ["SELECT 1"])])
+def test_only_a_connection_that_was_idle_for_long_is_tried_first(
+    run: Run,
+    proxy: CountingProxy,
+    embedded_server: DatabaseUrl,
+    monkeypatch: pytest.MonkeyPatch,
+    idle_seconds: float,
+    tries: list[str],
+) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
+
+    async def use() -> None:
+        async with open_engine(embedded_server.replace(port=proxy.port)) as engine:
+            await scalar(engine)
+            proxy.queries.clear()
+            await scalar(engine)
+
+    run(use())
+
+    assert proxy.queries == [*tries, "BEGIN", "SELECT 42", "ROLLBACK"]
+
+
+def test_a_server_that_hangs_up_between_two_statements_is_noticed_at_once(
+    run: Run, embedded_server: DatabaseUrl
+) -> None:
+    async def hang_up(pid: int) -> None:
+        async with open_engine(embedded_server) as other:
+            await scalar(other, f"SELECT pg_terminate_backend({pid}, 5000)")
+
+    async def use() -> tuple[exc.OperationalError, float]:
+        async with open_engine(embedded_server) as engine, engine.connect() as connection:
+            pid = await connection.scalar(text("SELECT pg_backend_pid()"))
+            await asyncio.create_task(hang_up(pid), context=Context())
+            return await measure(connection.execute(text("SELECT 1")))
+
+    error, seconds = run(use())
+    assert explain(error, embedded_server).name == "server-stopped"
+    assert seconds < 2
 
 
 # The wait callback: one for the process.
@@ -350,22 +390,22 @@ def test_a_synchronous_connection_works_in_run_sync(run: Run, server: DatabaseUr
 
 # Time limits.
 
+HAS_ENDED = (
+    "SELECT count(*) = 0 FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%' || :mark"
+)
+
 
 def test_a_statement_past_its_time_ends_here_and_on_the_server(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     mark = f"-- {uuid4().hex}"
-    has_ended = (
-        "SELECT count(*) = 0 FROM pg_stat_activity"
-        " WHERE state = 'active' AND query LIKE '%' || :mark"
-    )
 
     async def use() -> tuple[float, int]:
         async with open_engine(embedded_server) as engine, open_engine(embedded_server) as other:
             with time_limit(0.3):
                 _, seconds = await measure(scalar(engine, f"SELECT pg_sleep(60) {mark}"))
             answer = await scalar(engine)
-            await wait_until_true(other, has_ended, mark=mark)
+            await wait_until_true(other, HAS_ENDED, mark=mark)
             return seconds, answer
 
     seconds, answer = run(use())
@@ -373,12 +413,33 @@ def test_a_statement_past_its_time_ends_here_and_on_the_server(
     assert answer == 42
 
 
+def test_many_executions_past_their_time_end_here_and_on_the_server(
+    run: Run, embedded_server: DatabaseUrl
+) -> None:
+    mark = f"-- {uuid4().hex}"
+    statement = text(f"SELECT pg_sleep(:seconds) {mark}")
+
+    async def execute_many(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            await connection.execute(statement, [{"seconds": 60}] * 2)
+
+    async def use() -> float:
+        async with open_engine(embedded_server) as engine, open_engine(embedded_server) as other:
+            with time_limit(0.3):
+                _, seconds = await measure(execute_many(engine))
+            await wait_until_true(other, HAS_ENDED, mark=mark)
+            return seconds
+
+    assert run(use()) < 2
+
+
 def test_a_time_limit_is_over_at_its_end(run: Run, server: DatabaseUrl) -> None:
     async def use() -> int:
         async with open_engine(server) as engine:
             with time_limit(0.1):
-                await scalar(engine)
-            return await scalar(engine, "SELECT 42 FROM pg_sleep(0.2)") or 0
+                await ask_at_level(engine, "AUTOCOMMIT", "SELECT 1")
+            answer: int = await scalar(engine, "SELECT 42 FROM pg_sleep(0.2)")
+            return answer
 
     assert run(use()) == 42
 

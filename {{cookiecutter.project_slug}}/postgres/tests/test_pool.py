@@ -45,8 +45,10 @@ def test_one_that_gives_its_connection_back_does_not_take_it_from_one_that_waits
 
     async def ask(engine: AsyncEngine, name: str, times: int) -> None:
         for _ in range(times):
-            await scalar(engine)
+            connection = await engine.connect()
             order.append(name)
+            await connection.scalar(select(literal(42)))
+            await connection.close()  # and asks for the next one, before any other task goes on
 
     async def use() -> None:
         async with open_engine(server) as engine, asyncio.TaskGroup() as tasks:
