@@ -173,6 +173,7 @@ class OrderedPool(AsyncAdaptedQueuePool):
     def __init__(self, creator: Any, queue_size: int = 2000, **options: Any) -> None:
         super().__init__(creator, **options)
         self.connecting = 0
+        self._hold: ContextVar[Hold | None] = ContextVar("hold", default=None)
         self._pool.limit = queue_size
         self._pool.pool = self
 
@@ -197,10 +198,10 @@ class OrderedPool(AsyncAdaptedQueuePool):
     def connect(self) -> PoolProxiedConnection:
         """Take a connection. Raises DatabaseBusy when none gets free in time.
 
-        Raises RuntimeError where the current request holds one already: requests that hold one and
-        wait for another could wait for each other.
+        Raises RuntimeError where the current request holds one of this pool already: requests that
+        hold one and wait for another could wait for each other.
         """
-        hold = current_hold.get()
+        hold = self._hold.get()
         if hold is not None and hold.is_held:
             raise RuntimeError("this request holds a connection already: use its session for all")
         try:
@@ -208,19 +209,16 @@ class OrderedPool(AsyncAdaptedQueuePool):
         except exc.TimeoutError:
             raise DatabaseBusy("all connections are in use") from None
         hold = Hold()
-        current_hold.set(hold)
+        self._hold.set(hold)
         assert connection.record_info is not None  # noqa: S101  (it belongs to the pool)
         connection.record_info["hold"] = hold
         return connection
 
 
 class Hold:
-    """Marks that a task holds a connection."""
+    """Marks that a task holds a connection of a pool."""
 
     is_held = True
-
-
-current_hold: ContextVar[Hold | None] = ContextVar("current_hold", default=None)
 
 
 def connect_patiently(

@@ -40,8 +40,7 @@ class Availability:
         """Hear of each statement of an engine, and of each connection that could not be made."""
 
         def note_failure(context: ExceptionContext) -> None:
-            if self.explain(context.original_exception).name != "other-error":
-                self.lost(context.original_exception)
+            self.lost(context.original_exception)
 
         def note_success(connection: Any, record: Any) -> None:
             if connection is not None and not connection.closed:
@@ -55,8 +54,10 @@ class Availability:
         return explain(error, self._url)
 
     def lost(self, error: BaseException) -> None:
-        """Note a query that failed."""
+        """Note a query that failed, unless it is to blame itself."""
         finding = self.explain(error)
+        if finding.name == "other-error":
+            return
         now = time.monotonic()
         quiet_since = self._told_at.get(finding.name, -math.inf)
         if finding.away:

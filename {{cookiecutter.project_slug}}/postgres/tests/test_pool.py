@@ -215,6 +215,23 @@ def test_one_waits_no_longer_while_a_connection_is_in_use(
     assert isinstance(refusal, DatabaseBusy)
 
 
+def test_a_task_may_hold_a_connection_of_each_engine_but_no_second_one(
+    run: Run, server: DatabaseUrl
+) -> None:
+    async def use() -> object:
+        async with (
+            open_engine(server, pool_size=2) as engine,
+            open_engine(server) as other,
+            engine.connect(),
+        ):
+            answer = await scalar(other)
+            with pytest.raises(RuntimeError, match="holds a connection already"):
+                await scalar(engine)
+            return answer
+
+    assert run(use()) == 42
+
+
 # Nothing is lost.
 
 REQUESTS = 10_000
