@@ -40,10 +40,9 @@ def backend(generated_inside: Outcome) -> Project:
 
 @pytest.fixture(scope="module")
 def root(backend: Project) -> Project:
-    """The repository, after the commands of the project's README were typed at its root."""
+    """The repository, after the commands of the page on monorepos were typed at its root."""
     root = Project(backend.path.parent, backend.environment)
-    section = backend.read("README.md").partition("\n## In a monorepo\n")[2].partition("\n## ")[0]
-    script = re.search(r"(?ms)^```shell\n(.*?)^```", section)
+    script = re.search(r"(?ms)^```shell\n(.*?)^```", backend.read("docs/monorepo.md"))
     assert script is not None
     done = run(["bash", "-euc", script[1]], root, seconds=SECONDS)
     assert done.code == 0, done.output
@@ -116,8 +115,8 @@ def test_the_workflow_at_the_root_is_one(root: Project) -> None:
 
 
 def test_the_updates_are_asked_for_as_github_wants_it(root: Project) -> None:
-    readme = root.read("backend/README.md")
-    lines = re.search(r"(?ms)^```yaml\n(.*?package-ecosystem: uv.*?)^```", readme)
+    page = root.read("backend/docs/monorepo.md")
+    lines = re.search(r"(?ms)^```yaml\n(.*?)^```", page)
     assert lines is not None
     (root.path / ".github" / "dependabot.yml").write_text(
         f"version: 2\nupdates:\n{lines[1]}", "utf-8"
