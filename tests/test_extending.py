@@ -17,7 +17,6 @@ from markdown_it import MarkdownIt
 
 from app_server import app_server
 from machine import Project
-from repository import REPOSITORY
 
 SECTIONS = [
     "A field of a task",
@@ -144,32 +143,6 @@ def test_every_task_that_is_named_is_there(project: Project) -> None:
 
     assert all(named.values())
     assert {task for names in named.values() for task in names} <= tasks.keys()
-
-
-def read_targets(file: Path) -> list[str]:
-    """Return where the links and pictures of a page lead to, those of other sites left out."""
-    tokens = [
-        token
-        for block in MarkdownIt().parse(file.read_text("utf-8"))
-        for token in block.children or ()
-    ]
-    targets = [str(token.attrs.get("href") or token.attrs.get("src") or "") for token in tokens]
-    return [target for target in targets if target and not re.match(r"\w+:|#", target)]
-
-
-def test_every_link_within_leads_somewhere(project: Project) -> None:
-    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
-    pages += [project.path / "README.md", *project.path.glob("docs/*.md")]
-
-    targets = [(page, target) for page in pages for target in read_targets(page)]
-
-    assert len(targets) > 15
-    missing = [
-        f"{page.name}: {target}"
-        for page, target in targets
-        if not (page.parent / target.partition("#")[0]).exists()
-    ]
-    assert missing == []
 
 
 def test_claude_reads_the_same_page(project: Project) -> None:

@@ -180,7 +180,7 @@ def known_revisions() -> Sequence[str]:
 
 
 def report(steps: Sequence["Check"]) -> dict[str, object]:
-    """Return what programs may want to know; `finding` and `retry` are those of the README."""
+    """Return what programs may want to know; docs/findings.md explains them."""
     found = next((step.finding for step in steps if step.finding), None)
     return {
         "ok": found is None,
@@ -488,22 +488,6 @@ def copy_data(
     if left:
         typer.echo(f"! not copied, since no model has them: {', '.join(left)}")
     return progress
-
-
-@app.command()
-def findings(
-    *,
-    write: Annotated[bool, typer.Option("--write", help="Put the table into README.md.")] = False,
-) -> None:
-    """Print all that `check` can find, as the table in README.md."""
-    from postgres.explain import as_markdown, with_findings
-
-    if not write:
-        typer.echo(as_markdown(), nl=False)
-        return
-    readme = PROJECT_DIR / "README.md"
-    readme.write_text(with_findings(readme.read_text("utf-8")), "utf-8")
-    typer.echo("✓ README.md has the table of postgres/findings.py")
 
 
 @postgres.command()

@@ -34,9 +34,6 @@ VAGUE = {"XX000", "08P01"}
 
 # libpq tells of each attempt: one for each address, and with sslmode=prefer one without TLS.
 ATTEMPT = re.compile(r"(?m)^(?=connection to server (?:at|on) |could not translate host name )")
-# Around the table in README.md.
-BEGIN = "<!-- postgres/findings.py tells: uv run manage.py findings --write -->"
-END = "<!-- end of the findings -->"
 
 LONGEST = 300  # characters of other people's words
 PREFIX = re.compile(r"^connection to server .*? failed: ")
@@ -141,17 +138,3 @@ def spelled(letter: str) -> str:
     """Return a pattern for a letter of a secret, as it is or percent-encoded."""
     codes = "".join(f"%{byte:02x}" for byte in letter.encode("utf-8", "surrogatepass"))
     return f"(?:{re.escape(letter)}|(?i:{codes}))"
-
-
-def as_markdown() -> str:
-    """Return all findings as a table."""
-    head = ["| finding | what it means | what to do | try again? |", "|---|---|---|---|"]
-    rows = [f"| `{f.name}` | {f.cause} | {f.advice} | {f.retry} |" for f in FINDINGS]
-    return "\n".join([*head, *rows]) + "\n"
-
-
-def with_findings(readme: str) -> str:
-    """Return the text of README.md with this table in its place."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{begin}\n{as_markdown()}{end}{after}"

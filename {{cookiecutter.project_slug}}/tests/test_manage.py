@@ -14,12 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 import manage
-from config import PROJECT_DIR
 from postgres import connect
 from postgres.check import STEPS
 from postgres.embedded import temporary_server
 from postgres.env_file import get_value, set_value
-from postgres.explain import BEGIN, END, with_findings
 from postgres.findings import Retry
 from postgres.tests.scripted_server import error, scripted_server
 from postgres.url import DatabaseUrl
@@ -373,32 +371,3 @@ def test_an_image_without_the_embedded_server_says_so(
 
     assert code == 1
     assert output == "✗ the embedded PostgreSQL is for development only, and not here\n"
-
-
-def test_the_table_of_findings_can_be_printed() -> None:
-    code, output = run("findings")
-
-    assert code == 0
-    assert "| `login-refused` | " in output
-
-
-def test_the_table_of_findings_can_be_renewed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(manage, "PROJECT_DIR", tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Mine\n{BEGIN}\n| old |\n{END}\n## More\n", "utf-8")
-
-    code, _ = run("findings", "--write")
-
-    assert code == 0
-    text = readme.read_text("utf-8")
-    assert text.startswith(f"# Mine\n{BEGIN}\n| finding |")
-    assert text.endswith(f"\n{END}\n## More\n")
-    assert "old |" not in text
-
-
-def test_the_table_in_the_readme_is_that_of_the_code() -> None:
-    readme = (PROJECT_DIR / "README.md").read_text("utf-8")
-
-    assert with_findings(readme) == readme, "type: uv run manage.py findings --write"

@@ -1,0 +1,71 @@
+"""The pages of the template and of a project: their links, and what must match the code."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from tools.findings import PAGE, with_table
+
+from machine import Project
+from repository import REPOSITORY
+
+README_LINES = 130
+
+
+def inline(page: Path) -> list[Token]:
+    """Return the parts of each line of text: words, links, pictures, code."""
+    blocks = MarkdownIt().enable("table").parse(page.read_text("utf-8"))
+    return [token for block in blocks for token in block.children or ()]
+
+
+def targets(page: Path) -> list[str]:
+    """Return where the links and pictures of a page lead, without those to other sites."""
+    found = [str(token.attrs.get("href") or token.attrs.get("src") or "") for token in inline(page)]
+    return [unquote(target) for target in found if target and not re.match(r"\w+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that GitHub gives the headings of a page."""
+    tokens = MarkdownIt().parse(page.read_text("utf-8"))
+    headings = [text.content for token, text in pairwise(tokens) if token.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def is_broken(page: Path, target: str) -> bool:
+    name, _, anchor = target.partition("#")
+    file = page.parent / name if name else page
+    return not file.exists() or (bool(anchor) and anchor not in anchors(file))
+
+
+@pytest.fixture(scope="module")
+def pages(project: Project) -> list[Path]:
+    folders = (REPOSITORY, REPOSITORY / "docs", project.path, project.path / "docs")
+    found = [page for folder in folders for page in folder.glob("*.md")]
+    return found + list((REPOSITORY / "docs" / "decisions").glob("*.md"))
+
+
+def test_every_link_leads_somewhere(pages: list[Path]) -> None:
+    links = [(page, target) for page in pages for target in targets(page)]
+
+    assert len(links) > 50
+    assert [f"{page.name}: {target}" for page, target in links if is_broken(page, target)] == []
+
+
+def test_every_page_of_a_project_is_linked_from_its_readme(project: Project) -> None:
+    linked = {(project.path / target).resolve() for target in targets(project.path / "README.md")}
+
+    assert [page.name for page in project.path.glob("docs/*.md") if page not in linked] == []
+
+
+def test_the_readme_of_a_project_is_short(project: Project) -> None:
+    assert len(project.read("README.md").splitlines()) <= README_LINES
+
+
+def test_the_page_of_findings_has_those_of_the_code() -> None:
+    page = PAGE.read_text("utf-8")
+
+    assert with_table(page) == page, "type: uv run python -m tools.findings"
