@@ -1,14 +1,17 @@
 """Before anything is written: answers that cannot work are refused, with one that would do.
 
-Cookiecutter makes the folder before it runs this. So that a slug like `../x` or `a/b` never becomes
-one, cookiecutter.json puts a folder's name that leads nowhere in its place; `__project_slug` keeps
-what was answered.
+local_extensions.py applies these rules at each question. Answers from a replay file are checked
+here alone.
 """
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 # Names that Windows keeps for devices.
@@ -43,6 +46,9 @@ PACKAGES = frozenset(
     watchfiles websockets wrapt
     """.split()  # noqa: SIM905  (as a list it takes a page)
 )
+
+OLDEST_UV = (0, 5, 0)  # knows dependency groups and their includes
+INSTALL_UV = "type `python3 -m pip install --upgrade uv`, then the same command again"
 
 Answers = dict[str, str]
 
@@ -130,24 +136,24 @@ def check_database(answers: Answers) -> str | None:
     return "database is one of local and neon; a connection string is asked for later, and hidden"
 
 
-RULES = (
-    check_project_name,
-    check_slug_form,
-    check_slug_length,
-    check_slug_meaning,
-    check_description,
-    check_python_version,
-    check_database,
-)
-QUESTIONS = ("project_name", "project_slug", "description", "python_version", "database")
+RULES: dict[str, tuple[Callable[[Answers], str | None], ...]] = {
+    "project_name": (check_project_name,),
+    "project_slug": (check_slug_form, check_slug_length, check_slug_meaning),
+    "description": (check_description,),
+    "python_version": (check_python_version,),
+    "database": (check_database,),
+}
+
+
+def find_problem(answers: Answers, name: str) -> str | None:
+    """Return what is wrong with one answer, and what to write instead."""
+    if not isinstance(answers.get(name), str):  # YAML reads yes, no and null as something else
+        return f"{name} is no text: write it between quotes"
+    return next((problem for rule in RULES[name] if (problem := rule(answers))), None)
 
 
 def find_problems(answers: Answers) -> list[str]:
-    answered = answers | {"project_slug": answers.get("__project_slug", answers["project_slug"])}
-    no_text = [name for name in QUESTIONS if not isinstance(answered[name], str)]
-    if no_text:  # YAML reads yes, no and null as something else
-        return [f"{name} is no text: write it between quotes" for name in no_text]
-    problems = [problem for rule in RULES if (problem := rule(answered))]
+    problems = [problem for name in RULES if (problem := find_problem(answers, name))]
     return problems or [
         f"{name} does not fit the answers: leave it out, it follows from them"
         for name in find_misfits(answers)
@@ -156,9 +162,10 @@ def find_problems(answers: Answers) -> list[str]:
 
 def find_misfits(answers: Answers) -> list[str]:
     """Name derived values that came from somewhere else, as from a replay that was edited."""
-    derived = {"__project_slug": answers["project_slug"]}
-    for name in ("project_name", "description"):
-        derived[f"__{name}_toml"] = re.sub(r'([\\"])', r"\\\1", answers[name])
+    derived = {
+        f"__{name}_toml": re.sub(r'([\\"])', r"\\\1", answers[name])
+        for name in ("project_name", "description")
+    }
     return [name for name, value in derived.items() if answers.get(name, value) != value]
 
 
@@ -171,23 +178,41 @@ def find_braces(answers: Answers) -> list[str]:
     ]
 
 
+def find_uv_problem() -> str | None:
+    """Return what keeps uv from being used."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv is None:
+        return f"uv is missing: {INSTALL_UV}"
+    # It does not need the connection string.
+    environment = {name: os.environ[name] for name in os.environ if name != "NEON_DATABASE_URL"}
+    try:
+        done = subprocess.run(
+            [uv, "--version"],
+            check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"uv does not start ({uv}: {type(error).__name__}): {INSTALL_UV}"
+    version = re.match(r"uv (\d+)\.(\d+)\.(\d+)", done.stdout)
+    if done.returncode or not version:
+        return f"uv does not work in this folder ({uv}): {INSTALL_UV}"
+    if tuple(map(int, version.groups())) < OLDEST_UV:
+        return f"{version[0]} is too old, {'.'.join(map(str, OLDEST_UV))} is needed: {INSTALL_UV}"
+    return None
+
+
 def main(answers: Answers) -> None:
-    by_cruft = "_output_dir" not in answers
-    if problems := find_problems(answers) or (find_braces(answers) if by_cruft else []):
-        remove_copy(answers)
+    problems = find_problems(answers)
+    if "_output_dir" not in answers:  # as cruft renders
+        problems = problems or find_braces(answers)
+    if not problems and (problem := find_uv_problem()):
+        problems = [problem]
+    if problems:
         after = "Nothing was created. What follows is cookiecutter's own report of it."
         sys.exit("\n".join(["", *problems, after]))
-
-
-def remove_copy(answers: Answers) -> None:
-    """Remove the copy of the template that cookiecutter made: it does so itself only on success."""
-    import shutil  # noqa: PLC0415  (slow, and rarely needed)
-    import tempfile  # noqa: PLC0415
-
-    copy = Path(answers.get("_repo_dir", "")).absolute().parent
-    is_in_temp = copy.parent.resolve() == Path(tempfile.gettempdir()).resolve()
-    if is_in_temp and re.fullmatch(r"cookiecutter\w{8}", copy.name):
-        shutil.rmtree(copy, ignore_errors=True)
 
 
 if __name__ == "__main__":

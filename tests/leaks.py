@@ -135,11 +135,10 @@ def read(path: str) -> bytes:
 
 
 def may_know(command: str) -> bool:
-    """Cookiecutter and its hooks get the user's environment, and psql the password it needs."""
-    return bool(
-        re.search(r"-m cookiecutter|/cookiecutter |/tmp\w+\.py$|/pre_prompt\.py$", command)
-        or "/psql -X" in command
-    )
+    """Cookiecutter, its hooks and `uv run manage.py setup` get the variable, psql the password."""
+    known = r"-m cookiecutter|/cookiecutter |/tmp\w+\.py$|manage\.py setup( --local)?$|/psql -X"
+    known += "|get_interpreter_info"  # uv asks the project's Python what it is
+    return bool(re.search(known, command))
 
 
 @contextmanager

@@ -22,9 +22,7 @@ COOKIECUTTER = (sys.executable, "-m", "cookiecutter")  # of these tests: it need
 # What a program of the machine may know of the one that these tests run on.
 PASSED_ON = {"LANG", "LC_ALL", "PYENV_ROOT", "SYSTEMROOT", "TZ", "HTTP_PROXY", "HTTPS_PROXY"}
 PASSED_ON |= {"NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX"}
-# What is left in the temp folder and is not ours: uv's locks, and what remains of the copy of the
-# template that cookiecutter makes for a hook before the questions. All of it is empty.
-NOT_OURS = re.compile(r"uv-[\da-f]+\.lock|cookiecutter\w{8}")
+NOT_OURS = re.compile(r"uv-[\da-f]+\.lock")  # what uv leaves in the temp folder
 
 
 @cache

@@ -207,6 +207,7 @@ def test_the_command_line_refuses_and_leaves_nothing(
     assert outcome.code == 1
     assert message in outcome.output
     assert "Nothing was created." in outcome.output
+    assert "Traceback" not in outcome.output
     assert list(machine.work.iterdir()) == []
     assert not (machine.root / "outside").exists()
 
@@ -231,7 +232,6 @@ def test_an_empty_slug_harms_no_folder(machine: Machine) -> None:
     assert [file.name for file in machine.work.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the words of a command")
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -240,8 +240,8 @@ def test_an_empty_slug_harms_no_folder(machine: Machine) -> None:
         ("colour=red", "colour is not one of the answers: they are project_name, project_slug, "),
         ("_template=x", "_template is not one of the answers"),
         ("__project_name_toml=x", "__project_name_toml is not one of the answers"),
-        ("python_version=3.12", "python_version takes one of these: 3.13, 3.14"),
-        ("database=postgresql://ada:s3cr3t@h/db", "database takes one of these: local, neon"),
+        ("python_version=3.12", "python_version '3.12' is not offered: write 3.13 or 3.14"),
+        ("database=postgresql://ada:s3cr3t@h/db", "database is one of local and neon"),
         ("postgresql://ada:s3cr3t@h/db?sslmode=require", "one word is not one of the answers"),
     ],
 )
@@ -258,33 +258,6 @@ def test_a_word_that_cookiecutter_would_leave_out_is_refused(
     assert list(machine.temp.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "python cookiecutter place=1 project_name=x=y database=neon -f",
-        "/usr/bin/python3 /usr/bin/cookiecutter --no-input place project_name=x=y database=neon",
-        "python -m cookiecutter -fo a=b -vc c=d place project_name=x=y database=neon",
-        "python -m cookiecutter -o a=b --config-file=c=d place project_name=x=y database=neon",
-        r"C:\cookiecutter.exe place --checkout a=b project_name=x=y database=neon",
-    ],
-)
-def test_answers_are_told_from_options_and_places(words: str) -> None:
-    found = list(load_hook("pre_prompt").find_answers(words.replace("\\", "/").split()))
-
-    assert found == [("project_name", "x=y"), ("database", "neon")]
-
-
-def test_a_home_that_cannot_be_written_does_not_matter_where_another_place_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("os.access", lambda *_arguments: False)
-    is_home_closed = load_hook("pre_prompt").is_home_closed
-
-    assert is_home_closed(["cookiecutter", "place"])
-    assert not is_home_closed(["cookiecutter", "--config-file", "mine.yaml", "place"])
-    assert not is_home_closed(["cookiecutter", "--config-file=mine.yaml", "place"])
-
-
 @pytest.mark.parametrize("name", ["project_name", "description"])
 def test_braces_are_refused_where_cruft_would_render_them_anew(name: str) -> None:
     answers = GOOD | {name: "lists of {{ x }}"}
@@ -292,11 +265,6 @@ def test_braces_are_refused_where_cruft_would_render_them_anew(name: str) -> Non
     hook.main(answers | {"_output_dir": "."})
     with pytest.raises(SystemExit, match=rf"{name} holds .*cruft"):
         hook.main(answers)
-
-
-@pytest.mark.parametrize("words", ["pytest -o a=b", "cruft create place a=b", ""])
-def test_commands_of_other_programs_are_left_alone(words: str) -> None:
-    assert list(load_hook("pre_prompt").find_answers(words.split())) == []
 
 
 # Answers from files: cookiecutter's own configuration, and replays
@@ -324,9 +292,9 @@ def test_a_configuration_file_may_answer(offline: Machine) -> None:
     ("answer", "value", "message"),
     [
         ("project_name", True, "project_name is no text: write it between quotes"),
-        ("project_slug", True, "project_slug takes small letters"),
+        ("project_slug", True, "project_slug is no text: write it between quotes"),
         ("description", None, "description is no text: write it between quotes"),
-        ("description", {"a": "b"}, "has no attribute 'description'"),  # cookiecutter's own words
+        ("description", {"a": "b"}, "description is no text: write it between quotes"),
     ],
 )
 def test_what_yaml_takes_for_something_else_is_refused(
@@ -339,13 +307,12 @@ def test_what_yaml_takes_for_something_else_is_refused(
     assert list(machine.work.iterdir()) == []
 
 
-def test_a_version_that_yaml_takes_for_a_number_is_told(offline: Machine) -> None:
+def test_a_version_that_yaml_takes_for_a_number_is_understood(offline: Machine) -> None:
     config = configure(offline, python_version=3.14)
 
     outcome = offline.generate(COOKIECUTTER_CONFIG=config)
 
-    assert "3.14 provided for choice variable python_version" in outcome.output
-    assert outcome.project.read(".python-version") == "3.13\n"
+    assert outcome.project.read(".python-version") == "3.14\n"
 
 
 @pytest.fixture(scope="module")
@@ -362,8 +329,8 @@ def replay(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"project_slug": "../outside"}, "__project_slug does not fit the answers: leave it out"),
-        ({"project_slug": "a/b/c", "__project_slug": "a/b/c"}, "project_slug takes small letters"),
+        ({"project_slug": "../outside"}, "project_slug takes small letters"),
+        ({"project_slug": "a/b/c"}, "project_slug takes small letters"),
         ({"project_name": 'x"\ny = "'}, "project_name holds U+000A"),
         ({"project_name": 'say "hi"'}, "__project_name_toml does not fit the answers"),
         ({"__description_toml": '"\n[tool.uv]\nx = "'}, "__description_toml does not fit"),

@@ -17,7 +17,7 @@ import pytest
 
 from machine import UV, Machine, Outcome, Project
 
-STEPS = ["settings", "dependencies", "database", "schema", "smoke test", "git"]
+STEPS = ["dependencies", "settings", "database", "schema", "connection", "setup", "git"]
 
 
 class Served:
@@ -88,16 +88,15 @@ def test_every_step_is_shown_with_its_time(generated: Outcome) -> None:
     assert shown == STEPS
 
 
-def test_the_screen_ends_with_commands_and_a_url(generated: Outcome) -> None:
+def test_the_screen_ends_with_commands(generated: Outcome) -> None:
     _, _, end = generated.output.partition("It is ready. Type:")
 
     lines = [line.strip() for line in end.splitlines() if line.startswith("    ")]
     assert [line for line in lines if "pip install" not in line] == [
-        "cd todo-backend",
+        f"cd {generated.project.path}",
         "uv run main.py",
         "uv run pytest",
     ]
-    assert "serves http://127.0.0.1:8000\n" in end
 
 
 def test_the_output_is_plain_where_it_is_no_terminal(generated: Outcome) -> None:

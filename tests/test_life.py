@@ -53,7 +53,8 @@ class Linked:
         change(self.template / "{{cookiecutter.project_slug}}", NEWS)
 
     def asked_of_uv(self) -> list[str]:
-        return self.notes.read_text("utf-8").splitlines()
+        asked = self.notes.read_text("utf-8").splitlines()
+        return [words for words in asked if words != "--version"]  # the hooks ask that each time
 
 
 @pytest.fixture(scope="module")
@@ -66,46 +67,47 @@ def created(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     git(published, "commit", "--quiet", "--message", "The template")
     with new_machine(root / "machine", published) as machine:
         notes = root / "notes"
-        project = machine.project(UV=machine.fake_uv(f'echo "$1" >> "{notes}"; exit 1'))
+        recorder = machine.fake_uv(f'echo "$*" >> "{notes}"; exec "$UV" "$@"')
+        project = machine.project(UV=recorder)
         command = [*CRUFT, "create", str(published), "--no-input"]
-        creation = run(command, project, folder=machine.work, seconds=60)
+        creation = run(command, project, folder=machine.work, seconds=120)
         assert creation.code == 0, creation.output
         yield Linked(published, project, creation, notes)
 
 
 @pytest.fixture
 def linked(created: Linked, tmp_path: Path) -> Linked:
-    """A copy of template and project, its `.cruft.json` committed, as the screen asks for."""
+    """A copy of template and project, committed as the screen asks for."""
     template = shutil.copytree(created.template, tmp_path / "template")
-    path = shutil.copytree(created.project.path, tmp_path / "todo-backend")
+    installed = shutil.ignore_patterns(".venv", ".postgres")
+    path = shutil.copytree(created.project.path, tmp_path / "todo-backend", ignore=installed)
     state = json.loads((path / ".cruft.json").read_text("utf-8"))
     (path / ".cruft.json").write_text(json.dumps(state | {"template": str(template)}), "utf-8")
-    git(path, "add", ".cruft.json")
-    git(path, "commit", "--quiet", "--amend", "--no-edit")
+    git(path, "init", "--quiet")
+    git(path, "add", "--all")
+    git(path, "commit", "--quiet", "--message", "First commit")
     return replace(created, template=template, project=replace(created.project, path=path))
 
 
 def test_cruft_sets_a_new_project_up(created: Linked) -> None:
-    assert created.asked_of_uv() == ["sync"]
-    assert "✓ settings" in created.creation.output
-    assert "✓ git" in created.creation.output
+    assert "run manage.py setup --local" in created.asked_of_uv()
+    assert "✓ connection" in created.creation.output
     assert (created.project.path / ".env").exists()
 
 
 def test_the_screen_says_how_to_commit_what_cruft_writes_last(
     created: Linked, tmp_path: Path
 ) -> None:
-    path = shutil.copytree(created.project.path, tmp_path / "copy")
+    installed = shutil.ignore_patterns(".venv", ".postgres")
+    path = shutil.copytree(created.project.path, tmp_path / "copy", ignore=installed)
     project = replace(created.project, path=path)
-    (command,) = re.findall(
-        r"^    (git add \.cruft\.json .*)$", created.creation.output, re.MULTILINE
-    )
+    (command,) = re.findall(r"^    (git init .*)$", created.creation.output, re.MULTILINE)
 
     outcome = project.run("sh", "-c", command)
 
     assert outcome.code == 0, outcome.output
     assert project.git("status", "--porcelain") == ""
-    assert project.git("rev-list", "--count", "HEAD").strip() == "1"
+    assert ".cruft.json" in project.git("ls-files")
 
 
 def test_what_cruft_remembers_holds_no_secret(created: Linked) -> None:

@@ -308,7 +308,7 @@ def test_a_project_is_generated_on_neon(
 
     assert outcome.code == 0
     assert "✓ schema" in outcome.output
-    assert "✓ smoke test" in outcome.output
+    assert "✓ connection" in outcome.output
     assert "It is ready" in outcome.output
     assert endpoint.password not in outcome.output
 
@@ -327,9 +327,10 @@ def test_a_project_whose_database_refuses_is_whole_and_says_what_to_do(
     endpoint, outcome = generations[state]
 
     assert outcome.code == 0
-    assert re.search(r"✗ schema: .*\n(    .*\n)*    → .*\n(    .*\n)*    again: ", outcome.output)
+    assert re.search(r"✗ ep-.*\n  → .*\n  error: .*\n✗ setup: .*\n    again: ", outcome.output)
     assert told in outcome.output
-    assert "\n    uv run manage.py migrate\n" in outcome.output
+    assert "migrations use the direct host" in outcome.output
+    assert "\n    uv run manage.py setup\n" in outcome.output
     assert endpoint.password not in outcome.output
     assert f"DATABASE_URL={endpoint.url()}\n" in outcome.project.read(".env")
 

@@ -14,14 +14,10 @@ def test_the_questions_explain_themselves(offline: Machine) -> None:
     terminal.sendline("adas-list")
     terminal.expect("in one line")
     terminal.sendline('Says "hi"')
-    terminal.expect("Which Python")
-    terminal.expect("1 - 3.13 .*2 - 3.14 ")
-    terminal.sendline("1")
-    terminal.expect("Which PostgreSQL")
-    terminal.expect("1 - local .*no account.*2 - neon .*hidden")
-    terminal.sendline("2")
-    terminal.expect("Connection string .hidden")
-    terminal.sendline("")
+    terminal.expect(r"Which Python.*3\.13 .*3\.14 ")
+    terminal.sendline("3.13")
+    terminal.expect("Which PostgreSQL.*local .*no account.*neon .*hidden")
+    terminal.sendline("neon")
     terminal.read()
 
     pyproject = tomllib.loads(offline.project("adas-list").read("pyproject.toml"))
@@ -36,9 +32,29 @@ def test_five_times_return_gives_the_defaults(offline: Machine) -> None:
         terminal.sendline("")
     terminal.read()
 
-    project = offline.project()
-    assert project.read(".python-version") == "3.13\n"
-    assert "@127.0.0.1:" in project.read(".env")
+    assert offline.project().read(".python-version") == "3.13\n"
+
+
+def test_an_answer_that_cannot_work_is_asked_for_again_at_once(offline: Machine) -> None:
+    terminal = offline.type("description=x", "python_version=3.13", "database=local")
+    terminal.expect("as people")
+    terminal.sendline("My list")
+    terminal.expect("folder's")
+    terminal.sendline("My list")
+    terminal.expect("project_slug takes small letters .* write for example todo-backend")
+    terminal.sendline("json")
+    terminal.expect("is a module of Python's own: write for example json-api")
+    terminal.sendline("my-list")
+    for question in ("one line", "Which Python"):
+        terminal.expect(question)
+        terminal.sendline("")
+    terminal.expect("Which PostgreSQL")
+    terminal.sendline("2")
+    terminal.expect("database is one of local and neon")
+    terminal.sendline("local")
+    terminal.read()
+
+    assert 'name = "my-list"' in offline.project("my-list").read("pyproject.toml")
 
 
 def test_braces_that_are_typed_stay_what_they_are(offline: Machine) -> None:

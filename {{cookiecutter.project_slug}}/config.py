@@ -119,20 +119,12 @@ def load_settings(env_file: Path | None) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{env_file} cannot be read, save it as UTF-8: {error}") from None
     else:
-        if settings.database_url.is_embedded:
-            forget_other_servers()
         return settings
     required = {"database_url", "better_auth_secret"}
     missing = {mistake["loc"][0] for mistake in mistakes if mistake["type"] == "missing"}
     if env_file and not env_file.exists() and missing == required:
-        raise SettingsError(f"there is no {env_file.name} yet; run: uv run manage.py env")
+        raise SettingsError(f"there is no {env_file.name} yet; run: uv run manage.py setup")
     raise SettingsError("\n".join(sorted({describe(mistake) for mistake in mistakes})))
-
-
-def forget_other_servers() -> None:
-    """Drop what libpq would read from the environment: it is meant for another server than ours."""
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]
 
 
 def describe(mistake: Any) -> str:
@@ -154,11 +146,20 @@ def describe(mistake: Any) -> str:
     return f"{field.upper()}: {reason}; run: {remedy}"
 
 
+def clear_libpq_variables(settings: Settings) -> None:
+    """Remove the PG… variables, if this process uses the embedded server: another one is meant."""
+    if settings.database_url.is_embedded:
+        for name in [name for name in os.environ if name.startswith("PG")]:
+            del os.environ[name]
+
+
 @lru_cache
 def get_settings() -> Settings:
-    """Return the process's settings, or end the process with a line for each mistake."""
+    """Return the settings of this process, or exit with a line for each mistake."""
     try:
-        return load_settings(ENV_FILE)
+        settings = load_settings(ENV_FILE)
     except SettingsError as error:
         lines = "".join(f"\n  {line}" for line in str(error).splitlines())
         raise SystemExit(f"Cannot start, the settings are not right:{lines}") from None
+    clear_libpq_variables(settings)
+    return settings

@@ -1,20 +1,29 @@
-"""The operator's commands: `uv run manage.py --help`."""
+"""The project's commands: `uv run manage.py --help`."""
 
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Annotated, Self
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from config import ENV_FILE, PROJECT_DIR, PYPROJECT, Settings, SettingsError, load_settings
-from postgres import env_file
+from config import (
+    ENV_FILE,
+    PROJECT_DIR,
+    PYPROJECT,
+    Settings,
+    SettingsError,
+    clear_libpq_variables,
+    load_settings,
+)
+from postgres import env_file, prompt
+from postgres.console import Waiting, fail, report, show_check, timed_step
 from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 
 if TYPE_CHECKING:
@@ -26,85 +35,138 @@ app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion
 postgres = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_help=True)
 app.add_typer(postgres, name="postgres")
 
-
-def fail(*lines: str) -> typer.Exit:
-    """Say what is wrong. The result is to be raised."""
-    for line in lines:
-        typer.secho(f"✗ {line}", fg="red", err=True)
-    return typer.Exit(1)
+Local = Annotated[bool, typer.Option("--local", help="Use the embedded PostgreSQL.")]
 
 
 def settings_or_fail() -> Settings:
     try:
-        return load_settings(ENV_FILE)
+        settings = load_settings(ENV_FILE)
     except SettingsError as error:
-        raise fail(*str(error).splitlines()) from None
+        fail(*str(error).splitlines())
+    clear_libpq_variables(settings)
+    return settings
 
 
 @contextmanager
-def failing_plainly() -> Iterator[None]:
-    """Turn what can go wrong with the embedded server into a message and exit code 1."""
+def embedded_server() -> Iterator[ModuleType]:
+    """Yield postgres.embedded, and end the command with a message where that fails."""
     try:
         from postgres.embedded import LocalPostgresError
     except ModuleNotFoundError:
-        raise fail("the embedded PostgreSQL is for development only, and not here") from None
+        fail("the embedded PostgreSQL is for development only, and is not installed here")
+    from postgres import embedded
+
     try:
-        yield
+        yield embedded
     except LocalPostgresError as error:
-        raise fail(str(error)) from None
+        fail(str(error))
+
+
+@app.command()
+def setup(*, local: Local = False) -> None:
+    """Make this folder run: settings, embedded PostgreSQL, schema, a checked connection.
+
+    Keeps what is there and adds what is missing, so it is safe to repeat. If .env has no connection
+    string yet, it comes from NEON_DATABASE_URL, or the terminal asks for one.
+    """
+    ignore_in_shell({name.upper() for name in Settings.model_fields})
+    new_url = choose_database(local=local) if not env_file.has_database_url(ENV_FILE) else None
+    with timed_step("settings"):
+        complete_env_file()
+        if new_url:
+            env_file.set_database_url(ENV_FILE, new_url)
+        url = settings_or_fail().database_url
+    if url.is_embedded:
+        with timed_step("database"), embedded_server() as embedded:
+            embedded.ensure_running(ENV_FILE)
+    else:  # libpq would read them
+        ignore_in_shell({name for name in os.environ if name.startswith("PG")})
+    with timed_step("schema"):
+        bring_up_to_date(settings_or_fail().migration_url)
+    with timed_step("connection"), Waiting("waiting for the database") as waiting:
+        for check in run_checks(waiting):
+            if check.ok is False:
+                waiting.clear()
+                show_check(check)
+                raise typer.Exit(1)
+
+
+def ignore_in_shell(names: set[str]) -> None:
+    """Set up what .env says: the shell may set a variable for another program."""
+    for name in sorted(names & os.environ.keys()):
+        del os.environ[name]
+        typer.echo(f"! This shell sets {name}, which overrides .env. Type: unset {name}")
+
+
+def choose_database(*, local: bool) -> DatabaseUrl:
+    """Return the connection string for a new .env. An empty answer means the embedded server."""
+    try:
+        url = None if local else prompt.find_database_url(empty="the embedded PostgreSQL")
+    except DatabaseUrlError as error:
+        complete_env_file()
+        fail(f"settings: {error}")
+    return url or new_embedded_url()
+
+
+def new_embedded_url() -> DatabaseUrl:
+    with embedded_server() as embedded:
+        url: DatabaseUrl = embedded.new_url(PYPROJECT["project"]["name"].replace("-", "_"))
+    return url
+
+
+def complete_env_file() -> bool:
+    """Create .env, or add what it lacks. Returns whether it is new."""
+    try:
+        return env_file.complete(ENV_FILE, PROJECT_DIR / ".env.example")
+    except UnicodeDecodeError:
+        fail(
+            f"{ENV_FILE} is damaged, or not saved as UTF-8\n"
+            f"  → save it as UTF-8, or start again: mv {ENV_FILE.name} {ENV_FILE.name}.old, then"
+            " the same command"
+        )
 
 
 @app.command()
 def env(
     *,
-    local: Annotated[bool, typer.Option("--local", help="Use the embedded PostgreSQL.")] = False,
+    local: Local = False,
     new_secret: Annotated[
         bool, typer.Option("--new-secret", help="Replace BETTER_AUTH_SECRET, nothing else.")
     ] = False,
 ) -> None:
-    """Create .env, or change the DATABASE_URL in it.
+    """Change the DATABASE_URL in .env, which is created if it is missing.
 
-    Asks for a connection string without showing it, or reads it from standard input where that is
-    not a terminal. An empty answer chooses the embedded PostgreSQL.
+    Asks for a connection string without showing it, or reads it from standard input if that is not
+    a terminal. An empty answer chooses the embedded PostgreSQL.
     """
-    refuse_damaged_env()
-    if not ENV_FILE.exists():
-        secret = {"BETTER_AUTH_SECRET": env_file.new_secret()}
-        env_file.create(ENV_FILE, PROJECT_DIR / ".env.example", secret)
-        typer.echo("✓ .env is new, with a BETTER_AUTH_SECRET of its own")
-        if new_secret:
-            return
+    if complete_env_file():
+        typer.echo("✓ .env is new, with its own BETTER_AUTH_SECRET")
     elif new_secret:
         env_file.set_value(ENV_FILE, "BETTER_AUTH_SECRET", env_file.new_secret())
-        typer.echo("✓ BETTER_AUTH_SECRET is new: whoever was logged in has to log in again")
-        return
-    url = None if local else ask_database_url(empty="the embedded PostgreSQL")
-    if url is None:
-        url = env_file.embedded_url(PYPROJECT["project"]["name"].replace("-", "_"))
-    use_database(url)
-    typer.echo("  next: uv run manage.py migrate")
+        typer.echo("✓ BETTER_AUTH_SECRET is new: all users have to log in again")
+    if not new_secret:
+        url = None if local else ask_database_url(empty="the embedded PostgreSQL")
+        use_database(url or new_embedded_url())
+        typer.echo("  next: uv run manage.py migrate")
 
 
-def refuse_damaged_env() -> None:
-    """A line could be changed in any file, but no command would read it afterwards."""
+def ask_database_url(*, empty: str) -> DatabaseUrl | None:
+    """Return what was pasted, None for an empty answer, which means `empty`."""
     try:
-        ENV_FILE.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise fail(
-            f"{ENV_FILE} is damaged, or not saved as UTF-8\n"
-            f"  → save it as UTF-8, or begin anew: mv {ENV_FILE.name} {ENV_FILE.name}.old, then the"
-            " same command"
-        ) from None
-    except OSError:
-        return  # it is missing, or whoever writes it will tell
+        if sys.stdin.isatty():
+            return prompt.ask_database_url(empty=empty)
+        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        return prompt.take_database_url(text) if text.strip() else None
+    except DatabaseUrlError as error:
+        fail(f"DATABASE_URL: {error}")
 
 
 def use_database(url: DatabaseUrl) -> None:
-    """Write it into .env."""
-    env_file.set_value(ENV_FILE, "DATABASE_URL", url.for_libpq())
+    """Write it into .env, and say what overrides it."""
+    env_file.set_database_url(ENV_FILE, url)
     typer.echo(f"✓ DATABASE_URL is {url}")
     if "DATABASE_URL" in os.environ:
-        typer.echo("! The shell sets DATABASE_URL too, and the shell goes first: unset it there.")
+        typer.echo("! This shell sets DATABASE_URL too, which overrides .env: unset it there")
     name = "DATABASE_URL_DIRECT"
     remedies = {
         "unset it in the shell": os.environ.get(name),
@@ -122,17 +184,6 @@ def is_same_place(text: str, url: DatabaseUrl) -> bool:
         return False
 
 
-def ask_database_url(*, empty: str) -> DatabaseUrl | None:
-    """Return what was pasted, None for an empty answer, which means `empty`."""
-    try:
-        if sys.stdin.isatty():
-            return env_file.ask_database_url(empty=empty)
-        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        return env_file.take_database_url(text) if text.strip() else None
-    except DatabaseUrlError as error:
-        raise fail(f"DATABASE_URL: {error}") from None
-
-
 @app.command()
 def check(
     *,
@@ -140,21 +191,20 @@ def check(
 ) -> None:
     """Try every step on the way to the database, and say what to do about the one that fails.
 
-    A compute that sleeps is waited for. Exit code 0: all is well, 1: a step failed.
+    Waits for a compute that sleeps. Exit code 0: all is well, 1: a step failed.
     """
-    steps = []
+    checks = []
     with Waiting("waiting for the database") as waiting:
         for step in run_checks(waiting):
-            steps.append(step)
+            checks.append(step)
             waiting.clear()
             if not as_json:
-                show(step)
-    ok = all(step.ok for step in steps)
+                show_check(step)
     if as_json:
-        typer.echo(json.dumps(report(steps), ensure_ascii=False, indent=2))
-    elif unreached := [step.name for step in steps if step.ok is None]:
+        typer.echo(json.dumps(report(checks), ensure_ascii=False, indent=2))
+    elif unreached := [step.name for step in checks if step.ok is None]:
         typer.echo(f"- not reached: {', '.join(unreached)}")
-    raise typer.Exit(0 if ok else 1)
+    raise typer.Exit(0 if all(step.ok for step in checks) else 1)
 
 
 def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
@@ -168,77 +218,16 @@ def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
             problem, _, advice = line.partition("; ")
             yield Check("settings", False, problem, advice, BY_NAME["settings-wrong"])
         return
+    clear_libpq_variables(settings)
     source = "the environment" if "DATABASE_URL" in os.environ else ".env"
     yield Check("settings", ok=True, detail=f"complete; DATABASE_URL comes from {source}")
     yield from check_connection(settings.database_url, known_revisions, on_wait)
 
 
 def known_revisions() -> Sequence[str]:
-    import migrations  # brings SQLAlchemy and Alembic: only the last step of a check needs them
+    import migrations  # loads SQLAlchemy and Alembic, which only the last step of a check needs
 
     return migrations.history()
-
-
-def report(steps: Sequence["Check"]) -> dict[str, object]:
-    """Return what programs may want to know; docs/findings.md explains them."""
-    found = next((step.finding for step in steps if step.finding), None)
-    return {
-        "ok": found is None,
-        "finding": found and found.name,
-        "retry": found and found.retry,
-        "said": found and found.said,
-        "checks": [
-            {
-                "name": step.name,
-                "ok": step.ok,
-                "detail": step.detail,
-                "advice": step.advice,
-                "finding": step.finding and step.finding.name,
-            }
-            for step in steps
-        ],
-    }
-
-
-def show(step: "Check") -> None:
-    if step.ok is None:
-        return
-    mark, color = ("✓", "green") if step.ok else ("✗", "red")
-    typer.echo(f"{typer.style(mark, fg=color)} {step.name:<9} {step.detail}")
-    if step.advice:
-        typer.echo(f"  {'':<9} → {step.advice}")
-    if step.finding and step.finding.said:
-        typer.echo(f"  {'':<9} error: {step.finding.said}")
-
-
-class Waiting:
-    """Shows how long the database has been waited for: in a live line, in a log in a few lines."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._line = ""
-        self._next = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.clear()
-
-    def __call__(self, seconds: float) -> None:
-        if not self._live and seconds < self._next:
-            return
-        self._next = seconds + 5
-        self._line = f"  {self.what}, {seconds:.0f} s so far"
-        ends = ("\r", "") if self._live else ("", "\n")
-        print(self._line.join(ends), end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Take the live line away, before something else is shown."""
-        if self._live and self._line:
-            print(f"\r{' ' * len(self._line)}\r", end="", file=sys.stderr, flush=True)
-            self._line = ""
 
 
 @app.command()
@@ -248,13 +237,16 @@ def migrate(
 ) -> None:
     """Bring the schema up to date: all of it, or nothing. Starts the embedded server.
 
-    A compute that sleeps is waited for.
+    Waits for a compute that sleeps.
     """
+    import migrations
+
     bring_up_to_date(running_database(), timeout)
+    typer.echo(f"✓ the schema is at {migrations.head()}")
 
 
 def running_database() -> DatabaseUrl:
-    """Return where migrations go, with the embedded server started where that is it."""
+    """Return where migrations go, and start the embedded server if that is it."""
     from postgres.connect import reach
 
     url = settings_or_fail().migration_url
@@ -269,12 +261,12 @@ def running_database() -> DatabaseUrl:
 
 def bring_up_to_date(
     url: DatabaseUrl,
-    timeout: float,
-    then: str = "`uv run manage.py check` tells whether it is done",
+    timeout: float = 600,
+    then: str = "`uv run manage.py check` says whether it is done",
 ) -> None:
     """Run the migrations that are missing.
 
-    timeout: seconds. then: what is said when they have passed.
+    timeout: seconds. then: what to print when they have passed.
     """
     import psycopg2
     from alembic.util import CommandError
@@ -293,20 +285,27 @@ def bring_up_to_date(
     except (CommandError, DBAPIError, psycopg2.Error, TimeoutError) as error:
         if connection is not None and isinstance(error, TimeoutError):
             hang_up(connection)
-            raise fail(
+            fail(
                 f"{url.address}: given up after {timeout:.0f} s\n"
-                f"  → {then}; --timeout gives it longer"
-            ) from None
-        raise failed(url, error, "nothing was changed") from None
-    typer.echo(f"✓ the schema is at {migrations.head()}")
+                f"  → {then}; --timeout gives it more time"
+            )
+        fail_at(url, error, f"nothing was changed{why_direct(url)}")
 
 
-def failed(url: DatabaseUrl, error: Exception, outcome: str) -> typer.Exit:
-    """Say what an error of a database means. The result is to be raised."""
+def why_direct(url: DatabaseUrl) -> str:
+    """Say why a host fails that DATABASE_URL does not name."""
+    named = load_settings(ENV_FILE).database_url
+    if not named.is_pooled or named.direct != url:
+        return ""
+    return "; migrations use the direct host, since a transaction pooler would mix up their session"
+
+
+def fail_at(url: DatabaseUrl, error: Exception, outcome: str) -> NoReturn:
+    """Print what an error of a database means, and end the command."""
     from postgres.explain import explain
 
     finding = explain(error, url)
-    return fail(
+    fail(
         f"{url.address}: {finding.cause}; {outcome}\n  → {finding.advice}\n  error: {finding.said}"
     )
 
@@ -340,14 +339,13 @@ def copy(
         move(switch, timeout, outcome)
     except (KeyboardInterrupt, typer.Abort):  # the latter is what a question makes of Ctrl-C
         typer.echo(err=True)  # the terminal shows a ^C in this line
-        fail(f"stopped: {outcome.text}")
-        raise typer.Exit(130) from None
+        fail(f"stopped: {outcome.text}", code=130)
 
 
 def move(switch: bool | None, timeout: float, outcome: Outcome) -> None:
     source, target = running_database(), ask_target_url()
     if place_of(source) == place_of(target):
-        raise fail("that is the same database as in DATABASE_URL: nothing was copied")
+        fail("that is the same database as in DATABASE_URL: nothing was copied")
     check_target(target)
     made = tables_to_make(target.direct, outcome)
     bring_up_to_date(target.direct, timeout, then=outcome.text)
@@ -370,11 +368,11 @@ def ask_target_url() -> DatabaseUrl:
     """Return where the data shall go."""
     given = os.environ.get("TARGET_DATABASE_URL")
     try:
-        url = env_file.take_database_url(given) if given else ask_database_url(empty="stop")
+        url = prompt.take_database_url(given) if given else ask_database_url(empty="stop")
     except DatabaseUrlError as error:
-        raise fail(f"TARGET_DATABASE_URL: {error}") from None
+        fail(f"TARGET_DATABASE_URL: {error}")
     if url is None:
-        raise fail("no connection string was given: nothing was copied")
+        fail("no connection string was given: nothing was copied")
     return url
 
 
@@ -393,9 +391,11 @@ def check_target(url: DatabaseUrl) -> None:
             waiting.clear()
             if step.ok is False:
                 # The advice was written for those who come from `manage.py check`.
-                show(replace(step, advice=step.advice.replace("manage.py env", "manage.py copy")))
-                raise fail("nothing was copied")
-            show(step)
+                show_check(
+                    replace(step, advice=step.advice.replace("manage.py env", "manage.py copy"))
+                )
+                fail("nothing was copied")
+            show_check(step)
 
 
 @contextmanager
@@ -406,9 +406,9 @@ def failing_with(outcome: Outcome) -> Iterator[None]:
     try:
         yield
     except EndFailed as failure:
-        raise failed(failure.url, failure, outcome.text) from None
+        fail_at(failure.url, failure, outcome.text)
     except CopyRefused as refusal:
-        raise fail(f"{refusal}; {outcome.text}") from None
+        fail(f"{refusal}; {outcome.text}")
 
 
 def tables_to_make(target: DatabaseUrl, outcome: Outcome) -> list[str]:
@@ -476,12 +476,10 @@ def copy_data(
                 with failing_at(target):
                     patience.run(new.commit, TOTAL_SECONDS)
         except TimeoutError:  # of copy_rows: the others come as EndFailed
-            raise fail(
-                f"given up after {timeout:.0f} s: {outcome.text}\n  → --timeout gives it longer"
-            ) from None
+            fail(f"given up after {timeout:.0f} s: {outcome.text}\n  → --timeout gives it longer")
         except StepFailed as failure:
             advice = failure.finding.advice
-            raise fail(f"{source}: {failure}; {outcome.text}\n  → {advice}") from None
+            fail(f"{source}: {failure}; {outcome.text}\n  → {advice}")
         finally:
             for end in ends:
                 end.hang_up()  # whatever it waits for: other threads use it, too
@@ -492,11 +490,9 @@ def copy_data(
 
 @postgres.command()
 def start() -> None:
-    """Create the server on first use, and start it where it does not run."""
+    """Create the server on first use, and start it if it does not run."""
     before = settings_or_fail().database_url
-    with failing_plainly():
-        from postgres import embedded
-
+    with embedded_server() as embedded:
         url = embedded.ensure_running(ENV_FILE)
     typer.echo(f"✓ PostgreSQL runs at {url}")
     if url.port != before.port:
@@ -506,19 +502,15 @@ def start() -> None:
 @postgres.command()
 def stop() -> None:
     """Stop the server; its data stays."""
-    with failing_plainly():
-        from postgres import embedded
-
+    with embedded_server() as embedded:
         stopped = embedded.stop()
     typer.echo("✓ PostgreSQL has stopped" if stopped else "✓ PostgreSQL was not running")
 
 
 @postgres.command()
 def status() -> None:
-    """Say whether the server runs; exit 0 when it does, 3 when it does not."""
-    with failing_plainly():
-        from postgres import embedded
-
+    """Say whether the server runs. Exit code 0: it does, 3: it does not."""
+    with embedded_server() as embedded:
         state = embedded.status()
     if not state.running:
         typer.echo(f"- PostgreSQL does not run; its data is in {state.folder}")
@@ -531,27 +523,18 @@ def psql(context: typer.Context) -> None:
     """Open psql on the embedded server; further arguments go to psql."""
     url = settings_or_fail().database_url
     if not url.is_embedded:
-        raise fail(f"DATABASE_URL is not the embedded server but {url}: use your own psql")
-    with failing_plainly():
-        from postgres import embedded
-
-        program = embedded.binaries() / "psql"
-        url = embedded.ensure_running(ENV_FILE)
-    login = ["--host", url.host, "--port", str(url.port), "--username", url.user]
-    environment = {name: os.environ[name] for name in os.environ if not name.startswith("PG")}
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's own: it cancels a query
-    done = subprocess.run(  # noqa: S603
-        [str(program), *login, *context.args, url.database],
-        # The password goes by the environment: a command line can be read by everybody.
-        env=environment | {"PGPASSWORD": url.password, "PGSSLMODE": "disable"},
-        check=False,
-    )
-    raise typer.Exit(done.returncode)
+        fail(f"DATABASE_URL is not the embedded server but {url}: use your own psql")
+    with embedded_server() as embedded:
+        code = embedded.run_psql(embedded.ensure_running(ENV_FILE), *context.args)
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that has no ✓ shows a ?
+    for name in ("SIGHUP", "SIGTERM"):  # as Ctrl-C: each command cleans up
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     app(color=False if is_plain else None)

@@ -4,7 +4,9 @@ It imports nothing of the app, so it can be read, tested and changed without it.
 from these modules only; what is in the others may change (tests/test_structure.py):
 
 - url: a connection string, checked and complete; `DatabaseUrl`, `parse`
-- env_file: creates and changes `.env`, and asks for a connection string
+- env_file: creates and changes `.env`
+- prompt: asks for a connection string without showing it
+- console: what the commands print
 - embedded: the PostgreSQL of development and tests, from a wheel
 - connect: one log-in, with patience where a compute wakes up
 - check: the way to the database step by step, for `manage.py check`
@@ -17,8 +19,5 @@ from these modules only; what is in the others may change (tests/test_structure.
 - statements: statements that are compiled once
 - tests.servers, tests.scripted_server, tests.counting_proxy: for the app's tests
 
-Behind them: `pasted` understands what people paste, `prompt` asks for it without showing it.
-
-There are no imports here: the generator's hook uses `env_file`, `url`, `prompt` and `pasted` with
-any Python from 3.10 on, and with the standard library alone.
+Behind them: `pasted` understands what people paste.
 """

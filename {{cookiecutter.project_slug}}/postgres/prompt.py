@@ -1,16 +1,20 @@
-"""Asks on a terminal for something secret that may have several lines.
+"""Asks for a connection string on a terminal, without showing it.
 
-getpass takes the first line and throws the rest of a paste away, or leaves it to the shell.
-
-Standard library only, for Python 3.10 on: the generator's hook runs this file too.
+A paste may have several lines. getpass takes the first and leaves the rest to the shell.
 """
 
 import getpass
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TextIO
 
-PAUSE = 0.3  # seconds without a further line after which a paste has ended
+from postgres import url as urls
+from postgres.url import DatabaseUrl, DatabaseUrlError
+
+ATTEMPTS = 3
+PAUSE = 0.3  # seconds without another line after which a paste has ended
 ENDS = (b"\n", b"\r", b"\x04")  # the last is Ctrl-D
 
 if sys.platform == "win32":
@@ -63,3 +67,49 @@ else:
             if select.select([terminal], [], [], PAUSE)[0]:
                 with suppress(BlockingIOError):
                     return os.read(terminal, 4096)
+
+
+def ask_database_url(
+    read: Callable[[str], str] = read_pasted, out: TextIO | None = None, *, empty: str
+) -> DatabaseUrl | None:
+    """Ask for a connection string. None: the answer was empty, which means `empty`.
+
+    Raises DatabaseUrlError if the last attempt is as wrong as those before it.
+    """
+    for attempts_left in reversed(range(ATTEMPTS)):
+        try:
+            answer = read(f"Connection string (hidden; empty: {empty}): ")
+        except EOFError:
+            return None
+        if not answer.strip():
+            return None
+        try:
+            return take_database_url(answer, out)
+        except DatabaseUrlError as error:
+            if not attempts_left:
+                raise
+            print(f"  Try again: {error}", file=out or sys.stderr)
+    return None
+
+
+def take_database_url(text: str, out: TextIO | None = None) -> DatabaseUrl:
+    """Read a pasted text, and say what was fixed in it. Raises DatabaseUrlError."""
+    reading = urls.read(text)
+    for change in reading.changes:
+        print(f"  Fixed: {change}", file=out or sys.stderr)
+    return reading.url
+
+
+def find_database_url(*, empty: str) -> DatabaseUrl | None:
+    """Return what NEON_DATABASE_URL holds, or what is typed. None: nothing was typed.
+
+    empty: what an empty answer means. Raises DatabaseUrlError.
+    """
+    if given := os.environ.get("NEON_DATABASE_URL"):
+        return take_database_url(given)
+    if sys.stdin.isatty():
+        return ask_database_url(empty=empty)
+    raise DatabaseUrlError(
+        "there is no connection string yet, and no terminal to ask for it: set NEON_DATABASE_URL, "
+        "or use the embedded PostgreSQL with --local"
+    )

@@ -5,8 +5,6 @@ misread it, and one other reading makes sense, that one is taken and told. Anyth
 
 pasted/text.py finds URLs in a text, pasted/url.py takes one apart, and pasted/parts.py reads the
 forms that have the parts one by one. Here they become a DatabaseUrl: checked, and complete.
-
-Standard library only, for Python 3.10 on: the generator's hook runs this file too.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import manage
 from postgres import connect
 from postgres.check import STEPS
+from postgres.console import Waiting
 from postgres.embedded import temporary_server
 from postgres.env_file import get_value, set_value
 from postgres.findings import Retry
@@ -231,7 +232,7 @@ def test_a_terminal_shows_the_seconds_in_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
 
-    with manage.Waiting("waiting") as waiting:
+    with Waiting("waiting") as waiting:
         for seconds in range(1, 13):
             waiting(seconds)
 
@@ -249,7 +250,7 @@ def test_a_log_shows_the_seconds_in_few_plain_lines(
     monkeypatch.setattr("sys.stderr", log)
     monkeypatch.setenv("TERM", term)
 
-    with manage.Waiting("waiting") as waiting:
+    with Waiting("waiting") as waiting:
         for seconds in range(1, 13):
             waiting(seconds)
 
@@ -356,7 +357,7 @@ def test_a_damaged_env_file_is_not_made_worse(env_file: Path, option: str) -> No
     code, output = run("env", option)
 
     assert code == 1
-    assert "save it as UTF-8, or begin anew: mv .env .env.old" in output
+    assert "save it as UTF-8, or start again: mv .env .env.old" in output
     assert env_file.read_bytes() == b"PORT=8000\n\xdd\xfe"
 
 
@@ -370,4 +371,6 @@ def test_an_image_without_the_embedded_server_says_so(
     code, output = run("postgres", command)
 
     assert code == 1
-    assert output == "✗ the embedded PostgreSQL is for development only, and not here\n"
+    assert output == (
+        "✗ the embedded PostgreSQL is for development only, and is not installed here\n"
+    )

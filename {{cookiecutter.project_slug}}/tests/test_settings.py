@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from config import PROJECT_DIR, Settings, SettingsError, load_settings
+from config import PROJECT_DIR, Settings, SettingsError, clear_libpq_variables, load_settings
 from postgres.env_file import EXAMPLE_SECRET
 from postgres.url import PLACEHOLDER
 
@@ -53,10 +53,10 @@ def test_what_libpq_is_told_of_another_server_does_not_reach_the_embedded_one(
     remote = URL.replace("127.0.0.1", "db.example.com")
     embedded = URL.replace("//me:", "//embedded:")
 
-    load(tmp_path, DATABASE_URL=remote, BETTER_AUTH_SECRET=SECRET)
+    clear_libpq_variables(load(tmp_path, DATABASE_URL=remote, BETTER_AUTH_SECRET=SECRET))
     assert "PGHOSTADDR" in os.environ
 
-    load(tmp_path, DATABASE_URL=embedded, BETTER_AUTH_SECRET=SECRET)
+    clear_libpq_variables(load(tmp_path, DATABASE_URL=embedded, BETTER_AUTH_SECRET=SECRET))
     assert "PGHOSTADDR" not in os.environ
 
 
@@ -121,7 +121,7 @@ def test_a_missing_file_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(tmp_path / ".env")
 
-    assert str(caught.value) == "there is no .env yet; run: uv run manage.py env"
+    assert str(caught.value) == "there is no .env yet; run: uv run manage.py setup"
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,4 @@
-"""Reads the parts of a connection where they are pasted one by one: PGHOST=…, host: …, psql -h ….
-
-Standard library only, for Python 3.10 on: the generator's hook runs this file too.
-"""
+"""Reads the parts of a connection that are pasted one by one: PGHOST=…, host: …, psql -h …."""
 
 import itertools
 import re

@@ -1,7 +1,4 @@
-"""Finds connection strings in what people paste: a command, a file, a chat, a web page.
-
-Standard library only, for Python 3.10 on: the generator's hook runs this file too.
-"""
+"""Finds connection strings in what people paste: a command, a file, a chat, a web page."""
 
 import difflib
 import itertools

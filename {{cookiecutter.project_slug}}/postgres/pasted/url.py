@@ -3,8 +3,6 @@
 A damaged string may hold a piece of the password anywhere: behind a raw "@" it looks like a host.
 So messages show a string by the names of its parts. They quote a host that is known to be one, the
 plain names beside such a host, and words of the lists in these modules; nothing else.
-
-Standard library only, for Python 3.10 on: the generator's hook runs this file too.
 """
 
 import re

@@ -1,8 +1,6 @@
 """What people paste, and what is understood; libpq and SQLAlchemy are asked for theirs."""
 
-import ast
 import re
-import sys
 from pathlib import Path
 
 import psycopg2
@@ -521,24 +519,3 @@ def test_no_text_takes_long(beginning: str) -> None:
             outcome = outcome_of(text)
 
             assert isinstance(outcome, Reading) or len(str(outcome)) < 400
-
-
-def imported_by(module: str) -> set[str]:
-    """Return the modules that one of this package's modules imports, as Python 3.10 reads it."""
-    source = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
-    nodes = list(ast.walk(ast.parse(source, feature_version=(3, 10))))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return names | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-
-
-def test_the_generator_can_run_it_on_python_310_without_packages() -> None:
-    seen: set[str] = set()
-    left = {"postgres.env_file"}
-    while left:
-        module = left.pop()
-        seen.add(module)
-        left |= {name for name in imported_by(module) if name.startswith("postgres.")} - seen
-
-    imported = {name.partition(".")[0] for module in seen for name in imported_by(module)}
-    assert "postgres.pasted.url" in seen
-    assert imported <= {"postgres"} | sys.stdlib_module_names

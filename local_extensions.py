@@ -1,0 +1,71 @@
+"""Checks each answer at its question. Cookiecutter loads this file, and renders `__checked_…`."""
+
+import difflib
+import os
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from runpy import run_path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+from cookiecutter.config import get_user_config
+from cookiecutter.prompt import read_user_variable
+from jinja2 import Environment
+from jinja2.ext import Extension
+
+Answers = MutableMapping[str, Any]
+
+
+# The hook applies the same rules to answers from a replay file.
+rules = SimpleNamespace(**run_path(str(Path(__file__).parent / "hooks" / "pre_gen_project.py")))
+
+
+class AnswerChecks(Extension):
+    """Adds `ready()` and the filter `checked` to the templates of cookiecutter.json."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        environment.globals["ready"] = ready
+        environment.filters["checked"] = checked
+
+
+def ready() -> str:
+    """End the command before the first question if no project can be set up. Returns nothing."""
+    command = click.get_current_context(silent=True)
+    problems = list(find_mistakes(command.params)) if command else []
+    if problem := rules.find_uv_problem():
+        problems = [problem]
+    if problems:
+        raise SystemExit("\n".join(problems))
+    return ""
+
+
+def find_mistakes(options: dict[str, Any]) -> Iterator[str]:
+    """Yield what Cookiecutter would ignore, or meet with a traceback after all questions."""
+    for name in options.get("extra_context") or ():
+        if name not in rules.RULES:
+            near = difflib.get_close_matches(name, rules.RULES, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"they are {', '.join(rules.RULES)}"
+            # A connection string is not shown: its "?sslmode=" makes a name of it.
+            shown = name if name.isidentifier() and name.isascii() else "one word"
+            yield f"{shown} is not one of the answers: {advice}"
+    config = get_user_config(options.get("config_file"), options.get("default_config") or False)
+    place = Path(config["replay_dir"])
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        yield (
+            f"{config['replay_dir']} cannot be written to, and cookiecutter saves answers there:"
+            " type `export HOME=FOLDER` with a folder of yours, then the same command again"
+        )
+
+
+def checked(answers: Answers, name: str) -> str:
+    """Ask again until an answer can work, or end the command where nobody is asked."""
+    command = click.get_current_context(silent=True)
+    while problem := rules.find_problem(answers, name):
+        if command is None or command.params.get("no_input", True):
+            raise SystemExit(f"{problem}\nNothing was created.")
+        answers[name] = read_user_variable(name, ..., {name: f"        {problem}"})
+    return ""

@@ -1,0 +1,97 @@
+"""What the commands show: steps and their times, what is waited for, what failed and what to do."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Self
+
+import typer
+
+from postgres.check import Check
+
+
+def fail(*messages: str, code: int = 1) -> NoReturn:
+    """Print what is wrong, and end the command with this exit code."""
+    for message in messages:
+        typer.secho(f"✗ {message}", fg="red", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def timed_step(name: str) -> Iterator[None]:
+    """Print that a step is done, and how long it took; on a terminal, that it has begun."""
+    start = time.monotonic()
+    if is_live():
+        print(f"  {name} …", end="\r", file=sys.stderr, flush=True)
+    yield
+    typer.echo(f"{typer.style('✓', fg='green')} {name} ({time.monotonic() - start:.1f} s)")
+
+
+def show_check(check: Check) -> None:
+    """Print a step of the check, unless it was not reached."""
+    if check.ok is None:
+        return
+    mark = typer.style("✓", fg="green") if check.ok else typer.style("✗", fg="red")
+    typer.echo(f"{mark} {check.name:<9} {check.detail}")
+    if check.advice:
+        typer.echo(f"  {'':<9} → {check.advice}")
+    if check.finding and check.finding.said:
+        typer.echo(f"  {'':<9} error: {check.finding.said}")
+
+
+def report(checks: Sequence[Check]) -> dict[str, Any]:
+    """Return what programs may want to know; docs/findings.md explains `finding` and `retry`."""
+    found = next((check.finding for check in checks if check.finding), None)
+    return {
+        "ok": found is None,
+        "finding": found and found.name,
+        "retry": found and found.retry,
+        "said": found and found.said,
+        "checks": [
+            {
+                "name": check.name,
+                "ok": check.ok,
+                "detail": check.detail,
+                "advice": check.advice,
+                "finding": check.finding and check.finding.name,
+            }
+            for check in checks
+        ],
+    }
+
+
+def is_live() -> bool:
+    """Whether a line may be overwritten."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class Waiting:
+    """Shows how long something has taken: in a live line on a terminal, in a few lines in a log."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._live = is_live()
+        self._line = ""
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.clear()
+
+    def __call__(self, seconds: float) -> None:
+        if not self._live and seconds < self._next:
+            return
+        self._next = seconds + 5
+        self._line = f"  {self.what}, {seconds:.0f} s so far"
+        ends = ("\r", "") if self._live else ("", "\n")
+        print(self._line.join(ends), end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Remove the live line before something else is printed."""
+        if self._live and self._line:
+            print(f"\r{' ' * len(self._line)}\r", end="", file=sys.stderr, flush=True)
+            self._line = ""

@@ -1,0 +1,176 @@
+"""`manage.py setup`: from a fresh clone to a checked database, as often as one likes."""
+
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import manage
+from config import PROJECT_DIR
+from postgres import embedded
+from postgres.env_file import EXAMPLE_SECRET, get_value, set_value
+from postgres.tests.scripted_server import error, scripted_server
+from postgres.tests.servers import create_database, run_alone
+from postgres.url import PLACEHOLDER, DatabaseUrl, parse
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The .env of a fresh clone, which is not there yet."""
+    shutil.copy(PROJECT_DIR / ".env.example", tmp_path)
+    monkeypatch.setattr(manage, "PROJECT_DIR", tmp_path)
+    monkeypatch.setattr(manage, "ENV_FILE", tmp_path / ".env")
+    for name in ("DATABASE_URL", "BETTER_AUTH_SECRET", "NEON_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / ".env"
+
+
+@pytest.fixture(scope="module")
+def provider(embedded_server: DatabaseUrl) -> DatabaseUrl:
+    """A server that is not this project's own: its user is another one."""
+    password = secrets.token_hex(8)
+    run_alone(embedded_server, f"CREATE ROLE ann LOGIN SUPERUSER PASSWORD '{password}'")
+    return embedded_server.replace(user="ann", password=password)
+
+
+@pytest.fixture
+def new_url(provider: DatabaseUrl, clone: Path, monkeypatch: pytest.MonkeyPatch) -> DatabaseUrl:
+    """An empty database, whose connection string NEON_DATABASE_URL holds."""
+    assert not clone.exists()
+    url = create_database(provider)
+    monkeypatch.setenv("NEON_DATABASE_URL", url.for_libpq())
+    return url
+
+
+@pytest.fixture
+def local_server(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder where `setup` makes its embedded server."""
+    folder = clone.parent / ".postgres"
+    start = embedded.start
+    monkeypatch.setattr(embedded, "start", lambda url: start(url, folder))
+    yield folder
+    embedded.stop(folder)
+
+
+def setup(*options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(manage.app, ["setup", *options])
+    return result.exit_code, result.output
+
+
+def done(output: str) -> list[str]:
+    return re.findall(r"^✓ (\w+) \(\d+\.\d s\)$", output, re.MULTILINE)
+
+
+def test_it_takes_the_string_of_the_variable_and_migrates(
+    clone: Path, new_url: DatabaseUrl
+) -> None:
+    code, output = setup()
+
+    assert code == 0, output
+    assert done(output) == ["settings", "schema", "connection"]
+    assert parse(get_value(clone, "DATABASE_URL") or "") == new_url
+    assert new_url.password not in output
+
+
+@pytest.mark.usefixtures("new_url")
+def test_repeating_it_keeps_what_is_there(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup()
+    before = clone.read_text("utf-8")
+    monkeypatch.setenv("NEON_DATABASE_URL", "postgresql://me:pw@another.example.com/todo")
+
+    code, output = setup("--local")
+
+    assert code == 0, output
+    assert clone.read_text("utf-8") == before
+
+
+@pytest.mark.usefixtures("new_url")
+@pytest.mark.parametrize(
+    ("name", "unusable"),
+    [("DATABASE_URL", PLACEHOLDER), ("BETTER_AUTH_SECRET", EXAMPLE_SECRET)],
+)
+def test_it_completes_settings_that_were_copied_by_hand(
+    clone: Path, name: str, unusable: str
+) -> None:
+    shutil.copy(PROJECT_DIR / ".env.example", clone)
+    set_value(clone, "PORT", "8001")
+
+    code, output = setup()
+
+    assert code == 0, output
+    assert get_value(clone, name) not in {unusable, None}
+    assert get_value(clone, "PORT") == "8001"
+    assert clone.stat().st_mode & 0o077 == 0
+
+
+def test_local_starts_an_embedded_server_without_a_question(
+    clone: Path, local_server: Path
+) -> None:
+    code, output = setup("--local")
+
+    assert code == 0, output
+    assert done(output) == ["settings", "database", "schema", "connection"]
+    assert parse(get_value(clone, "DATABASE_URL") or "").is_embedded
+    assert embedded.status(local_server).ready
+
+
+def test_without_a_terminal_it_says_how_to_choose_a_database(clone: Path) -> None:
+    code, output = setup()
+
+    assert code == 1
+    assert "✗ settings: there is no connection string yet, and no terminal to ask" in output
+    assert "NEON_DATABASE_URL" in output
+    assert "--local" in output
+    assert get_value(clone, "DATABASE_URL") == PLACEHOLDER
+
+
+def test_a_string_that_cannot_be_read_is_refused_unseen(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEON_DATABASE_URL", "mysql://ada:s3cr3t@h/d")
+
+    code, output = setup()
+
+    assert code == 1
+    assert "✗ settings: the text starts with mysql://" in output
+    assert "s3cr3t" not in output
+    assert get_value(clone, "DATABASE_URL") == PLACEHOLDER
+
+
+def test_the_database_of_the_shell_is_left_alone(
+    clone: Path, new_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://other:s3cr3t@192.0.2.1/other")
+
+    code, output = setup()
+
+    assert code == 0, output
+    assert (
+        "! This shell sets DATABASE_URL, which overrides .env. Type: unset DATABASE_URL" in output
+    )
+    assert parse(get_value(clone, "DATABASE_URL") or "") == new_url
+    assert "s3cr3t" not in output
+
+
+@pytest.mark.usefixtures("clone")
+def test_a_migration_that_fails_on_the_direct_host_says_why_it_goes_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = "ep-quiet-river-12345678-pooler.eu-central-1.aws.neon.tech"
+    pooled = f"postgresql://me:pass-word@{host}/todo"
+    monkeypatch.setenv("NEON_DATABASE_URL", pooled)
+    with scripted_server(error("password authentication failed for user 'me'")) as server:
+        options = (("hostaddr", "127.0.0.1"), ("sslmode", "disable"))
+        url = parse(pooled).replace(port=server.port, options=options)
+        monkeypatch.setenv("NEON_DATABASE_URL", url.for_libpq())
+        code, output = setup()
+
+    assert code == 1
+    assert host.replace("-pooler", "") in output
+    assert "migrations use the direct host, since a transaction pooler would mix up" in output
+    assert "pass-word" not in output
+    assert done(output) == ["settings"]
