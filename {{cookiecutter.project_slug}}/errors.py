@@ -76,9 +76,9 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
         bind_contextvars(error=str(error))
         return later(str(error))
     finding = request.app.state.availability.explain(error)
-    if finding.name == "other-error":
+    if finding is None:
         raise error
-    bind_contextvars(finding=finding.name, error=finding.said)
+    bind_contextvars(finding=finding.name, error=finding.message)
     if finding.name == "disk-full":
         # Space does not come by waiting: nobody is asked to try again.
         return JSONResponse({"detail": finding.public}, status.HTTP_507_INSUFFICIENT_STORAGE)

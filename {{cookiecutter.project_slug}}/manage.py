@@ -273,18 +273,18 @@ def bring_up_to_date(
     from sqlalchemy.exc import DBAPIError
 
     import migrations
-    from postgres.connect import TOTAL_SECONDS, Patience, hang_up, log_in
+    from postgres.connect import TOTAL_SECONDS, TimeBudget, abort, log_in
 
     connection = None
     try:
         with Waiting("waiting for the database") as waiting:
-            connection = log_in(url, Patience(url, waiting, TOTAL_SECONDS))
+            connection = log_in(url, TimeBudget(url, waiting, TOTAL_SECONDS))
         with Waiting("migrating") as waiting:
-            patience = Patience(url, waiting, timeout)
-            patience.run(lambda: migrations.upgrade(url, connection), timeout)
+            budget = TimeBudget(url, waiting, timeout)
+            budget.run(lambda: migrations.upgrade(url, connection), timeout)
     except (CommandError, DBAPIError, psycopg2.Error, TimeoutError) as error:
         if connection is not None and isinstance(error, TimeoutError):
-            hang_up(connection)
+            abort(connection)
             fail(
                 f"{url.address}: given up after {timeout:.0f} s\n"
                 f"  → {then}; --timeout gives it more time"
@@ -306,7 +306,7 @@ def fail_at(url: DatabaseUrl, error: Exception, outcome: str) -> NoReturn:
 
     finding = explain(error, url)
     fail(
-        f"{url.address}: {finding.cause}; {outcome}\n  → {finding.advice}\n  error: {finding.said}"
+        f"{url.address}: {finding.cause}; {outcome}\n  → {finding.advice}\n  error: {finding.message}"
     )
 
 
@@ -416,15 +416,15 @@ def tables_to_make(target: DatabaseUrl, outcome: Outcome) -> list[str]:
     from sqlmodel import SQLModel
 
     import models  # noqa: F401  (the tables)
-    from postgres.connect import TOTAL_SECONDS, Patience
+    from postgres.connect import TOTAL_SECONDS, TimeBudget
     from postgres.copy_data import End, failing_at, find_missing
 
     with failing_with(outcome), Waiting("waiting for the database") as waiting:
-        patience = Patience(target, waiting, TOTAL_SECONDS)
-        end = End.log_in(target, patience)
+        budget = TimeBudget(target, waiting, TOTAL_SECONDS)
+        end = End.log_in(target, budget)
         try:
             with failing_at(target):
-                return patience.run(lambda: find_missing(end, SQLModel.metadata), TOTAL_SECONDS)
+                return budget.run(lambda: find_missing(end, SQLModel.metadata), TOTAL_SECONDS)
         finally:
             end.hang_up()
 
@@ -440,7 +440,7 @@ def copy_data(
 
     import models  # noqa: F401  (the tables)
     from postgres.check import QUERY_SECONDS, StepFailed, compare_schema
-    from postgres.connect import TOTAL_SECONDS, Patience
+    from postgres.connect import TOTAL_SECONDS, TimeBudget
     from postgres.copy_data import End, Progress, copy_rows, failing_at
 
     ends: list[End] = []
@@ -449,12 +449,12 @@ def copy_data(
         try:
             with Waiting("waiting for the database") as waiting:
                 for url in (source, target):
-                    patience = Patience(url, waiting, TOTAL_SECONDS)
-                    ends.append(End.log_in(url, patience))
+                    budget = TimeBudget(url, waiting, TOTAL_SECONDS)
+                    ends.append(End.log_in(url, budget))
                 old, new = ends
                 with failing_at(source):
-                    compare_schema(source, old.connection, known_revisions, patience)
-                    others = patience.run(old.other_clients, QUERY_SECONDS)
+                    compare_schema(source, old.connection, known_revisions, budget)
+                    others = budget.run(old.other_clients, QUERY_SECONDS)
             if others:
                 typer.echo(
                     f"! {source} has other connections ({others}): what they write now is not"
@@ -466,15 +466,15 @@ def copy_data(
                     waiting.what = str(progress)
                     waiting(seconds)
 
-                patience = Patience(target, tell, timeout)
-                left = patience.run(
+                budget = TimeBudget(target, tell, timeout)
+                left = budget.run(
                     lambda: copy_rows(old, new, SQLModel.metadata, progress, made), timeout
                 )
                 outcome.text = (
                     "whether it is all there, the same command tells: it refuses tables with rows"
                 )
                 with failing_at(target):
-                    patience.run(new.commit, TOTAL_SECONDS)
+                    budget.run(new.commit, TOTAL_SECONDS)
         except TimeoutError:  # of copy_rows: the others come as EndFailed
             fail(f"given up after {timeout:.0f} s: {outcome.text}\n  → --timeout gives it longer")
         except StepFailed as failure:

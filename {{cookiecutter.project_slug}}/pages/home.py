@@ -140,7 +140,7 @@ def compare(revisions: list[str] | None, url: DatabaseUrl) -> MigrationStatus:
             ok=False,
             state=STATES[failure.finding.name],
             revision=revision,
-            cause=": ".join(filter(None, [str(failure), failure.finding.said])),
+            cause=": ".join(filter(None, [str(failure), failure.finding.message])),
             advice=failure.finding.advice,
         )
     return MigrationStatus(ok=True, state="up to date", revision=revision)

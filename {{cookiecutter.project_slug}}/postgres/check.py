@@ -1,4 +1,4 @@
-"""The check of a connection: the way to the database in steps, and what each of them found."""
+"""Checks the connection to a database step by step, and says what each step found."""
 
 import os
 import socket
@@ -12,22 +12,22 @@ from typing import Any
 import psycopg2
 
 from postgres import connect
-from postgres.connect import Connection, OnWait, Patience
-from postgres.explain import explain, told
+from postgres.connect import Connection, OnWait, TimeBudget
+from postgres.explain import explain, finding_for
 from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
 STEPS = ("DNS", "TCP", "TLS", "log-in", "database", "endpoint", "schema")
 QUERY_SECONDS = 10.0
-OLDEST = 15  # the oldest PostgreSQL that this project runs on
+OLDEST_VERSION = 15  # of PostgreSQL, that this project supports
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One step on the way to the database. ok: None where it was not reached.
+    """One step on the way to the database. ok: None if it was not reached.
 
-    advice: what to do, of a step that failed or could be better. finding: what was wrong.
+    advice: what to do if the step failed, or could be better. finding: what is wrong.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Check:
 
 
 class StepFailed(Exception):
-    """A step failed, and no error of the database's tells why."""
+    """A step failed without an error of the database that explains it."""
 
     def __init__(self, finding: Finding, detail: str = "") -> None:
         super().__init__(detail or finding.cause)
@@ -48,76 +48,79 @@ class StepFailed(Exception):
 def check_connection(
     url: DatabaseUrl, history: Callable[[], Sequence[str]], on_wait: OnWait
 ) -> Iterator[Check]:
-    """Go to the database step by step, and yield each of STEPS; after one that fails none is tried.
+    """Yield a check for each of STEPS. The steps after one that fails are not tried.
 
-    history: returns the revisions that the code knows, the newest first. on_wait: is told once a
-    second how many seconds have passed.
+    history: returns the revisions that the code knows, the newest first. on_wait: called once a
+    second with the seconds that have passed.
     """
-    steps = walk(url, history, Patience(url, on_wait, connect.TOTAL_SECONDS))
-    failed = False
-    for name in STEPS:
-        if failed:
-            yield Check(name, ok=None, detail="not reached")
-            continue
-        try:
-            detail, advice = next(steps)
-        except StepFailed as failure:
-            failed, finding, detail = True, failure.finding, str(failure)
-        except (OSError, psycopg2.Error) as error:
-            failed, finding = True, explain(error, url)
-            detail = finding.cause
-        else:
-            yield Check(name, ok=True, detail=detail, advice=advice)
-            continue
-        yield Check(name, ok=False, detail=detail, advice=finding.advice, finding=finding)
-
-
-def walk(
-    url: DatabaseUrl, history: Callable[[], Sequence[str]], patience: Patience
-) -> Iterator[tuple[str, str]]:
-    """Yield what each step found, and advice. Raises StepFailed, OSError or psycopg2.Error."""
+    remaining = list(STEPS)
     try:
-        addresses = patience.insist(lambda: connect.look_up(url), connect.STEP_SECONDS)
+        for check in passed_checks(url, history, TimeBudget(url, on_wait, connect.TOTAL_SECONDS)):
+            remaining.remove(check.name)
+            yield check
+    except StepFailed as failure:
+        finding, detail = failure.finding, str(failure)
+    except (OSError, psycopg2.Error) as error:
+        finding = explain(error, url)
+        detail = finding.cause
+    else:
+        return
+    failed, *unreached = remaining
+    yield Check(failed, ok=False, detail=detail, advice=finding.advice, finding=finding)
+    for name in unreached:
+        yield Check(name, ok=None, detail="not reached")
+
+
+def passed_checks(
+    url: DatabaseUrl, history: Callable[[], Sequence[str]], budget: TimeBudget
+) -> Iterator[Check]:
+    """Yield the steps that pass. Raises StepFailed, OSError or psycopg2.Error when one fails."""
+
+    def passed(name: str, detail: str, advice: str = "") -> Check:
+        return Check(name, ok=True, detail=detail, advice=advice)
+
+    try:
+        addresses = budget.retry(lambda: connect.resolve(url), connect.STEP_SECONDS)
     except TimeoutError as error:
-        raise StepFailed(told("host-unknown", url, f"name server: {error}")) from None
-    yield describe_addresses(url, addresses), ""
+        raise StepFailed(finding_for("host-unknown", url, f"name server: {error}")) from None
+    yield passed("DNS", describe_addresses(url, addresses))
 
     start = time.monotonic()
-    stream, (family, address) = patience.insist(lambda: connect.dial(addresses), patience.left)
+    stream, (family, address) = budget.retry(lambda: connect.open_socket(addresses), budget.left)
     stream.close()
-    silent = addresses.index((family, address))
-    others = f"; {silent} tried before it did not" * (silent > 0)
-    yield f"{show_address(address)} answers after {milliseconds(start)}{others}", ""
+    detail = f"{show_address(address)} answers after {milliseconds(start)}"
+    if silent := addresses.index((family, address)):
+        detail += f"; {silent} tried before it did not"
+    yield passed("TCP", detail)
 
     sslmode = dict(url.options).get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
-    offered = patience.insist(lambda: offers_tls(url, family, address), connect.STEP_SECONDS + 1)
+    offered = budget.retry(lambda: offers_tls(url, family, address), connect.STEP_SECONDS + 1)
     start = time.monotonic()
-    # The address that has answered just now: libpq would begin with the first one again.
-    place = {} if isinstance(address, str) else {"hostaddr": address[0]}
+    # The address that has just answered: libpq would start with the first one again.
+    hostaddr = {} if isinstance(address, str) else {"hostaddr": address[0]}
     try:
-        connection = connect.log_in(url, patience, **place)
+        connection = connect.log_in(url, budget, **hostaddr)
     except (TimeoutError, psycopg2.Error) as error:
         finding = explain(error, url)
         if finding.step != "TLS":
-            yield describe_tls(sslmode, offered=offered), ""
-        if finding.step == "database":  # PostgreSQL looks for it when the log-in is done
-            yield f"as {url.user}", ""
+            yield passed("TLS", describe_tls(sslmode, in_use=offered and sslmode != "disable"))
+        if finding.step == "database":  # PostgreSQL looks for it after the log-in
+            yield passed("log-in", f"as {url.user}")
         raise
-    version = connection.info.ssl_attribute("protocol") or ""
-    tls = describe_tls(sslmode, offered=connection.info.ssl_in_use)
-    yield ", ".join(filter(None, [tls, version])), ""
-    yield f"as {url.user} in {milliseconds(start)}", ""
+    log_in_time = milliseconds(start)
+    with closing(connection):
+        tls = describe_tls(sslmode, in_use=connection.info.ssl_in_use)
+        version = connection.info.ssl_attribute("protocol")
+        yield passed("TLS", f"{tls}, {version}" if version else tls)
+        yield passed("log-in", f"as {url.user} in {log_in_time}")
 
-    try:
         connection.autocommit = True
-        yield look_around(url, connection, patience), ""
-        yield describe_endpoint(url)
-        yield compare_schema(url, connection, history, patience), ""
-    finally:
-        connection.close()
+        yield passed("database", check_server(url, connection, budget))
+        yield passed("endpoint", *describe_endpoint(url))
+        yield passed("schema", compare_schema(url, connection, history, budget))
 
 
-def ask(connection: Connection, patience: Patience, query: str) -> list[tuple[Any, ...]]:
+def ask(connection: Connection, budget: TimeBudget, query: str) -> list[tuple[Any, ...]]:
     """Return the rows of a query. Raises psycopg2.Error or TimeoutError."""
 
     def execute() -> list[tuple[Any, ...]]:
@@ -126,27 +129,28 @@ def ask(connection: Connection, patience: Patience, query: str) -> list[tuple[An
             return cursor.fetchall()
 
     try:
-        return patience.run(execute, QUERY_SECONDS)
+        return budget.run(execute, QUERY_SECONDS)
     except TimeoutError:
-        connect.hang_up(connection)  # the other thread would keep it for itself
+        connect.abort(connection)  # the other thread still waits for it
         raise
 
 
-def look_around(url: DatabaseUrl, connection: Connection, patience: Patience) -> str:
-    """Look for what stands in the way of using the database. Raises StepFailed."""
+def check_server(url: DatabaseUrl, connection: Connection, budget: TimeBudget) -> str:
+    """Check the server's version, speed and whether it takes writes. Raises StepFailed."""
     ((version, read_only),) = ask(
         connection,
-        patience,
+        budget,
         "SELECT current_setting('server_version'), current_setting('transaction_read_only')",
     )
     start = time.monotonic()
-    ask(connection, patience, "SELECT 1")
+    ask(connection, budget, "SELECT 1")
     round_trip = milliseconds(start)
     number, _, _ = version.partition(" ")
-    if connection.server_version < OLDEST * 10_000:
-        raise StepFailed(told("server-too-old", url), f"PostgreSQL {number} is older than {OLDEST}")
+    if connection.server_version < OLDEST_VERSION * 10_000:
+        detail = f"PostgreSQL {number} is older than {OLDEST_VERSION}"
+        raise StepFailed(finding_for("server-too-old", url), detail)
     if read_only == "on":
-        raise StepFailed(told("read-only", url))
+        raise StepFailed(finding_for("read-only", url))
     return f"{url.database}, PostgreSQL {number}, one round trip takes {round_trip}"
 
 
@@ -154,44 +158,44 @@ def compare_schema(
     url: DatabaseUrl,
     connection: Connection,
     history: Callable[[], Sequence[str]],
-    patience: Patience,
+    budget: TimeBudget,
 ) -> str:
     """Compare the database's revision with the code's. Raises StepFailed."""
     revisions: list[tuple[Any, ...]] = []
-    if ask(connection, patience, "SELECT to_regclass('alembic_version')") != [(None,)]:
-        revisions = ask(connection, patience, "SELECT version_num FROM alembic_version")
+    if ask(connection, budget, "SELECT to_regclass('alembic_version')") != [(None,)]:
+        revisions = ask(connection, budget, "SELECT version_num FROM alembic_version")
     return f"at head, {compare_revisions([number for (number,) in revisions], history, url)}"
 
 
 def compare_revisions(
     revisions: Sequence[str], history: Callable[[], Sequence[str]], url: DatabaseUrl
 ) -> str:
-    """Return a database's revision, if it is the newest that the code has. Raises StepFailed."""
+    """Return the database's revision if it is the code's newest one. Raises StepFailed."""
     revision = ", ".join(revisions)
     try:
         known = history()
-    except Exception as error:  # noqa: BLE001  (the files are code, and may raise anything)
-        raise StepFailed(told("migrations-broken", url, str(error))) from None
+    except Exception as error:  # noqa: BLE001  (migration files are code: they can raise anything)
+        raise StepFailed(finding_for("migrations-broken", url, str(error))) from None
     if revision and revision not in known:
         detail = f"the database is at {revision}, which the code does not know: the code is older"
-        raise StepFailed(told("schema-ahead", url), detail)
+        raise StepFailed(finding_for("schema-ahead", url), detail)
     newest = known[0] if known else ""
     if revision != newest:
         detail = f"the database is at {revision or 'no revision'}, the code expects {newest}"
-        raise StepFailed(told("schema-behind", url), detail)
+        raise StepFailed(finding_for("schema-behind", url), detail)
     return revision
 
 
 def offers_tls(url: DatabaseUrl, family: socket.AddressFamily, address: Any) -> bool:
-    """Ask, the way libpq does: a server that is frozen does not even answer this.
+    """Ask whether the server offers TLS, as libpq does. A frozen server does not even answer this.
 
-    Raises OSError. What is no PostgreSQL gives False: libpq will tell.
+    Raises OSError. A server that is not PostgreSQL gives False: libpq will explain it.
     """
-    options = dict(url.options)
-    is_file = isinstance(address, str)  # libpq uses no TLS there
-    if is_file or options.get("sslnegotiation") == "direct":
-        return not is_file
-    stream, _ = connect.dial([(family, address)])
+    if isinstance(address, str):  # libpq does not use TLS on a Unix socket
+        return False
+    if dict(url.options).get("sslnegotiation") == "direct":
+        return True
+    stream, _ = connect.open_socket([(family, address)])
     with stream, suppress(ConnectionError):
         stream.sendall(SSL_REQUEST)
         return stream.recv(1) == b"S"
@@ -199,8 +203,9 @@ def offers_tls(url: DatabaseUrl, family: socket.AddressFamily, address: Any) -> 
 
 
 def milliseconds(start: float) -> str:
+    """Return the time since `start`, to be shown."""
     duration = (time.monotonic() - start) * 1000
-    return f"{duration:.{0 if duration >= 10 else 1}f} ms"
+    return f"{duration:.0f} ms" if duration >= 10 else f"{duration:.1f} ms"
 
 
 def show_address(address: Any) -> str:
@@ -215,17 +220,15 @@ def describe_addresses(url: DatabaseUrl, addresses: Sequence[connect.Address]) -
     known = {address if isinstance(address, str) else address[0] for _, address in addresses}
     if known == {host} or url.host.startswith("/"):
         return f"{host}, no name to look up"
-    return f"{host} has {len(known)} address{'es' * (len(known) > 1)}"
+    return f"{host} has 1 address" if len(known) == 1 else f"{host} has {len(known)} addresses"
 
 
-def describe_tls(sslmode: str, *, offered: bool) -> str:
-    if offered and sslmode != "disable":
-        return f"on (sslmode={sslmode})"
-    return f"off (sslmode={sslmode})"
+def describe_tls(sslmode: str, *, in_use: bool) -> str:
+    return f"on (sslmode={sslmode})" if in_use else f"off (sslmode={sslmode})"
 
 
 def describe_endpoint(url: DatabaseUrl) -> tuple[str, str]:
-    """Return what the host is, and advice."""
+    """Return which kind of host the URL names, and advice."""
     if url.is_embedded:
         return "the embedded server", ""
     if url.is_pooled:

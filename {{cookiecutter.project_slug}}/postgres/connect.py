@@ -1,4 +1,4 @@
-"""The way to the database: patience where a compute wakes up, and an end to every wait."""
+"""Connecting to a database: retries while it wakes up, and a time limit for every wait."""
 
 import math
 import random
@@ -16,23 +16,23 @@ from postgres.explain import explain
 from postgres.findings import Retry
 from postgres.url import DatabaseUrl
 
-STEP_SECONDS = 3.0  # for a name, for a connection of the network, for an answer about TLS
+STEP_SECONDS = 3.0  # for a DNS lookup, for a TCP connection, for an answer about TLS
 LOG_IN_SECONDS = 8.0  # for one attempt: most computes have woken up by then
-TOTAL_SECONDS = 30.0  # for all attempts at all of these
-# A peer that vanished without a word is noticed by the kernel, within about 15 seconds.
-TRANSPORT: dict[str, Any] = {
+TOTAL_SECONDS = 30.0  # for all attempts of all steps
+# The kernel notices within about 15 seconds that the other end has vanished.
+TCP_OPTIONS: dict[str, Any] = {
     "keepalives_idle": 10,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-# Seconds before each further attempt, at most: half of it, and a random part of the other half.
+# The longest pauses before each further attempt, in seconds; pause_before() shortens them.
 PAUSES: dict[Retry, tuple[float, ...]] = {
     Retry.NO: (),
     Retry.ONCE: (1.0,),
     Retry.ONCE_SLOWLY: (4.0,),
-    Retry.YES: (1.0, 2.0, 4.0),
-    Retry.WITH_JITTER: (1.0, 2.0, 4.0),
+    Retry.YES: (0.25, 0.5, 1.0, 2.0, 4.0),
+    Retry.WITH_JITTER: (0.25, 0.5, 1.0, 2.0, 4.0),
     Retry.BACK_OFF: (4.0, 8.0),
 }
 
@@ -41,8 +41,20 @@ type Address = tuple[socket.AddressFamily, tuple[Any, ...] | str]
 Connection = psycopg2.extensions.connection
 
 
-class Patience:
-    """Seconds to spend on a database, and somebody who is told, once a second, how many passed."""
+def pause_before(retry: int, policy: Retry) -> float | None:
+    """Return the seconds to wait before a retry, the first being 1. None: do not retry."""
+    pauses = PAUSES[policy]
+    if retry > len(pauses):
+        return None
+    # Jitter, so that clients that were turned away together do not come back together.
+    return pauses[retry - 1] * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class TimeBudget:
+    """The seconds that work on a database may take, all steps and retries included.
+
+    on_wait: called once a second with the seconds that have passed.
+    """
 
     def __init__(self, url: DatabaseUrl, on_wait: OnWait, seconds: float) -> None:
         self.url = url
@@ -55,19 +67,20 @@ class Patience:
         return max(self._end - time.monotonic(), 0.0)
 
     def run[T](self, work: Callable[[], T], seconds: float) -> T:
-        """Do work that may block for ever. Raises what it raises, and TimeoutError after `seconds`.
+        """Do work that may block for ever. Raises its errors, and TimeoutError after `seconds`.
 
-        It is done in a thread of its own: otherwise nothing, Ctrl-C included, would end the wait.
+        The work runs in a thread of its own: nothing else could interrupt the wait, not even
+        Ctrl-C.
         """
         answer: Future[T] = Future()
 
-        def do() -> None:
+        def run_work() -> None:
             try:
                 answer.set_result(work())
-            except BaseException as error:  # noqa: BLE001  (it is raised where it is waited for)
+            except BaseException as error:  # noqa: BLE001  (raised again by answer.result())
                 answer.set_exception(error)
 
-        Thread(target=do, daemon=True).start()
+        Thread(target=run_work, daemon=True).start()
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if wait([answer], timeout=min(left, 1.0)).done:
@@ -75,60 +88,59 @@ class Patience:
             self._on_wait(time.monotonic() - self._start)
         raise TimeoutError(f"no answer within {seconds:.0f} s")
 
-    def insist[T](self, work: Callable[[], T], seconds: float) -> T:
-        """Do work, and again where its error says that this may help. Raises the last error.
+    def retry[T](self, work: Callable[[], T], seconds: float) -> T:
+        """Do work, and repeat it while its errors suggest so. Raises the last error.
 
         seconds: for one attempt.
         """
-        attempts = 0
+        retries = 0
         while True:
             try:
                 return self.run(work, min(seconds, self.left))
             except (OSError, psycopg2.Error) as error:
-                pauses = PAUSES[explain(error, self.url).retry]
-                if attempts >= len(pauses) or pauses[attempts] > self.left:
+                retries += 1
+                pause = pause_before(retries, explain(error, self.url).retry)
+                if pause is None or pause > self.left:
                     raise
-            self._pause(pauses[attempts])
-            attempts += 1
+            self._sleep(pause)
 
-    def _pause(self, longest: float) -> None:
-        # Jitter, so that those who were turned away together do not come back together.
-        end = time.monotonic() + longest * random.uniform(0.5, 1.0)  # noqa: S311
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 1.0))
             self._on_wait(time.monotonic() - self._start)
 
 
-def log_in(url: DatabaseUrl, patience: Patience | None = None, **parameters: Any) -> Connection:
-    """Return a connection of psycopg2's, even where a compute has to wake up first.
+def log_in(url: DatabaseUrl, budget: TimeBudget | None = None, **parameters: Any) -> Connection:
+    """Return a psycopg2 connection. Waits for a compute that wakes up.
 
-    patience: TOTAL_SECONDS if None. parameters: libpq's, which go before those in the URL.
+    budget: TOTAL_SECONDS if None. parameters: libpq's, which override those in the URL.
     Raises psycopg2.Error or TimeoutError.
     """
-    patience = patience or Patience(url, lambda _seconds: None, TOTAL_SECONDS)
-    options = {name: value for name, value in TRANSPORT.items() if name not in dict(url.options)}
+    budget = budget or TimeBudget(url, lambda _seconds: None, TOTAL_SECONDS)
+    defaults = {name: value for name, value in TCP_OPTIONS.items() if name not in dict(url.options)}
 
     def connect() -> Connection:
-        # libpq knows whole seconds, 2 at least. It may end first: it tells more.
-        limit = max(math.floor(min(LOG_IN_SECONDS, patience.left)), 2)
-        settings = {**options, **parameters, "connect_timeout": limit}
+        # libpq counts in whole seconds, at least 2. Its own error says more than a TimeoutError.
+        seconds = max(math.floor(min(LOG_IN_SECONDS, budget.left)), 2)
+        settings = {**defaults, **parameters, "connect_timeout": seconds}
         connection: Connection = psycopg2.connect(url.for_libpq(), **settings)
         return connection
 
-    return patience.insist(connect, patience.left)  # libpq has that limit for each address
+    return budget.retry(connect, budget.left)  # libpq applies connect_timeout to each address
 
 
-def hang_up(connection: Connection) -> None:
-    """End whatever a connection waits for, in another thread too: a call of it raises at once."""
+def abort(connection: Connection) -> None:
+    """Cut a connection off: whoever waits for it, even in another thread, gets an error at once."""
     with suppress(OSError, ValueError, psycopg2.Error):  # another thread may just have closed it
         stream = socket.socket(fileno=connection.fileno())
         try:
             stream.shutdown(socket.SHUT_RDWR)
         finally:
-            stream.detach()  # it is psycopg2 that closes it
+            stream.detach()  # the descriptor is psycopg2's to close
 
 
-def look_up(url: DatabaseUrl) -> list[Address]:
+def resolve(url: DatabaseUrl) -> list[Address]:
     """Return the addresses of the host, in the order in which libpq tries them. Raises OSError."""
     if url.host.startswith("/"):
         return [(socket.AF_UNIX, f"{url.host}/.s.PGSQL.{url.port}")]
@@ -140,8 +152,8 @@ def look_up(url: DatabaseUrl) -> list[Address]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-def dial(addresses: Sequence[Address]) -> tuple[socket.socket, Address]:
-    """Open a connection of the network to the first address that answers. Raises OSError."""
+def open_socket(addresses: Sequence[Address]) -> tuple[socket.socket, Address]:
+    """Connect to the first address that answers. Raises OSError."""
     errors = []
     for family, address in addresses:
         stream = socket.socket(family, socket.SOCK_STREAM)
@@ -157,5 +169,6 @@ def dial(addresses: Sequence[Address]) -> tuple[socket.socket, Address]:
 
 
 def reach(url: DatabaseUrl) -> None:
-    """Raise OSError where nothing answers."""
-    dial(look_up(url))[0].close()
+    """Raise OSError if nothing answers."""
+    stream, _ = open_socket(resolve(url))
+    stream.close()

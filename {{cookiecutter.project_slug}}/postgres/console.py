@@ -37,8 +37,8 @@ def show_check(check: Check) -> None:
     typer.echo(f"{mark} {check.name:<9} {check.detail}")
     if check.advice:
         typer.echo(f"  {'':<9} → {check.advice}")
-    if check.finding and check.finding.said:
-        typer.echo(f"  {'':<9} error: {check.finding.said}")
+    if check.finding and check.finding.message:
+        typer.echo(f"  {'':<9} error: {check.finding.message}")
 
 
 def report(checks: Sequence[Check]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def report(checks: Sequence[Check]) -> dict[str, Any]:
         "ok": found is None,
         "finding": found and found.name,
         "retry": found and found.retry,
-        "said": found and found.said,
+        "message": found and found.message,
         "checks": [
             {
                 "name": check.name,

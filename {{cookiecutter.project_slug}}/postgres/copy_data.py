@@ -16,7 +16,7 @@ import psycopg2
 import sqlalchemy as sa
 from psycopg2 import sql
 
-from postgres.connect import Connection, Patience, hang_up, log_in
+from postgres.connect import Connection, TimeBudget, abort, log_in
 from postgres.url import DatabaseUrl
 
 LOCK_WAIT = "10s"
@@ -86,9 +86,9 @@ class End:
     connection: Connection
 
     @classmethod
-    def log_in(cls, url: DatabaseUrl, patience: Patience) -> Self:
+    def log_in(cls, url: DatabaseUrl, budget: TimeBudget) -> Self:
         with failing_at(url):
-            return cls(url, log_in(url, patience))
+            return cls(url, log_in(url, budget))
 
     @contextmanager
     def cursor(self) -> Iterator[Any]:
@@ -112,7 +112,7 @@ class End:
 
     def hang_up(self) -> None:
         """End whatever it waits for, in another thread, too. Raises nothing."""
-        hang_up(self.connection)
+        abort(self.connection)
 
 
 @dataclass

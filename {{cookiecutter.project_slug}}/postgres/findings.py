@@ -1,6 +1,6 @@
-"""Everything that can be wrong with a database: what it means, what to do, and how it is told.
+"""Everything that can be wrong with a database: what it means and what to do about it.
 
-Neon's documentation and the source of its proxy tell its texts; PostgreSQL's codes are at
+The error texts are those of Neon's documentation and of its proxy's source. PostgreSQL's codes:
 https://www.postgresql.org/docs/17/errcodes-appendix.html
 """
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Retry(StrEnum):
-    """Whether the same attempt may work a little later; connect.PAUSES has the seconds."""
+    """Whether to try the same again a little later; connect.PAUSES has the seconds."""
 
     NO = "no"
     ONCE = "once"
@@ -21,12 +21,12 @@ class Retry(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong. Its texts are Markdown here, and plain in what diagnosis.explain() returns.
+    """What is wrong. Texts are Markdown here, and plain text in what explain() returns.
 
-    name: never changes, programs may compare it. step: how far an attempt to connect came.
-    public: what clients of the app may know. away: no request can be served meanwhile.
-    codes, texts: the SQLSTATEs or classes of them, and a pattern for the texts, that tell it.
-    said: the words of an error that was met, without secrets.
+    name: never changes, so programs can compare it. step: how far an attempt to connect got.
+    public: what clients of the app may know. is_outage: whether no request can be served.
+    codes, texts: how to recognize it: SQLSTATEs or their classes, and a pattern for error messages.
+    message: the error's own message, without secrets.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Finding:
     advice: str
     retry: Retry = Retry.NO
     public: str = "the database does not answer"
-    away: bool = True
+    is_outage: bool = True
     codes: str = field(default="", repr=False)
     texts: str = field(default="", repr=False)
-    said: str = ""
+    message: str = ""
 
 
 BEHIND = "the schema is behind the code"
@@ -314,7 +314,7 @@ FINDINGS: tuple[Finding, ...] = (
         "the role may not do this",
         "let the database's owner GRANT it, or use the role that owns the tables",
         public="the database refuses the app",
-        away=False,
+        is_outage=False,
         codes="42501",
         texts="permission denied",
     ),
@@ -349,7 +349,7 @@ FINDINGS: tuple[Finding, ...] = (
         "look for slow queries; raise DB_POOL_SIZE where the server has room",
         Retry.WITH_JITTER,
         public="all connections are in use",
-        away=False,
+        is_outage=False,
         texts="QueuePool limit|all connections are in use|too many requests wait",
     ),
     Finding(
@@ -390,7 +390,7 @@ FINDINGS: tuple[Finding, ...] = (
         "the server's disk is full: it can be read, but not changed",
         "make room or enlarge the disk; on Neon, look at the project's storage",
         public="the database has no space left",
-        away=False,
+        is_outage=False,
         codes="53100",
         texts="No space left on device|could not extend file",
     ),
@@ -400,7 +400,7 @@ FINDINGS: tuple[Finding, ...] = (
         "the server has no memory left",
         "look for heavy queries, or enlarge the compute",
         Retry.BACK_OFF,
-        away=False,
+        is_outage=False,
         codes="53 53200",
     ),
     Finding(
@@ -416,7 +416,7 @@ FINDINGS: tuple[Finding, ...] = (
         "the server takes no changes: a replica, or read-only by its settings",
         "point DATABASE_URL at the primary; or find `default_transaction_read_only`",
         public="the database takes no changes for now",
-        away=False,
+        is_outage=False,
         codes="25006",
         texts="read-only transaction",
     ),
@@ -426,7 +426,7 @@ FINDINGS: tuple[Finding, ...] = (
         "a query took longer than the server allows, or somebody cancelled it",
         "look for what it waited for, or make it cheaper",
         public="the database took too long",
-        away=False,
+        is_outage=False,
         codes="57014 25P03 25P04 72000",
     ),
     Finding(
@@ -436,7 +436,7 @@ FINDINGS: tuple[Finding, ...] = (
         "let it end, then try again; `pg_stat_activity` shows it",
         Retry.ONCE_SLOWLY,
         public="the database took too long",
-        away=False,
+        is_outage=False,
         codes="55P03",
     ),
     Finding(
@@ -446,7 +446,7 @@ FINDINGS: tuple[Finding, ...] = (
         "try again",
         Retry.ONCE,
         public="another change got in the way",
-        away=False,
+        is_outage=False,
         codes="40",
     ),
     Finding(
@@ -455,7 +455,7 @@ FINDINGS: tuple[Finding, ...] = (
         "the schema is behind the code: migrations have not run yet",
         "`uv run manage.py migrate`",
         public=BEHIND,
-        away=False,
+        is_outage=False,
         codes="3F000 42703 42704 42883 42P01 42P10",
     ),
     Finding(
@@ -463,7 +463,7 @@ FINDINGS: tuple[Finding, ...] = (
         "schema",
         "the database is at a revision that the code does not know: the code is older",
         "use the newer code; or point DATABASE_URL at a database of this version",
-        away=False,
+        is_outage=False,
         texts="Can.t locate revision|No such revision",
     ),
     Finding(
@@ -471,7 +471,7 @@ FINDINGS: tuple[Finding, ...] = (
         "schema",
         "the files in `migrations/versions/` cannot be read as one history",
         "mend the file that the text names; for several heads: `uv run alembic merge heads`",
-        away=False,
+        is_outage=False,
         texts="multiple heads|Multiple head revisions",
     ),
     Finding(
@@ -493,6 +493,6 @@ FINDINGS: tuple[Finding, ...] = (
         "database",
         "an error that is not in this list",
         "its own words follow; read them, and the server's log",
-        away=False,
+        is_outage=False,
     ),
 )

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
 from postgres.check import check_connection
-from postgres.explain import explain
+from postgres.explain import recognize
 from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
@@ -33,8 +33,8 @@ class Availability:
         self._lost_at = math.inf  # when the first query of an outage failed
         self._failed_at = math.inf  # when the last one did
         self._failures = 0
-        self._is_told = False  # the outage, in the log
-        self._told_at: dict[str, float] = {}  # names of findings
+        self._is_logged = False  # whether the log has this outage
+        self._logged_at: dict[str, float] = {}  # by the finding's name
 
     def listen_to(self, engine: AsyncEngine) -> None:
         """Hear of each statement of an engine, and of each connection that could not be made."""
@@ -49,28 +49,28 @@ class Availability:
         event.listen(engine.sync_engine, "handle_error", note_failure)
         event.listen(engine.sync_engine, "checkin", note_success)
 
-    def explain(self, error: BaseException) -> Finding:
-        """Return what an error means; a client may be told its `public`."""
-        return explain(error, self._url)
+    def explain(self, error: BaseException) -> Finding | None:
+        """Return what an error means, None if it may be a bug. Clients may know its `public`."""
+        return recognize(error, self._url)
 
     def lost(self, error: BaseException) -> None:
-        """Note a query that failed, unless it is to blame itself."""
+        """Record a query that failed, unless that was its own fault."""
         finding = self.explain(error)
-        if finding.name == "other-error":
+        if finding is None:
             return
         now = time.monotonic()
-        quiet_since = self._told_at.get(finding.name, -math.inf)
-        if finding.away:
+        last_logged_at = self._logged_at.get(finding.name, -math.inf)
+        if finding.is_outage:
             self._lost_at = min(self._lost_at, now)
             self._failed_at = now
             self._failures += 1
-            is_news = quiet_since < self._lost_at and now - quiet_since > QUIET_SECONDS
+            is_news = last_logged_at < self._lost_at and now - last_logged_at > QUIET_SECONDS
         else:
-            is_news = now - quiet_since > REFUSAL_SECONDS
+            is_news = now - last_logged_at > REFUSAL_SECONDS
         if is_news:
-            self._told_at[finding.name] = now
-            self._is_told = self._is_told or finding.away
-            self._tell(finding)
+            self._logged_at[finding.name] = now
+            self._is_logged = self._is_logged or finding.is_outage
+            self._log_finding(finding)
 
     def back(self, began: float) -> None:
         """Note a query that succeeded. began: by time.monotonic(), when it was sent.
@@ -79,20 +79,20 @@ class Availability:
         """
         if began <= self._failed_at:  # always so while all is well
             return
-        if self._is_told:
+        if self._is_logged:
             seconds = round(time.monotonic() - self._lost_at, 1)
             self._log.info("database back", after_s=seconds, failed=self._failures)
         self._lost_at = self._failed_at = math.inf
         self._failures = 0
-        self._is_told = False
+        self._is_logged = False
 
-    def _tell(self, finding: Finding) -> None:
+    def _log_finding(self, finding: Finding) -> None:
         self._log.error(
-            "database lost" if finding.away else "database refuses",
+            "database lost" if finding.is_outage else "database refuses",
             finding=finding.name,
             cause=finding.cause,
             advice=finding.advice,
-            error=finding.said,
+            error=finding.message,
             database=self._url.address,
         )
 
@@ -113,7 +113,7 @@ def look_once(url: DatabaseUrl, history: Callable[[], Sequence[str]]) -> Thread:
                     finding=step.finding.name,
                     cause=step.detail,
                     advice=step.advice,
-                    error=step.finding.said,
+                    error=step.finding.message,
                     database=url.address,
                 )
 

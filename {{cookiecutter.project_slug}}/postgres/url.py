@@ -33,8 +33,9 @@ from postgres.pasted.url import (
 __all__ = ["PLACEHOLDER", "DatabaseUrl", "DatabaseUrlError", "Reading", "parse", "read"]
 
 EMBEDDED_USER = "embedded"  # marks the project's own server
+EMBEDDED_HOST = "127.0.0.1"
 
-HOST = re.compile(r"(?ai)[a-z\d_](?:[\w.-]*\w)?\.?|/[\w./~ -]*|[\da-f.]*:[\da-f:.]*")
+HOST_PATTERN = re.compile(r"(?ai)[a-z\d_](?:[\w.-]*\w)?\.?|/[\w./~ -]*|[\da-f.]*:[\da-f:.]*")
 # Neon's own domain, and the one under which Vercel gave out Neon's databases.
 NEON_HOST = re.compile(r"(?ai)(?:[\w.-]+\.)?(?:neon\.tech|postgres\.vercel-storage\.com)\.?")
 NEON_BEGINNING = re.compile(
@@ -85,8 +86,9 @@ class DatabaseUrl:
         if self.host.startswith("/"):  # SQLAlchemy knows a socket as a parameter only
             address = ""
             options = [("host", self.host), ("port", str(self.port)), *options]
+        url = f"postgresql://{login}@{address}/{encode(self.database)}"
         query = "&".join(f"{name}={encode(value)}" for name, value in options)
-        return f"postgresql://{login}@{address}/{encode(self.database)}{query and '?'}{query}"
+        return f"{url}?{query}" if query else url
 
     @property
     def address(self) -> str:
@@ -184,8 +186,8 @@ def choose(urls: list[Found], text: str) -> Outcome:
     if len({other.url for other in urls}) == 1:
         return reading
     name = found.name if found.name in NAMES else "one"
-    told = f"took {name} of {len(urls)} connection strings"
-    return Reading(reading.url, (told, *reading.changes))
+    change = f"took {name} of {len(urls)} connection strings"
+    return Reading(reading.url, (change, *reading.changes))
 
 
 def attempt(found: Found, text: str) -> Outcome:
@@ -213,8 +215,8 @@ def attempt_url(found: Found, url: str, text: str) -> Outcome:
         settings = read_url(url, changes)
         if not (settings["user"] and settings["password"]):
             borrow(settings, text.replace(url, ""), changes)
-        if told := found.told_scheme:
-            changes.append(told)
+        if found.scheme_change:
+            changes.append(found.scheme_change)
         return Reading(assemble(settings, changes), tuple(changes))
     except DatabaseUrlError as error:
         return error
@@ -251,7 +253,7 @@ def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
     user, password, host, port, database = own.values()
     if "," in host + port:
         raise refusal(own, "host", "there are several hosts: write the one that takes writes")
-    if not HOST.fullmatch(host):
+    if not HOST_PATTERN.fullmatch(host):
         raise refusal(own, "host", f"the host is missing, or no host name: write {PLACEHOLDER}")
     if not user:
         raise refusal(own, "user", f"the user is missing: write {PLACEHOLDER}")
@@ -270,7 +272,9 @@ def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
     refuse_stand_ins(rough_parts(url.for_libpq().partition("://")[2]))  # it will be read again
     options = {name: value for name, value in settings.items() if name in KEYWORDS - own.keys()}
     if refused := settings.keys() - KEYWORDS:
-        names = [*sorted(refused & FOREIGN), *(["unknown ones"] if refused - FOREIGN else [])]
+        names = sorted(refused & FOREIGN)
+        if refused - FOREIGN:
+            names.append("unknown ones")
         changes.append(f"dropped parameters that libpq refuses: {', '.join(names)}")
     set_modes(options, own, changes)
     if url.is_neon:

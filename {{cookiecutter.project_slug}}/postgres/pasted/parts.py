@@ -4,7 +4,7 @@ import itertools
 import re
 import shlex
 
-from postgres.pasted.url import FOREIGN, KEYWORDS, LONGEST, DatabaseUrlError, canonical
+from postgres.pasted.url import FOREIGN, KEYWORDS, MAX_URL_LENGTH, DatabaseUrlError, canonical
 
 # host=… user=…: a value is in '…' or has no blanks, and a backslash makes any character plain.
 KEYWORD_FORM = re.compile(rf"""(?s)(["']?)\s*((?:{"|".join(sorted(KEYWORDS))})\s*=.*)\1""")
@@ -48,7 +48,7 @@ def find_settings(text: str, changes: list[str]) -> dict[str, str] | None:
     """
     for read in (read_semicolons, read_keywords, read_command, read_password_file, read_pairs):
         if settings := read(text):
-            if max(map(len, settings.values())) > LONGEST:
+            if max(map(len, settings.values())) > MAX_URL_LENGTH:
                 raise DatabaseUrlError("one of the settings is too long: copy it again")
             if read is not read_keywords:
                 changes.append("put the single settings together")
@@ -98,7 +98,7 @@ def read_semicolons(text: str) -> dict[str, str] | None:
 
 def read_command(text: str) -> dict[str, str] | None:
     """Read "PGPASSWORD=… psql -h … -U … DATABASE"."""
-    if not COMMAND.search(text) or len(text) > LONGEST:
+    if not COMMAND.search(text) or len(text) > MAX_URL_LENGTH:
         return None
     lexer = shlex.shlex(text.replace("\\\n", " "), posix=True, punctuation_chars=";|&<>")
     lexer.whitespace_split, lexer.commenters = True, ""
@@ -145,8 +145,11 @@ def read_pairs(text: str) -> dict[str, str] | None:
     text = re.sub(r"(?m)^[ \t]*set[ \t]+-\w+[ \t]+(\w+)[ \t]+", r"\1=", text)  # as fish has it
     lines = [(line, list(PAIR.finditer(line))) for line in text.splitlines()]
     values = [pair["value"] for _, pairs in lines for pair in pairs]
-    # One ";" or "," may belong to a password; where there are several, they separate.
-    separators = "".join(mark for mark in ",;" if sum(v.endswith(mark) for v in values) > 1)
+    # A single ";" or "," may be part of a password; several are separators.
+    separators = ""
+    for mark in ",;":
+        if len([value for value in values if value.endswith(mark)]) > 1:
+            separators += mark
     for line, pairs in lines:
         if line.lstrip().startswith("#"):
             continue

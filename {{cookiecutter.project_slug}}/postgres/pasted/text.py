@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from postgres.pasted.url import PLACEHOLDER, DatabaseUrlError
 
-LONGEST = 20_000  # characters; whole .env files are shorter
-MOST = 10  # URLs that are looked at
+MAX_TEXT_LENGTH = 20_000  # whole .env files are shorter
+MAX_URLS = 10
 
 # What chats, terminals and web pages put into a text.
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"
@@ -95,8 +95,8 @@ class Found:
         return OTHER_USES.search(self.name) is not None, len(NAMES)
 
     @property
-    def told_scheme(self) -> str:
-        """Return what to tell of the scheme, if anything."""
+    def scheme_change(self) -> str:
+        """Return what was changed about the scheme, "" for nothing."""
         if self.scheme == "postgresql://":
             return ""
         if not self.scheme:
@@ -109,7 +109,7 @@ class Found:
 
 def clean(text: str, changes: list[str]) -> str:
     """Remove what cannot be seen. Raises DatabaseUrlError."""
-    if len(text) > LONGEST:
+    if len(text) > MAX_TEXT_LENGTH:
         raise DatabaseUrlError("the text is too long: paste the connection string alone")
     text = text.strip().strip(INVISIBLE).strip()
     seen = TERMINAL_CODE.sub("", text)
@@ -151,7 +151,7 @@ def find_urls(text: str) -> list[Found]:
     active = [line for line in lines if not line.startswith("#")]
     searches = ((active, is_ours), (lines, is_ours), (lines, is_nearly_ours))
     for searched, accept in searches:
-        if found := list(itertools.islice(search(searched, accept), MOST)):
+        if found := list(itertools.islice(search(searched, accept), MAX_URLS)):
             return found
     match = NO_SCHEME.fullmatch(text)
     if match and "/" in match[1].rpartition("@")[2]:

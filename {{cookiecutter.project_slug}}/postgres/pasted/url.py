@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from urllib.parse import unquote, unquote_to_bytes
 
 PLACEHOLDER = "postgresql://USER:PASSWORD@HOST/DATABASE"
-LONGEST = 8_000  # characters
+MAX_URL_LENGTH = 8_000
 
 # https://www.postgresql.org/docs/17/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 KEYWORDS = frozenset(
@@ -127,9 +127,11 @@ def show(settings: Mapping[str, str], faults: Collection[str]) -> str:
     login = part("login", f"{part('user', user)}:{part('password', '***')}")
     port = ":[PORT]" if "port" in faults else ""
     place = part("place", f"{part('host', host)}{port}/{part('dbname', database)}")
+    url = f"postgresql://{login}@{place}"
+    if "query" in faults:
+        return f"{url}?[…]"
     query = "&".join(f"{name}=[…]" for name in MODES if name in faults)
-    query = "[…]" if "query" in faults else query
-    return f"postgresql://{login}@{place}{query and '?'}{query}"
+    return f"{url}?{query}" if query else url
 
 
 def read_url(text: str, changes: list[str]) -> dict[str, str]:
@@ -137,7 +139,7 @@ def read_url(text: str, changes: list[str]) -> dict[str, str]:
 
     Names that libpq does not know are among them. Raises DatabaseUrlError.
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_URL_LENGTH:
         raise DatabaseUrlError("the connection string is too long: copy it again")
     text = unescape(text, changes)
     refuse_stand_ins(rough_parts(text), sure=text.count("@") == 1)

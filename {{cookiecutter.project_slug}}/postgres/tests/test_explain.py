@@ -109,7 +109,7 @@ def test_the_words_of_a_server_become_a_finding(
         finding = fail_to_connect(URL.replace(port=server.port))
 
     assert (finding.name, finding.retry) == (name, retry)
-    assert finding.said == f"{severity}: {words}"
+    assert finding.message == f"{severity}: {words}"
     assert finding.cause
     assert finding.advice
 
@@ -165,7 +165,7 @@ def test_the_first_line_counts_where_a_misleading_one_follows() -> None:
     finding = explain(failure.value, url)
 
     assert finding.name == "login-refused"
-    assert finding.said == "ERROR: password authentication failed for user 'ada'"
+    assert finding.message == "ERROR: password authentication failed for user 'ada'"
 
 
 def test_an_address_that_answers_tells_more_than_one_that_does_not() -> None:
@@ -183,7 +183,7 @@ def test_words_in_another_language_are_passed_on() -> None:
         finding = fail_to_connect(URL.replace(port=server.port))
 
     assert (finding.name, finding.step) == ("server-refused", "log-in")
-    assert finding.said == f"SCHWERWIEGEND: {words}"
+    assert finding.message == f"SCHWERWIEGEND: {words}"
 
 
 def test_secrets_in_the_words_of_a_server_are_hidden() -> None:
@@ -191,7 +191,7 @@ def test_secrets_in_the_words_of_a_server_are_hidden() -> None:
     with scripted_server(error(words)) as server:
         finding = fail_to_connect(URL.replace(port=server.port))
 
-    assert finding.said == "ERROR: no luck with ***, Correct horse, *** or ***"
+    assert finding.message == "ERROR: no luck with ***, Correct horse, *** or ***"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_the_rows_that_an_error_quotes_are_not_passed_on(
             cursor.execute("INSERT INTO diary VALUES ('kangaroo')")
 
     assert "kangaroo" in str(failure.value)
-    assert "kangaroo" not in explain(failure.value, url).said
+    assert "kangaroo" not in explain(failure.value, url).message
 
 
 @pytest.mark.parametrize(
@@ -321,16 +321,16 @@ def test_there_is_a_finding_for_any_text_and_no_password_in_it(
     finding = explain(raised, URL.replace(password=password))
 
     assert finding.name in BY_NAME
-    assert finding.said.isprintable()
-    assert len(finding.said) <= 300
-    assert password not in finding.said
-    assert quote(password, safe="") not in finding.said
+    assert finding.message.isprintable()
+    assert len(finding.message) <= 300
+    assert password not in finding.message
+    assert quote(password, safe="") not in finding.message
 
 
 def test_a_text_in_which_hiding_spells_a_secret_anew_is_not_shown() -> None:
     words = psycopg2.OperationalError("no luck with aa*")
 
-    assert explain(words, URL.replace(password="a*")).said == ""
+    assert explain(words, URL.replace(password="a*")).message == ""
 
 
 def test_advice_fits_the_server() -> None:

@@ -12,7 +12,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.sql import SQL, Identifier, Literal
 from sqlalchemy import create_engine, make_url
 
-from postgres.pasted.text import LEFT_OVER, LONGEST
+from postgres.pasted.text import LEFT_OVER, MAX_TEXT_LENGTH
 from postgres.pasted.url import FOREIGN, KEYWORDS, MODES, SPELLINGS
 from postgres.tests.pasted_forms import (
     HOST,
@@ -513,7 +513,7 @@ NASTY += [
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_no_text_takes_long(beginning: str) -> None:
     for piece in NASTY:
-        longest = piece * ((LONGEST - len(beginning)) // len(piece))
+        longest = piece * ((MAX_TEXT_LENGTH - len(beginning)) // len(piece))
 
         for text in (beginning + longest, beginning + longest * 10):
             outcome = outcome_of(text)
