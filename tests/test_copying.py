@@ -71,7 +71,7 @@ def test_the_app_goes_on_at_neon_with_all_its_data(
 ) -> None:
     terminal = copy(moving, project.python)
     terminal.sendline(f"psql '{endpoint.url()}'")
-    terminal.expect_exact("Shall .env name this database from now on?")
+    terminal.expect_exact("Use this database from now on")
     before = terminal.before or ""
     terminal.sendline("y")
     output = before + terminal.read()
@@ -95,7 +95,7 @@ def test_ctrl_c_at_the_last_question_tells_that_the_data_is_there(
 
     terminal = copy(moving, project.python)
     terminal.sendline(endpoint.url())
-    terminal.expect_exact("Shall .env name this database from now on?")
+    terminal.expect_exact("Use this database from now on")
     terminal.sendintr()
     output = terminal.read()
     terminal.close()

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -29,7 +28,7 @@ from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 if TYPE_CHECKING:
     from postgres.check import Check
     from postgres.connect import OnWait
-    from postgres.copy_data import Progress
+    from postgres.copy_data import CopyResult
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
 postgres = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_help=True)
@@ -179,7 +178,7 @@ def use_database(url: DatabaseUrl) -> None:
 
 def is_same_place(text: str, url: DatabaseUrl) -> bool:
     try:
-        return place_of(parse(text)) == place_of(url)
+        return url.is_same_database(parse(text))
     except DatabaseUrlError:
         return False
 
@@ -259,15 +258,8 @@ def running_database() -> DatabaseUrl:
     return url
 
 
-def bring_up_to_date(
-    url: DatabaseUrl,
-    timeout: float = 600,
-    then: str = "`uv run manage.py check` says whether it is done",
-) -> None:
-    """Run the migrations that are missing.
-
-    timeout: seconds. then: what to print when they have passed.
-    """
+def bring_up_to_date(url: DatabaseUrl, timeout: float = 600) -> None:
+    """Run the migrations that are missing. timeout: seconds."""
     import psycopg2
     from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError
@@ -287,7 +279,7 @@ def bring_up_to_date(
             abort(connection)
             fail(
                 f"{url.address}: given up after {timeout:.0f} s\n"
-                f"  → {then}; --timeout gives it more time"
+                "  → `uv run manage.py check` says whether it is done; --timeout gives it more time"
             )
         fail_at(url, error, f"nothing was changed{why_direct(url)}")
 
@@ -305,16 +297,17 @@ def fail_at(url: DatabaseUrl, error: Exception, outcome: str) -> NoReturn:
     from postgres.explain import explain
 
     finding = explain(error, url)
-    fail(
-        f"{url.address}: {finding.cause}; {outcome}\n  → {finding.advice}\n  error: {finding.message}"
-    )
+    problem = f"{url.address}: {finding.cause}; {outcome}"
+    fail(with_advice(problem, finding.advice, finding.message))
 
 
-@dataclass
-class Outcome:
-    """What is true of a copy, whatever ends it now."""
-
-    text: str = "nothing was copied"
+def with_advice(problem: str, advice: str, message: str) -> str:
+    lines = [problem]
+    if advice:
+        lines.append(f"  → {advice}")
+    if message:
+        lines.append(f"  error: {message}")
+    return "\n".join(lines)
 
 
 @app.command()
@@ -322,9 +315,7 @@ def copy(
     *,
     switch: Annotated[
         bool | None,
-        typer.Option(
-            "--switch/--no-switch", help="Have .env name the new database afterwards, or not."
-        ),
+        typer.Option("--switch/--no-switch", help="Use the new database in .env afterwards."),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 3600,
 ) -> None:
@@ -334,38 +325,62 @@ def copy(
     standard input where that is not a terminal. Stop the app first: what it writes meanwhile stays
     in the old database.
     """
-    outcome = Outcome()
+    outcome = "nothing was copied"
     try:
-        move(switch, timeout, outcome)
-    except (KeyboardInterrupt, typer.Abort):  # the latter is what a question makes of Ctrl-C
-        typer.echo(err=True)  # the terminal shows a ^C in this line
-        fail(f"stopped: {outcome.text}", code=130)
+        from sqlmodel import SQLModel
+
+        import migrations
+        import models  # noqa: F401  (the tables)
+        from postgres.copy_data import MAYBE_COPIED, CopyError, copy_database
+
+        source, target = running_database(), ask_target_url()
+        outcome = MAYBE_COPIED  # for Ctrl-C just before or after the call; CopyError knows better
+        with Waiting("waiting for the database") as waiting:
+            result = copy_database(
+                source,
+                target,
+                SQLModel.metadata,
+                history=migrations.history,
+                upgrade=migrations.upgrade,
+                on_check=waiting.show,
+                on_wait=waiting.update,
+                timeout=timeout,
+            )
+        outcome = f"all rows are at {target}; .env names the old database"
+        show_copied(result, target)
+        if switch is None and sys.stdin.isatty() and not os.environ.get("TARGET_DATABASE_URL"):
+            switch = typer.confirm("  Use this database from now on (as DATABASE_URL in .env)?")
+        if switch:
+            outcome = f"all rows are at {target}; see .env for the database that it names"
+            use_database(target)
+            typer.echo("  next: uv run manage.py check")
+        else:
+            typer.echo("  .env names the old database; to change that: uv run manage.py env")
+    except (KeyboardInterrupt, typer.Abort):  # a prompt turns Ctrl-C into Abort
+        stopped(outcome)
+    except CopyError as error:
+        if error.is_interrupted:
+            stopped(error.outcome)
+        fail(with_advice(str(error), error.advice, error.message))
 
 
-def move(switch: bool | None, timeout: float, outcome: Outcome) -> None:
-    source, target = running_database(), ask_target_url()
-    if place_of(source) == place_of(target):
-        fail("that is the same database as in DATABASE_URL: nothing was copied")
-    check_target(target)
-    made = tables_to_make(target.direct, outcome)
-    bring_up_to_date(target.direct, timeout, then=outcome.text)
-    rows = copy_data(source, target.direct, timeout, made, outcome).rows
-    outcome.text = f"all rows are at {target}; .env names the old database"
-    for table, number in rows.items():
-        typer.echo(f"✓ {table:<{max(map(len, rows))}} {number:>9,} row{'s' * (number != 1)}")
-    typer.echo(f"✓ all of them are at {target}")
-    if switch is None and sys.stdin.isatty() and not os.environ.get("TARGET_DATABASE_URL"):
-        switch = typer.confirm("  Shall .env name this database from now on?")
-    if switch:
-        outcome.text = f"all rows are at {target}; look into .env for the database that it names"
-        use_database(target)
-        typer.echo("  next: uv run manage.py check")
-    else:
-        typer.echo("  .env names the old one; to change that: uv run manage.py env")
+def show_copied(result: "CopyResult", target: DatabaseUrl) -> None:
+    if result.left_out:
+        typer.echo(f"! not copied, since no model has them: {', '.join(result.left_out)}")
+    width = max(map(len, result.rows))
+    for table, number in result.rows.items():
+        typer.echo(f"✓ {table:<{width}} {number:>9,} {'row' if number == 1 else 'rows'}")
+    typer.echo(f"✓ all rows are at {target}")
+
+
+def stopped(outcome: str) -> NoReturn:
+    """Print what is true after Ctrl-C, and end the command."""
+    typer.echo(err=True)  # the terminal shows a ^C in this line
+    fail(f"stopped: {outcome}", code=130)
 
 
 def ask_target_url() -> DatabaseUrl:
-    """Return where the data shall go."""
+    """Return the database to copy to."""
     given = os.environ.get("TARGET_DATABASE_URL")
     try:
         url = prompt.take_database_url(given) if given else ask_database_url(empty="stop")
@@ -374,118 +389,6 @@ def ask_target_url() -> DatabaseUrl:
     if url is None:
         fail("no connection string was given: nothing was copied")
     return url
-
-
-def place_of(url: DatabaseUrl) -> tuple[str, int, str]:
-    return url.direct.host.lower(), url.port, url.database
-
-
-def check_target(url: DatabaseUrl) -> None:
-    """Show the steps on the way there. That tables are missing is as it should be."""
-    from postgres.check import check_connection
-
-    with Waiting("waiting for the database") as waiting:
-        for step in check_connection(url, known_revisions, waiting):
-            if step.finding and step.finding.name == "schema-behind":
-                return
-            waiting.clear()
-            if step.ok is False:
-                # The advice was written for those who come from `manage.py check`.
-                show_check(
-                    replace(step, advice=step.advice.replace("manage.py env", "manage.py copy"))
-                )
-                fail("nothing was copied")
-            show_check(step)
-
-
-@contextmanager
-def failing_with(outcome: Outcome) -> Iterator[None]:
-    """Turn what goes wrong at either end of a copy into a message and exit code 1."""
-    from postgres.copy_data import CopyRefused, EndFailed
-
-    try:
-        yield
-    except EndFailed as failure:
-        fail_at(failure.url, failure, outcome.text)
-    except CopyRefused as refusal:
-        fail(f"{refusal}; {outcome.text}")
-
-
-def tables_to_make(target: DatabaseUrl, outcome: Outcome) -> list[str]:
-    """Return the tables that migrations have yet to make. The others must not have rows."""
-    from sqlmodel import SQLModel
-
-    import models  # noqa: F401  (the tables)
-    from postgres.connect import TOTAL_SECONDS, TimeBudget
-    from postgres.copy_data import End, failing_at, find_missing
-
-    with failing_with(outcome), Waiting("waiting for the database") as waiting:
-        budget = TimeBudget(target, waiting, TOTAL_SECONDS)
-        end = End.log_in(target, budget)
-        try:
-            with failing_at(target):
-                return budget.run(lambda: find_missing(end, SQLModel.metadata), TOTAL_SECONDS)
-        finally:
-            end.hang_up()
-
-
-def copy_data(
-    source: DatabaseUrl, target: DatabaseUrl, timeout: float, made: Sequence[str], outcome: Outcome
-) -> "Progress":
-    """Copy all rows and commit them.
-
-    timeout: seconds. made: tables that were not there when this run began.
-    """
-    from sqlmodel import SQLModel
-
-    import models  # noqa: F401  (the tables)
-    from postgres.check import QUERY_SECONDS, StepFailed, compare_schema
-    from postgres.connect import TOTAL_SECONDS, TimeBudget
-    from postgres.copy_data import End, Progress, copy_rows, failing_at
-
-    ends: list[End] = []
-    progress = Progress()
-    with failing_with(outcome):
-        try:
-            with Waiting("waiting for the database") as waiting:
-                for url in (source, target):
-                    budget = TimeBudget(url, waiting, TOTAL_SECONDS)
-                    ends.append(End.log_in(url, budget))
-                old, new = ends
-                with failing_at(source):
-                    compare_schema(source, old.connection, known_revisions, budget)
-                    others = budget.run(old.other_clients, QUERY_SECONDS)
-            if others:
-                typer.echo(
-                    f"! {source} has other connections ({others}): what they write now is not"
-                    " copied"
-                )
-            with Waiting("copying") as waiting:
-
-                def tell(seconds: float) -> None:
-                    waiting.what = str(progress)
-                    waiting(seconds)
-
-                budget = TimeBudget(target, tell, timeout)
-                left = budget.run(
-                    lambda: copy_rows(old, new, SQLModel.metadata, progress, made), timeout
-                )
-                outcome.text = (
-                    "whether it is all there, the same command tells: it refuses tables with rows"
-                )
-                with failing_at(target):
-                    budget.run(new.commit, TOTAL_SECONDS)
-        except TimeoutError:  # of copy_rows: the others come as EndFailed
-            fail(f"given up after {timeout:.0f} s: {outcome.text}\n  → --timeout gives it longer")
-        except StepFailed as failure:
-            advice = failure.finding.advice
-            fail(f"{source}: {failure}; {outcome.text}\n  → {advice}")
-        finally:
-            for end in ends:
-                end.hang_up()  # whatever it waits for: other threads use it, too
-    if left:
-        typer.echo(f"! not copied, since no model has them: {', '.join(left)}")
-    return progress
 
 
 @postgres.command()

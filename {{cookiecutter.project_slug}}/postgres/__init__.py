@@ -10,7 +10,7 @@ from these modules only; what is in the others may change (tests/test_structure.
 - embedded: the PostgreSQL of development and tests, from a wheel
 - connect: one log-in, with patience where a compute wakes up
 - check: the way to the database step by step, for `manage.py check`
-- copy_data: all rows of one database into another
+- copy_data: copies all rows of one database into another
 - findings: all that can be wrong with a database, and what to do
 - explain: from an error to its finding
 - outage_log: what the log says when the database goes and comes back
@@ -19,5 +19,5 @@ from these modules only; what is in the others may change (tests/test_structure.
 - statements: statements that are compiled once
 - tests.servers, tests.scripted_server, tests.counting_proxy: for the app's tests
 
-Behind them: `pasted` understands what people paste.
+Behind them: `pasted` understands what people paste, and `copy_tables` copies the rows.
 """

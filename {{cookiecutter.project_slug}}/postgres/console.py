@@ -83,12 +83,22 @@ class Waiting:
         self.clear()
 
     def __call__(self, seconds: float) -> None:
-        if not self._live and seconds < self._next:
+        if not self._live and self._next - 5 <= seconds < self._next:
             return
         self._next = seconds + 5
         self._line = f"  {self.what}, {seconds:.0f} s so far"
         ends = ("\r", "") if self._live else ("", "\n")
         print(self._line.join(ends), end="", file=sys.stderr, flush=True)
+
+    def update(self, what: str, seconds: float) -> None:
+        """Show the seconds of another wait."""
+        self.clear()
+        self.what = what
+        self(seconds)
+
+    def show(self, check: Check) -> None:
+        self.clear()
+        show_check(check)
 
     def clear(self) -> None:
         """Remove the live line before something else is printed."""

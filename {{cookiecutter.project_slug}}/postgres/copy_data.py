@@ -1,278 +1,158 @@
-"""Copies the data of one database into another: all rows of all tables, or none.
+"""Copies all data of one database into another, empty one: all rows, or none.
 
-The tables are those of the models: one that is added there is copied, too. Rows go by COPY, in the
-order that foreign keys want, out of one snapshot and into one transaction, which is not committed
-here. What would drop or hide rows, such as a trigger or a policy, is an error.
+The tables are those of the models, so tables that are added there are copied too.
 """
 
-import os
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import IO, Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
-import psycopg2
 import sqlalchemy as sa
-from psycopg2 import sql
 
-from postgres.connect import Connection, TimeBudget, abort, log_in
+from postgres import check, connect
+from postgres.check import Check, StepFailed, check_connection, compare_schema
+from postgres.connect import Connection, OnWait, TimeBudget
+from postgres.copy_tables import (
+    NOTHING_COPIED,
+    CopyError,
+    End,
+    Progress,
+    copy_rows,
+    find_missing,
+    naming_database,
+    place,
+)
 from postgres.url import DatabaseUrl
 
-LOCK_WAIT = "10s"
-CHUNK = 65_536  # bytes
-# Both ends write and read values in the same way, no rows are hidden, and nobody's own limits end
-# a transaction that the other end keeps waiting.
-TRANSACTION = f"""
-SET LOCAL datestyle = 'ISO, YMD';
-SET LOCAL intervalstyle = 'postgres';
-SET LOCAL extra_float_digits = 3;
-SET LOCAL row_security = off;
-SET LOCAL statement_timeout = 0;
-SET LOCAL idle_in_transaction_session_timeout = 0;
-SET LOCAL lock_timeout = '{LOCK_WAIT}'
-"""
-OTHER_CLIENTS = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
-OTHER_TABLES = """
-SELECT format('%%I.%%I', nspname, relname)
-FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'alembic_version'
-  AND nspname !~ '^pg_' AND nspname <> 'information_schema'
-  AND pg_class.oid <> ALL (%s::regclass[])
-ORDER BY 1
-"""
-COLUMNS = """
-SELECT attname FROM pg_attribute
-WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
-ORDER BY attnum
-"""
-SEQUENCES = """
-SELECT pg_get_serial_sequence(%s, attname) AS name FROM pg_attribute
-WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
-"""
-# NULL of an empty table; true where the migration that was run last wrote every row.
-IS_MIGRATED = "SELECT bool_and(xmin = ANY (SELECT xmin FROM alembic_version)) FROM {}"
+__all__ = ["MAYBE_COPIED", "NOTHING_COPIED", "CopyError", "CopyResult", "copy_database"]
 
+MAYBE_COPIED = "perhaps all rows were copied: type the same command again to find out"
 
-class CopyRefused(Exception):
-    """The two databases are not what a copy needs. It says why."""
-
-
-class EndFailed(Exception):
-    """The database at `url` failed; the cause is psycopg2's error, or a TimeoutError."""
-
-    def __init__(self, url: DatabaseUrl) -> None:
-        super().__init__(str(url))
-        self.url = url
-
-
-@contextmanager
-def failing_at(url: DatabaseUrl) -> Iterator[None]:
-    """Tell which of the two databases an error comes from. Raises EndFailed."""
-    try:
-        yield
-    except (psycopg2.Error, TimeoutError) as error:
-        raise EndFailed(url) from error
+type History = Callable[[], Sequence[str]]
+type OnCheck = Callable[[Check], None]
 
 
 @dataclass(frozen=True)
-class End:
-    """One of the two databases, and a connection to it. Every method raises EndFailed."""
+class CopyResult:
+    """rows: how many were copied, by table. left_out: the source's tables that are in no model."""
 
-    url: DatabaseUrl
-    connection: Connection
-
-    @classmethod
-    def log_in(cls, url: DatabaseUrl, budget: TimeBudget) -> Self:
-        with failing_at(url):
-            return cls(url, log_in(url, budget))
-
-    @contextmanager
-    def cursor(self) -> Iterator[Any]:
-        with failing_at(self.url), self.connection.cursor() as cursor:
-            yield cursor
-
-    def ask(self, query: str | sql.Composable, *values: object) -> list[tuple[Any, ...]]:
-        """Run a statement. Returns its rows, if it has any."""
-        with self.cursor() as cursor:
-            cursor.execute(query, values or None)
-            return cursor.fetchall() if cursor.description else []
-
-    def other_clients(self) -> int:
-        """Return how many other connections this database has."""
-        ((number,),) = self.ask(OTHER_CLIENTS)
-        return int(number)
-
-    def commit(self) -> None:
-        with failing_at(self.url):
-            self.connection.commit()
-
-    def hang_up(self) -> None:
-        """End whatever it waits for, in another thread, too. Raises nothing."""
-        abort(self.connection)
+    rows: dict[str, int]
+    left_out: list[str]
 
 
-@dataclass
-class Progress:
-    """How far a copy is. rows: of each table that was begun, by its name."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return "copying"
-        table, rows = next(reversed(self.rows.items()))
-        return f"copying {table}: {rows:,} rows"
-
-
-class Meter:
-    """Where COPY writes to, one row at a time."""
-
-    def __init__(self, pipe: IO[bytes], progress: Progress, table: str) -> None:
-        self._pipe = pipe
-        self._rows = progress.rows
-        self._table = table
-
-    def write(self, row: bytes) -> None:
-        self._pipe.write(row)
-        self._rows[self._table] += 1
-
-
-def find_missing(target: End, metadata: sa.MetaData) -> list[str]:
-    """Return the names of the tables that are yet to be made.
-
-    Raises EndFailed, and CopyRefused where the others have rows.
-    """
-    missing: list[sa.Table] = []
-    present: list[sa.Table] = []
-    for table in metadata.sorted_tables:
-        name = name_of(table).as_string(target.connection)
-        is_missing = target.ask("SELECT to_regclass(%s)", name) == [(None,)]
-        (missing if is_missing else present).append(table)
-    target.ask(TRANSACTION)
-    refuse_rows(target, present)
-    return [table.fullname for table in missing]
-
-
-def copy_rows(
-    source: End,
-    target: End,
+def copy_database(
+    source: DatabaseUrl,
+    target: DatabaseUrl,
     metadata: sa.MetaData,
-    progress: Progress,
-    made: Collection[str] = (),
-) -> list[str]:
-    """Copy all rows of the metadata's tables, and set the sequences behind them.
+    *,
+    history: History,
+    upgrade: Callable[[DatabaseUrl, Connection], None],
+    on_check: OnCheck,
+    on_wait: Callable[[str, float], None],
+    timeout: float,
+) -> CopyResult:
+    """Check and migrate the target, then copy all rows into it in one transaction.
 
-    Nothing of it is there before `target.commit()`. made: tables that `find_missing` found before
-    the migrations: what those inserted there makes room. Returns the tables of the source that the
-    metadata does not have. Raises CopyRefused and EndFailed.
+    history: returns the code's revisions, the newest first. upgrade: migrates a database.
+    on_check: called after each step that was checked. on_wait: called once a second with what is
+    waited for, and the seconds so far. timeout: seconds for the migrations, and again for the rows.
+    Raises CopyError, for Ctrl-C too.
     """
-    tables = metadata.sorted_tables
-    with failing_at(source.url):
-        source.connection.rollback()
-        source.connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
-    for end in (source, target):
-        with failing_at(end.url):
-            end.connection.set_client_encoding("UTF8")
-        end.ask(TRANSACTION)
-    lock(target, tables)
-    make_room(target, tables, made)
-    for table in tables:
-        copy_table(source, target, table, progress)
-    for table in tables:
-        copy_sequences(source, target, table)
-        target.ask(sql.SQL("ANALYZE {}").format(name_of(table)))
-    known = [name_of(table).as_string(source.connection) for table in tables]
-    return [name for (name,) in source.ask(OTHER_TABLES, known)]
+    waiting = partial(on_wait, "waiting for the database")
+    progress = Progress()
+    budget = TimeBudget(target, lambda seconds: on_wait(str(progress), seconds), timeout)
+    with interruptible(MAYBE_COPIED), ExitStack() as stack:
+        with interruptible(NOTHING_COPIED):
+            if source.is_same_database(target):
+                raise CopyError("source and target are the same database")
+            check_target(target, history, on_check, waiting)
+            new_tables = find_new_tables(target.direct, metadata, waiting)
+            migrate(target.direct, upgrade, timeout, waiting, partial(on_wait, "migrating"))
+            on_check(Check("schema", ok=True, detail=f"migrated to {history()[0]}"))
+            old = stack.enter_context(connected(source, waiting))
+            new = stack.enter_context(connected(target.direct, waiting))
+            check_source(old, history, on_check, waiting)
+            left_out = run_within(
+                timeout, budget, lambda: copy_rows(old, new, metadata, progress, new_tables)
+            )
+        with naming_database(new.url, outcome=MAYBE_COPIED):
+            budget.run(new.commit, connect.TOTAL_SECONDS)
+    return CopyResult(progress.rows, left_out)
 
 
-def lock(target: End, tables: Sequence[sa.Table]) -> None:
-    """Keep everybody else from writing there."""
-    names = sql.SQL(", ").join(map(name_of, tables))
-    target.ask(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(names))
+@contextmanager
+def interruptible(outcome: str) -> Iterator[None]:
+    """Turn Ctrl-C into a CopyError."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CopyError("stopped", outcome=outcome, is_interrupted=True) from None
 
 
-def make_room(target: End, tables: Sequence[sa.Table], made: Collection[str]) -> None:
-    """Remove the rows that a migration inserted. Raises CopyRefused where there are others.
-
-    The tables are locked. Those in `made` were not there when this run began, so what one and the
-    same transaction wrote into them and into alembic_version is nobody's data.
-    """
-    is_migrated = sql.SQL(IS_MIGRATED)
-    migrated = [
-        table
-        for table in tables
-        if table.fullname in made and target.ask(is_migrated.format(name_of(table))) == [(True,)]
-    ]
-    refuse_rows(target, [table for table in tables if table not in migrated])
-    if migrated:
-        # All of them, and in one go: keys point from one to the other. A table that is no model's,
-        # and has such a key, makes it an error.
-        names = sql.SQL(", ").join(map(name_of, tables))
-        target.ask(sql.SQL("TRUNCATE {}").format(names))
+@contextmanager
+def connected(url: DatabaseUrl, on_wait: OnWait) -> Iterator[End]:
+    """Yield a connection, and abort it in the end: another thread may still wait for it."""
+    with naming_database(url):
+        connection = connect.log_in(url, TimeBudget(url, on_wait, connect.TOTAL_SECONDS))
+    try:
+        yield End(url, connection)
+    finally:
+        connect.abort(connection)
 
 
-def refuse_rows(target: End, tables: Sequence[sa.Table]) -> None:
-    """Raise CopyRefused where rows are there already."""
-    has_rows = sql.SQL("SELECT EXISTS (SELECT FROM {})")
-    full = [
-        table.fullname
-        for table in tables
-        if target.ask(has_rows.format(name_of(table))) == [(True,)]
-    ]
-    if full:
-        place = f"{target.url.address}/{target.url.database}"
-        raise CopyRefused(f"{place} has rows already, in {', '.join(full)}: take an empty database")
+def run_within[T](timeout: float, budget: TimeBudget, work: Callable[[], T]) -> T:
+    try:
+        return budget.run(work, timeout)
+    except TimeoutError:
+        advice = "allow more time: --timeout SECONDS"
+        raise CopyError(f"gave up after {timeout:.0f} s", advice=advice) from None
 
 
-def copy_table(source: End, target: End, table: sa.Table, progress: Progress) -> None:
-    """Have one server send a table's rows while the other one takes them."""
-    # All that the source has, whether a model knows it or not: what has no place is an error.
-    found = source.ask(COLUMNS, name_of(table).as_string(source.connection))
-    columns = [sql.Identifier(column) for (column,) in found]
-    parts = {"table": name_of(table), "columns": sql.SQL(", ").join(columns)}
-    send = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT").format(**parts)
-    take = sql.SQL("COPY {table} ({columns}) FROM STDIN").format(**parts)
-    progress.rows[table.fullname] = 0
-    reading, writing = os.pipe()
-
-    def send_rows() -> None:
-        with os.fdopen(writing, "wb") as pipe, source.cursor() as cursor:
-            cursor.copy_expert(send, Meter(pipe, progress, table.fullname))
-
-    with ThreadPoolExecutor(1) as sender:
-        sent = sender.submit(send_rows)
-        # Where taking fails, the closed pipe ends the sending. Where sending fails, taking ends as
-        # if that were all: only the sender's result tells.
-        with os.fdopen(reading, "rb") as pipe, target.cursor() as cursor:
-            cursor.copy_expert(take, pipe, size=CHUNK)
-        sent.result()
-    ((arrived,),) = target.ask(sql.SQL("SELECT count(*) FROM {}").format(name_of(table)))
-    rows = progress.rows[table.fullname]
-    if arrived != rows:
-        raise CopyRefused(
-            f"{table.fullname}: {rows:,} rows were sent, and {arrived:,} are there: look for a"
-            " trigger or a rule on the new database"
-        )
+def check_target(target: DatabaseUrl, history: History, on_check: OnCheck, on_wait: OnWait) -> None:
+    """Check the connection to the target. Its schema may be behind."""
+    for step in check_connection(target, history, on_wait):
+        if step.finding and step.finding.name == "schema-behind":
+            return
+        if step.ok is False:
+            # The finding's advice is about DATABASE_URL, which is the source here.
+            advice = step.advice.replace("manage.py env", "manage.py copy")
+            on_check(replace(step, advice=advice))
+            raise CopyError(f"{place(target)} cannot be used")
+        on_check(step)
 
 
-def copy_sequences(source: End, target: End, table: sa.Table) -> None:
-    """Have the next numbers be those of the source. This is not undone by a rollback."""
-    name = name_of(table).as_string(source.connection)
-    owned = {sequence for (sequence,) in source.ask(SEQUENCES, name, name) if sequence is not None}
-    named = {
-        name_of(column.default).as_string(source.connection)
-        for column in table.columns
-        if isinstance(column.default, sa.Sequence)
-    }
-    for sequence in sorted(owned | named):  # names come quoted
-        state = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.SQL(sequence))
-        ((value, is_called),) = source.ask(state)
-        target.ask("SELECT setval(%s, %s, %s)", sequence, value, is_called)
+def find_new_tables(target: DatabaseUrl, metadata: sa.MetaData, on_wait: OnWait) -> list[str]:
+    """Return the tables that migrations will create. The others must be empty."""
+    budget = TimeBudget(target, on_wait, connect.TOTAL_SECONDS)
+    with connected(target, on_wait) as end, naming_database(target):
+        return budget.run(lambda: find_missing(end, metadata), connect.TOTAL_SECONDS)
 
 
-def name_of(thing: sa.Table | sa.Sequence) -> sql.Identifier:
-    return sql.Identifier(*filter(None, (thing.schema, thing.name)))
+def migrate(
+    target: DatabaseUrl,
+    upgrade: Callable[[DatabaseUrl, Connection], None],
+    timeout: float,
+    on_connect_wait: OnWait,
+    on_wait: OnWait,
+) -> None:
+    """Run the migrations that the target lacks."""
+    with connected(target, on_connect_wait) as end, naming_database(target):
+        budget = TimeBudget(target, on_wait, timeout)
+        run_within(timeout, budget, lambda: upgrade(target, end.connection))
+
+
+def check_source(source: End, history: History, on_check: OnCheck, on_wait: OnWait) -> None:
+    """Check the source's schema, and whether others may be writing to it."""
+    budget = TimeBudget(source.url, on_wait, connect.TOTAL_SECONDS)
+    try:
+        with naming_database(source.url):
+            compare_schema(source.url, source.connection, history, budget)
+            others = budget.run(source.other_clients, check.QUERY_SECONDS)
+    except StepFailed as failure:
+        problem = f"{place(source.url)}: {failure}"
+        raise CopyError(problem, advice=failure.finding.advice) from None
+    if others:
+        detail = f"{others} other connections" if others > 1 else "1 other connection"
+        advice = "stop the app: rows that it writes from now on are not copied"
+        on_check(Check("source", ok=True, detail=detail, advice=advice))

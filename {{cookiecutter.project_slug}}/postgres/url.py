@@ -116,6 +116,15 @@ class DatabaseUrl:
         """Whether this is the project's own server, which embedded.py starts."""
         return self.is_loopback and self.user == EMBEDDED_USER
 
+    def is_same_database(self, other: "DatabaseUrl") -> bool:
+        """Whether both URLs name one database, as far as they tell."""
+        one, two = self.direct, other.direct
+        return (one.host.lower(), one.port, one.database) == (
+            two.host.lower(),
+            two.port,
+            two.database,
+        )
+
     @property
     def direct(self) -> "DatabaseUrl":
         """The same database without the pooler: for migrations and dumps."""

@@ -26,8 +26,7 @@ import manage
 import migrations
 from config import PROJECT_DIR
 from models import RefreshToken, Task, User
-from postgres import check, connect
-from postgres.copy_data import End
+from postgres import check, connect, copy_data
 from postgres.env_file import get_value
 from postgres.tests.scripted_server import SILENCE, error, scripted_server
 from postgres.url import DatabaseUrl
@@ -187,7 +186,7 @@ def on_terminal(
     """Copy into `empty`, and give an answer to the question about .env. Returns the exit code."""
     lines = f"DATABASE_URL={filled.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
     env_file.write_text(lines, "utf-8")
-    monkeypatch.setattr("postgres.env_file.ask_database_url", lambda **_: empty)
+    monkeypatch.setattr("postgres.prompt.ask_database_url", lambda **_: empty)
 
     def run(answer: str) -> int:
         monkeypatch.setattr(sys, "stdin", Terminal(answer))
@@ -320,20 +319,31 @@ def test_a_role_that_may_not_read_the_revision_is_told(
     code, output = copy(reader, empty)
 
     assert code == 1
-    assert f"{reader.address}: " in output
+    assert f"{reader.address}/{reader.database}: " in output
     assert "permission denied for table alembic_version" in output
     assert "nothing was copied" in output
 
 
-def test_a_step_that_went_well_keeps_its_advice(
-    empty: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_step_that_passes_keeps_its_advice(
+    copy: Copy, filled: DatabaseUrl, migrated: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = check.Check("endpoint", ok=True, detail="direct", advice="uv run manage.py env")
-    monkeypatch.setattr(check, "check_connection", lambda *_: iter([step]))
+    monkeypatch.setattr(copy_data, "check_connection", lambda *_: iter([step]))
 
-    manage.check_target(empty)
+    _, output = copy(filled, migrated)
 
-    assert "→ uv run manage.py env" in capsys.readouterr().out
+    assert "→ uv run manage.py env" in output
+
+
+def test_other_connections_to_the_source_are_named(
+    copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl
+) -> None:
+    with connected(filled):
+        code, output = copy(filled, empty)
+
+    assert code == 0, output
+    assert "1 other connection\n" in output
+    assert "→ stop the app" in output
 
 
 # A migration that inserts rows, as one does that brings roles, plans or countries.
@@ -409,14 +419,14 @@ def test_rows_that_others_write_meanwhile_are_refused_and_stay(
     monkeypatch: pytest.MonkeyPatch,
     statement: str,
 ) -> None:
-    bring_up_to_date = manage.bring_up_to_date
+    upgrade = migrations.upgrade
 
-    def be_overtaken(*arguments: Any, **options: Any) -> None:
-        bring_up_to_date(*arguments, **options)
+    def be_overtaken(*arguments: Any) -> None:
+        upgrade(*arguments)
         with connected(empty) as cursor:
             cursor.execute(statement)
 
-    monkeypatch.setattr(manage, "bring_up_to_date", be_overtaken)
+    monkeypatch.setattr(migrations, "upgrade", be_overtaken)
     code, output = copy(seeded, empty)
 
     assert code == 1
@@ -500,7 +510,7 @@ def test_a_server_that_freezes_ends_the_copy_in_time(
         )
 
     assert code == 1
-    assert "given up after 3 s" in output
+    assert "gave up after 3 s" in output
     assert rows(plain) == {table: [] for table in TABLES}
 
 
@@ -513,7 +523,8 @@ def test_a_source_that_falls_silent_early_is_not_called_slow(
         code, output = copy(embedded_url.replace(port=server.port), plain)
 
     assert code == 1
-    assert f"127.0.0.1:{server.port}: no answer in time" in output
+    assert f"127.0.0.1:{server.port}/" in output
+    assert ": no answer in time" in output
     assert "nothing was copied" in output
     assert "--timeout" not in output
 
@@ -522,21 +533,36 @@ def test_a_commit_without_an_answer_leaves_it_open_what_was_copied(
     copy: Copy, filled: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "TOTAL_SECONDS", 5)
-    commit = End.commit
+    copy_rows = vars(copy_data)["copy_rows"]
     with scripted_server(behind=plain) as server:
 
-        def freeze(end: End) -> None:
+        def freeze_at_commit(*arguments: Any) -> Any:
+            left_out = copy_rows(*arguments)
             server.freezes_at = b"COMMIT"
-            commit(end)
+            return left_out
 
-        monkeypatch.setattr(End, "commit", freeze)
+        monkeypatch.setattr(copy_data, "copy_rows", freeze_at_commit)
         code, output = copy(filled, plain.replace(port=server.port))
 
     assert code == 1
-    assert f"127.0.0.1:{server.port}: no answer in time" in output
-    assert "whether it is all there, the same command tells" in output
+    assert f"127.0.0.1:{server.port}/" in output
+    assert ": no answer in time" in output
+    assert "perhaps all rows were copied: type the same command again" in output
     assert "nothing was copied" not in output
     assert "--timeout" not in output
+
+
+def test_ctrl_c_during_the_commit_leaves_it_open_what_was_copied(
+    copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_end: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("postgres.copy_tables.End.commit", interrupt)
+    code, output = copy(filled, empty)
+
+    assert code == 130
+    assert "stopped: perhaps all rows were copied" in output
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C by a signal")
