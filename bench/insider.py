@@ -19,14 +19,13 @@ import statistics
 import sys
 import time
 from contextlib import asynccontextmanager
-from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
 import auth.tokens
 from auth.passwords import Passwords
 from config import get_settings
-from pagination import Cursors, Sort
+from pagination import Cursors
 
 PACKAGES = ("fastapi", "starlette", "sqlmodel", "sqlalchemy", "psycopg2-binary", "uvicorn")
 SESSIONS = 200
@@ -38,10 +37,6 @@ def world() -> dict[str, Any]:
     wanted: dict[str, Any] = json.load(sys.stdin)
     settings = get_settings()
     tokens, cursors = auth.tokens.OwnTokens(settings), Cursors(settings.better_auth_secret)
-    tasks = {
-        task: {"id": task, "created_at": datetime.fromisoformat(created)}
-        for task, created in wanted["tasks"].items()
-    }
     packages = [f"{package} {version(package)}" for package in PACKAGES]
     return {
         "key": auth.tokens.signing_key(settings).hex(),
@@ -49,7 +44,10 @@ def world() -> dict[str, Any]:
         "connections": settings.db_pool_size,
         "password_hash": Passwords.HASHER.hash(wanted["password"]),
         "tokens": {user: tokens.issue(user) for user in wanted["users"]},
-        "cursors": {task: cursors.write(row, Sort.NEWEST) for task, row in tasks.items()},
+        "cursors": {
+            task: cursors.write("-created_at", [created, task])
+            for task, created in wanted["tasks"].items()
+        },
         "software": ", ".join([f"Python {platform.python_version()}", *packages]),
     }
 

@@ -53,7 +53,6 @@ MODELS = {
     "Ready",
     "RefreshRequest",
     "Registration",
-    "Sort",
     "TaskCreate",
     "TaskPublic",
     "TaskUpdate",

@@ -1,91 +1,103 @@
-"""Pages of tasks by keyset: one costs the same at the beginning of a list and at its end.
+"""Pages by keyset, for any table: the last page of a list costs no more than the first.
 
-A cursor says behind which task the next page begins, by the value that the list is sorted by, and
-by the id, which settles ties. It is signed, so that only one of ours ever reaches a query.
+A cursor holds the values that the list is sorted by, of the last row of a page; the next page
+begins behind them. It is signed, so that only one of ours ever reaches a query.
 """
 
 import hmac
 import json
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from itsdangerous import BadData, Signer
 from itsdangerous.encoding import base64_decode, base64_encode
 from itsdangerous.signer import SigningAlgorithm
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from sqlalchemy import (
     ColumnElement,
     Integer,
     Select,
     SQLColumnExpression,
     String,
-    Uuid,
+    Text,
     bindparam,
     cast,
-    func,
-    literal_column,
     tuple_,
 )
-from sqlalchemy.types import TypeEngine
-from sqlmodel import col
 
-from db import Row
-from models import FOREVER, LAST, PRIORITY, TIMESTAMP, Task
+from db import CompiledStatement, OneStatement, Row, StatementDep
+from schemas.text import PlainText
 
 
-class Sort(StrEnum):
-    """What tasks are sorted by. "-" turns it round; those without a date or an order come last,
-    and then first."""
+class PageQuery(BaseModel):
+    """The query parameters of a list. A subclass has its orders as `sort`, and its filters."""
 
-    CREATED = "created_at"
-    NEWEST = "-created_at"
-    DUE = "due_at"
-    LATEST_DUE = "-due_at"
-    ORDER = "order"
-    REVERSED = "-order"
-    PRIORITY = "priority"
-    URGENT = "-priority"
+    model_config = ConfigDict(extra="forbid")
 
-    @property
-    def field(self) -> str:
-        return self.removeprefix("-")
+    sort: str  # a Literal of names in `Pages.sorts`, each also with a "-" before it
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    cursor: Annotated[PlainText | None, Field(max_length=500, description="From a Link header")] = (
+        None
+    )
 
-    @property
-    def descending(self) -> bool:
-        return self.startswith("-")
+    def filters(self) -> dict[str, Any]:
+        """Return the values of the filters that were given."""
+        return self.model_dump(exclude=set(PageQuery.model_fields), exclude_none=True)
 
 
-# As the indexes spell them: an expression is found in an index only if it is the same.
-NEVER_DUE: ColumnElement[Any] = literal_column(FOREVER)
-effective_due = func.coalesce(col(Task.due_at), NEVER_DUE)
-effective_order = func.coalesce(col(Task.order), literal_column(str(LAST)))
+class Pages:
+    """The pages of a list, a constant of its module: each statement is built and compiled once.
 
-CREATED_AT = (col(Task.created_at), TIMESTAMP)
-# What each order compares, before the id, and its type. That creation is told by a column of its
-# own keeps PostgreSQL from walking the primary key through everybody's tasks.
-KEYS: dict[str, tuple[tuple[SQLColumnExpression[Any], TypeEngine[Any]], ...]] = {
-    "created_at": (CREATED_AT,),
-    "due_at": ((effective_due, TIMESTAMP),),
-    "order": ((effective_order, Integer()),),
-    "priority": ((col(Task.priority), PRIORITY), CREATED_AT),
-}
-ID = (col(Task.id), Uuid())
+    rows: selects all rows of the list. sorts: what each order compares, most significant first;
+    no value may be NULL, and the last one is unique. An index on the same expressions makes a
+    page read no more rows than it shows. filters: the condition of each filter, whose `bindparam`
+    has the filter's name.
+    """
+
+    def __init__(
+        self,
+        rows: Select[Any],
+        *,
+        sorts: Mapping[str, Sequence[SQLColumnExpression[Any]]],
+        filters: Mapping[str, ColumnElement[bool]],
+    ) -> None:
+        self._rows = rows
+        self._sorts = sorts
+        self._filters = filters
+        self._statements: dict[tuple[object, ...], CompiledStatement] = {}
+
+    def statement(self, filters: Iterable[str], sort: str, *, continued: bool) -> CompiledStatement:
+        """Return the statement for the first page, or for one behind a cursor."""
+        key = (*filters, sort, continued)
+        if key not in self._statements:
+            page = self._build(filters, sort, continued=continued)
+            self._statements[key] = CompiledStatement(page)
+        return self._statements[key]
+
+    def order(self, sort: str) -> Sequence[SQLColumnExpression[Any]]:
+        return self._sorts[sort.removeprefix("-")]
+
+    def _build(self, filters: Iterable[str], sort: str, *, continued: bool) -> Select[Any]:
+        descending = sort.startswith("-")
+        columns = self.order(sort)
+        page = self._rows.where(*(self._filters[name] for name in filters))
+        page = page.order_by(*(c.desc() if descending else c.asc() for c in columns))
+        # For the next cursor, as text: PostgreSQL reads back what it wrote, whatever the type.
+        page = page.add_columns(*(cast(c, Text).label(name) for name, c in named(columns)))
+        if continued:
+            row = tuple_(*columns)
+            # psycopg2 quotes text without a type: PostgreSQL takes it for one of the column's.
+            last = tuple_(*(bindparam(name, type_=String) for name, _ in named(columns)))
+            page = page.where(row < last if descending else row > last)
+        return page.limit(bindparam("limit", type_=Integer))
 
 
-def key_of(task: Row, sort: Sort) -> list[str]:
-    """Return what a cursor keeps of a task, as text: the values of KEYS, and the id."""
-    match sort.field:
-        case "due_at":
-            key = [task["due_at"].isoformat() if task["due_at"] else "infinity"]
-        case "order":
-            key = [str(LAST if task["order"] is None else task["order"])]
-        case "priority":
-            key = [str(task["priority"]), task["created_at"].isoformat()]
-        case _:
-            key = [task["created_at"].isoformat()]
-    return [*key, str(task["id"])]
+def named(values: Iterable[Any]) -> Iterable[tuple[str, Any]]:
+    """Name the values of a cursor: after_0, after_1, …"""
+    return ((f"after_{number}", value) for number, value in enumerate(values))
 
 
 class Sha256(SigningAlgorithm):
@@ -103,20 +115,20 @@ class Cursors:
         key = hmac.digest(secret.get_secret_value().encode(), b"cursor", "sha256")
         self._signer = Signer(key, key_derivation="none", algorithm=Sha256())
 
-    def write(self, task: Row, sort: Sort) -> str:
-        """Return the cursor of the page behind a task."""
-        content = json.dumps([sort, *key_of(task, sort)], separators=(",", ":"))
+    def write(self, sort: str, values: Iterable[str]) -> str:
+        """Return the cursor of the page behind a row. values: what it is sorted by, as text."""
+        content = json.dumps([sort, *values], separators=(",", ":"))
         return self._signer.sign(base64_encode(content)).decode()
 
-    def read(self, cursor: str, sort: Sort) -> dict[str, str]:
-        """Return the parameters of a continued page. Raises RequestValidationError."""
+    def read(self, cursor: str, sort: str) -> dict[str, str]:
+        """Return the values by their names in a statement. Raises RequestValidationError."""
         try:
             parts: list[str] = json.loads(base64_decode(self._signer.unsign(cursor)))
         except BadData:
             raise invalid_cursor("is not one of ours: take it from a Link header") from None
         if parts[0] != sort:
             raise invalid_cursor(f"belongs to another order: sort={parts[0]}")
-        return {f"after_{number}": value for number, value in enumerate(parts[1:])}
+        return dict(named(parts[1:]))
 
 
 def invalid_cursor(reason: str) -> RequestValidationError:
@@ -125,24 +137,43 @@ def invalid_cursor(reason: str) -> RequestValidationError:
     )
 
 
-def sorted_page(tasks: Select[Any], sort: Sort, *, continued: bool) -> Select[Any]:
-    """Sort tasks, and cut out a page of `limit`: the first, or the one behind a cursor."""
-    columns = (*KEYS[sort.field], ID)
-    tasks = tasks.order_by(*(c.desc() if sort.descending else c.asc() for c, _ in columns))
-    if continued:
-        row = tuple_(*(column for column, _ in columns))
-        after = (
-            cast(bindparam(f"after_{number}", type_=String), kind)
-            for number, (_, kind) in enumerate(columns)
-        )
-        last = tuple_(*after)
-        tasks = tasks.where(row < last if sort.descending else row > last)
-    return tasks.limit(bindparam("limit", type_=Integer))
+class PageReader:
+    """Reads a page for a request, in one statement, and links to the next."""
+
+    def __init__(self, request: Request, response: Response, statement: OneStatement) -> None:
+        self._request = request
+        self._response = response
+        self._statement = statement
+
+    async def read(self, pages: Pages, query: PageQuery, url: str, **parameters: Any) -> list[Row]:
+        """Return the rows of a page. If there is a next one, the header Link has its address.
+
+        url: the address of the list. parameters: what the `rows` of its pages bind.
+        """
+        cursors: Cursors = self._request.app.state.cursors
+        values = query.filters()
+        statement = pages.statement(values, query.sort, continued=query.cursor is not None)
+        if query.cursor is not None:
+            values |= cursors.read(query.cursor, query.sort)
+        # With one row more than the page shows, there is a next page.
+        values["limit"] = query.limit + 1
+        rows = await self._statement.all(statement, **values, **parameters)
+        keys = [name for name, _ in named(pages.order(query.sort))]
+        values_of = [[row.pop(key) for key in keys] for row in rows]
+        if len(rows) > query.limit:
+            rows.pop()
+            cursor = cursors.write(query.sort, values_of[-2])
+            names = self._request.query_params.multi_items()
+            kept = [(name, value) for name, value in names if name != "cursor"]
+            link = f"{url}?{urlencode([*kept, ('cursor', cursor)])}"
+            self._response.headers["Link"] = f'<{link}>; rel="next"'
+        return rows
 
 
-async def get_cursors(request: Request) -> Cursors:
-    cursors: Cursors = request.app.state.cursors
-    return cursors
+async def get_page_reader(
+    request: Request, response: Response, statement: StatementDep
+) -> PageReader:
+    return PageReader(request, response, statement)
 
 
-CursorsDep = Annotated[Cursors, Depends(get_cursors)]
+PageReaderDep = Annotated[PageReader, Depends(get_page_reader)]

@@ -1,21 +1,31 @@
 """Tasks: each route sends one SQL statement, and sees its owner's tasks only."""
 
-from functools import cache, lru_cache
-from typing import Annotated, Any
-from urllib.parse import urlencode
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response, status
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from sqlalchemy import ColumnElement, Text, bindparam, cast, delete, insert, select, update
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from auth import CurrentUserId
 from db import CompiledStatement, OneStatement, Row, StatementDep
-from models import Priority, Task
-from pagination import NEVER_DUE, CursorsDep, Sort, effective_due, sorted_page
-from schemas.problem import BODY, problems, with_headers
+from models import FOREVER, LAST, Priority, Task
+from pagination import PageQuery, PageReaderDep, Pages
+from routes.urls import url_of
+from schemas.problem import BODY, NEXT_PAGE, problems, with_headers
 from schemas.tasks import Moment, TaskCreate, TaskPublic, TaskUpdate
 from schemas.text import PlainText
 
@@ -43,51 +53,52 @@ DELETE_SOME = CompiledStatement(
     delete(Task).where(OWN_TASKS, col(Task.completed) == bindparam("completed"))
 )
 
-# What each filter of a list means, if it is given.
-FILTERS: dict[str, ColumnElement[bool]] = {
-    "completed": col(Task.completed) == bindparam("completed"),
-    "q": col(Task.title).ilike(bindparam("q")) | col(Task.description).ilike(bindparam("q")),
-    "priority": col(Task.priority) == bindparam("priority"),
-    "due_before": effective_due < bindparam("due_before"),
-    "due_after": (effective_due > bindparam("due_after")) & (effective_due < NEVER_DUE),
-}
+# Where tasks without a date or an order come in a list, as the indexes spell it: PostgreSQL finds
+# an expression in an index only if it is the same.
+NEVER_DUE: ColumnElement[Any] = literal_column(FOREVER)
+effective_due = func.coalesce(col(Task.due_at), NEVER_DUE)
+effective_order = func.coalesce(col(Task.order), literal_column(str(LAST)))
 
+# The list: what its orders compare, and what its filters mean. An order has an index in models.py.
+TASK_PAGES = Pages(
+    select(*COLUMNS).where(OWN_TASKS),
+    sorts={
+        "created_at": [col(Task.created_at), col(Task.id)],
+        "due_at": [effective_due, col(Task.id)],
+        "order": [effective_order, col(Task.id)],
+        "priority": [col(Task.priority), col(Task.created_at), col(Task.id)],
+    },
+    filters={
+        "completed": col(Task.completed) == bindparam("completed"),
+        "q": col(Task.title).ilike(bindparam("q")) | col(Task.description).ilike(bindparam("q")),
+        "priority": col(Task.priority) == bindparam("priority"),
+        "due_before": effective_due < bindparam("due_before"),
+        "due_after": (effective_due > bindparam("due_after")) & (effective_due < NEVER_DUE),
+    },
+)
+TaskSort = Literal[
+    "created_at", "-created_at", "due_at", "-due_at", "order", "-order", "priority", "-priority"
+]
 
-@cache
-def page_of_tasks(filters: frozenset[str], sort: Sort, *, continued: bool) -> CompiledStatement:
-    """Build the statement for one page. There are 512 at most, and few of them are ever used."""
-    tasks = select(*COLUMNS).where(OWN_TASKS)
-    tasks = tasks.where(*(FILTERS[name] for name in sorted(filters)))
-    return CompiledStatement(sorted_page(tasks, sort, continued=continued))
-
-
-MAX_HOST_BYTES = 255  # a domain name has no more
-NEXT_PAGE = {"Link": '<address>; rel="next"; missing on the last page.'}
 ADDRESS = {"Location": "The task's address."}
 
 
-class TaskFilter(BaseModel):
+def containing(text: str | None) -> str | None:
+    r"""Return the LIKE pattern of a text: "%", "_" and "\" stand for themselves."""
+    if not text:
+        return None
+    return "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+
+
+class TaskQuery(PageQuery):
     """Which tasks a list shows, in what order, and how many at once."""
 
-    model_config = ConfigDict(extra="forbid")
-
     completed: bool | None = None
-    q: Annotated[PlainText | None, Field(max_length=200)] = None
+    q: Annotated[PlainText | None, Field(max_length=200), AfterValidator(containing)] = None
     priority: Priority | None = None
     due_before: Moment | None = None
     due_after: Moment | None = None
-    sort: Sort = Sort.NEWEST
-    limit: Annotated[int, Field(ge=1, le=100)] = 20
-    cursor: Annotated[PlainText | None, Field(max_length=500, description="From a Link header")] = (
-        None
-    )
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the values of those FILTERS that are given."""
-        given = {name: getattr(self, name) for name in FILTERS}
-        if self.q:
-            given["q"] = f"%{escape_like(self.q)}%"
-        return {name: value for name, value in given.items() if value not in (None, "")}
+    sort: Annotated[TaskSort, Field(description='"-" reverses the order')] = "-created_at"
 
 
 class TaskDeletion(BaseModel):
@@ -98,26 +109,8 @@ class TaskDeletion(BaseModel):
     completed: bool | None = None
 
 
-def escape_like(text: str) -> str:
-    r"""Have "%", "_" and "\" stand for themselves in a LIKE pattern."""
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
 def tasks_url(request: Request) -> str:
-    """Return the absolute address of the list, as the client reached it."""
-    scope = request.scope
-    host = next((value for name, value in scope["headers"] if name == b"host"), None)
-    if len(host or b"") > MAX_HOST_BYTES:  # not worth keeping
-        return f"{request.base_url}tasks"
-    server = tuple(scope.get("server") or ())
-    return f"{base_url(scope['scheme'], server, scope.get('root_path', ''), host)}tasks"
-
-
-@lru_cache(maxsize=256)  # most requests come to the same few hosts
-def base_url(scheme: str, server: tuple[Any, ...], root_path: str, host: bytes | None) -> str:
-    headers = [(b"host", host)] if host is not None else []
-    place = {"scheme": scheme, "server": server or None, "root_path": root_path}
-    return str(Request({"type": "http", "headers": headers, **place}).base_url)
+    return url_of(request, "tasks")
 
 
 class OwnTask:
@@ -149,30 +142,16 @@ async def get_own_task(
 OwnTaskDep = Annotated[OwnTask, Depends(get_own_task)]
 
 
-@router.get("", responses=problems(401, 422, 503) | {200: with_headers(NEXT_PAGE)})
+@router.get("", responses=problems(401, 422, 503) | NEXT_PAGE)
 async def list_tasks(
     owner_id: CurrentUserId,
-    filters: Annotated[TaskFilter, Query()],
-    cursors: CursorsDep,
-    statement: StatementDep,
+    query: Annotated[TaskQuery, Query()],
+    reader: PageReaderDep,
     request: Request,
-    response: Response,
 ) -> list[TaskPublic]:
     """List tasks. The next page, if there is one, stands in the header Link, as rel="next"."""
-    values = filters.parameters()
-    page = page_of_tasks(frozenset(values), filters.sort, continued=filters.cursor is not None)
-    if filters.cursor is not None:
-        values |= cursors.read(filters.cursor, filters.sort)
-    # One more than was asked for tells whether there is a next page.
-    rows = await statement.all(page, owner=owner_id, limit=filters.limit + 1, **values)
     url = tasks_url(request)
-    if len(rows) > filters.limit:
-        rows.pop()
-        cursor = cursors.write(rows[-1], filters.sort)
-        query = request.query_params.multi_items()
-        query = [(name, value) for name, value in query if name != "cursor"]
-        link = f"{url}?{urlencode([*query, ('cursor', cursor)])}"
-        response.headers["Link"] = f'<{link}>; rel="next"'
+    rows = await reader.read(TASK_PAGES, query, url, owner=owner_id)
     for row in rows:
         row["url"] = f"{url}/{row['id']}"
     return TASKS.validate_python(rows)

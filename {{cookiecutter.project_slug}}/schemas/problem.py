@@ -80,3 +80,9 @@ def with_headers(headers: dict[str, str]) -> dict[str, Any]:
             for name, meaning in headers.items()
         }
     }
+
+
+# What a route documents that answers with a page of a list.
+NEXT_PAGE: dict[int | str, dict[str, Any]] = {
+    200: with_headers({"Link": '<address>; rel="next"; missing on the last page.'})
+}
