@@ -75,7 +75,7 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, DatabaseBusy):
         bind_contextvars(error=str(error))
         return later(str(error))
-    finding = request.app.state.availability.explain(error)
+    finding = await request.app.state.availability.diagnose(error)
     if finding is None:
         raise error
     bind_contextvars(finding=finding.name, error=finding.message)

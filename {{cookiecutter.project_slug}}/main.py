@@ -1,7 +1,7 @@
 """The app. `uv run main.py` serves it, in development anew after each change of a file."""
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
                     echo=settings.debug,
                 )
             )
-            availability = Availability(settings.database_url)
+            availability = Availability(settings.database_url, known_schema)
             availability.listen_to(engine)
             passwords = Passwords()
             stack.callback(passwords.close)
@@ -93,6 +93,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Pacing)
     app.add_middleware(RequestLog)
     return app
+
+
+def known_schema() -> tuple[Sequence[str], Collection[str]]:
+    """Return the revisions that the code knows, and the columns of its models."""
+    import migrations  # noqa: PLC0415  (takes a second, and is needed if one is missing)
+
+    return migrations.history(), migrations.columns()
 
 
 def spare_garbage_collector() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from types import ModuleType
@@ -220,13 +220,20 @@ def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
     clear_libpq_variables(settings)
     source = "the environment" if "DATABASE_URL" in os.environ else ".env"
     yield Check("settings", ok=True, detail=f"complete; DATABASE_URL comes from {source}")
-    yield from check_connection(settings.database_url, known_revisions, on_wait)
+    url = settings.database_url
+    yield from check_connection(url, known_revisions, on_wait, known_columns)
 
 
 def known_revisions() -> Sequence[str]:
     import migrations  # loads SQLAlchemy and Alembic, which only the last step of a check needs
 
     return migrations.history()
+
+
+def known_columns() -> Collection[str]:
+    import migrations
+
+    return migrations.columns()
 
 
 @app.command()

@@ -45,7 +45,7 @@ def serve() -> None:
     if reload:
         import migrations  # noqa: PLC0415  (the app itself has no need of Alembic)
 
-        look_once(get_settings().database_url, migrations.history)
+        look_once(get_settings().database_url, migrations.history, migrations.columns)
     refuse_port_in_use(settings.host, settings.port)
     uvicorn.run(
         "main:app",

@@ -6,7 +6,9 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlmodel import SQLModel
 
+import models  # noqa: F401  (columns() must know the tables)
 from postgres.url import DatabaseUrl
 
 # Any number will do, as long as all replicas of this app use the same.
@@ -43,3 +45,13 @@ def history() -> list[str]:
 def head() -> str | None:
     """Return the revision that the code expects."""
     return ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def columns() -> set[str]:
+    """Return the columns of the models, as `table.column`."""
+    return {
+        f"{table.name}.{column.name}"
+        for table in SQLModel.metadata.tables.values()
+        if table.schema is None
+        for column in table.columns
+    }

@@ -12,23 +12,24 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
-from sqlalchemy import exc, text
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config import VERSION, Settings
 from db import DatabaseBusy, Deadline, EngineDep, time_limit
 from pages.policy import hashes_of, secure_page
 from pages.status import AppStatus, DatabaseStatus, MigrationStatus, State, Status
-from postgres.check import StepFailed, compare_revisions
+from postgres.check import StepFailed, compare_columns, compare_revisions
 from postgres.explain import explain
+from postgres.outage_log import SCHEMA
 from postgres.url import DatabaseUrl
 
 PAGE = Path(__file__).with_name("home.html")
 QUERY_SECONDS = 5.0  # a person waits for the answer, and a compute may have to wake up
-REVISIONS = text("SELECT version_num FROM alembic_version")
 NO_SUCH_TABLE = "42P01"  # PostgreSQL's code
 STATES: dict[str, State] = {
     "schema-behind": "behind the code",
+    "models-ahead": "behind the models",
     "schema-ahead": "ahead of the code",
     "migrations-broken": "broken",
 }
@@ -49,6 +50,8 @@ async def refuse_foreign_names(request: Request) -> None:
         detail = "in development this page has no such host: use localhost, or an address"
         raise HTTPException(400, detail) from error
 
+
+type Schema = tuple[list[str], list[str]]  # its revisions, and its columns as `table.column`
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(refuse_foreign_names)])
 
@@ -76,9 +79,9 @@ async def get_status(request: Request, response: Response, engine: EngineDep) ->
     settings: Settings = request.app.state.settings
     url = settings.database_url
     response.headers["Cache-Control"] = "no-store"
-    answer, revisions = await ask(engine, url)
+    answer, schema = await ask(engine, url)
     # Afterwards: it would show in the latency.
-    migrations = await asyncio.to_thread(compare, revisions, url)
+    migrations = await asyncio.to_thread(compare, schema, url)
     app = AppStatus(
         name=settings.app_name,
         version=VERSION,
@@ -89,12 +92,12 @@ async def get_status(request: Request, response: Response, engine: EngineDep) ->
     return Status(app=app, database=answer, migrations=migrations)
 
 
-async def ask(engine: AsyncEngine, url: DatabaseUrl) -> tuple[DatabaseStatus, list[str] | None]:
-    """Return how the database is, and its revisions: None where it did not tell them."""
+async def ask(engine: AsyncEngine, url: DatabaseUrl) -> tuple[DatabaseStatus, Schema | None]:
+    """Return how the database is, and its schema: None where it did not tell it."""
     answer = DatabaseStatus(ok=True, kind=kind_of(url), name=url.database, address=url.address)
     try:
         with time_limit(Deadline(QUERY_SECONDS)):
-            seconds, revisions = await read_revisions(engine)
+            seconds, schema = await read_schema(engine)
     except DatabaseBusy as error:
         answer.ok, answer.cause, answer.advice = False, str(error), "look again in a moment"
         return answer, None
@@ -103,7 +106,7 @@ async def ask(engine: AsyncEngine, url: DatabaseUrl) -> tuple[DatabaseStatus, li
         answer.ok, answer.cause, answer.advice = False, finding.cause, finding.advice
         return answer, None
     answer.latency_ms = round(seconds * 1000, 1)
-    return answer, revisions
+    return answer, schema
 
 
 def kind_of(url: DatabaseUrl) -> Literal["embedded PostgreSQL", "Neon", "PostgreSQL"]:
@@ -112,29 +115,31 @@ def kind_of(url: DatabaseUrl) -> Literal["embedded PostgreSQL", "Neon", "Postgre
     return "Neon" if url.is_neon else "PostgreSQL"
 
 
-async def read_revisions(engine: AsyncEngine) -> tuple[float, list[str]]:
-    """Return how many seconds one round trip took, and what it brought: the schema's revisions."""
+async def read_schema(engine: AsyncEngine) -> tuple[float, Schema]:
+    """Return how many seconds one round trip took, and what it brought."""
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         start = time.perf_counter()
         try:
-            revisions = list((await connection.execute(REVISIONS)).scalars())
+            revisions, columns = (await connection.execute(SCHEMA)).one()
         except exc.ProgrammingError as error:
             if getattr(error.orig, "pgcode", None) != NO_SUCH_TABLE:
                 raise
-            revisions = []
-        return time.perf_counter() - start, revisions
+            revisions, columns = [], []
+        return time.perf_counter() - start, (revisions, columns)
 
 
-def compare(revisions: list[str] | None, url: DatabaseUrl) -> MigrationStatus:
+def compare(schema: Schema | None, url: DatabaseUrl) -> MigrationStatus:
     """Tell whether the database has the tables that the code expects."""
     import migrations  # noqa: PLC0415  (takes a second, and the app has no other need of Alembic)
 
-    if revisions is None:
+    if schema is None:
         return MigrationStatus(ok=None, state="not known")
+    revisions, columns = schema
     revision = ", ".join(revisions) or None
     try:
         compare_revisions(revisions, migrations.history, url)
+        compare_columns(migrations.columns(), columns, url)
     except StepFailed as failure:
         return MigrationStatus(
             ok=False,

@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-type State = Literal["up to date", "behind the code", "ahead of the code", "broken", "not known"]
+type State = Literal[
+    "up to date", "behind the code", "behind the models", "ahead of the code", "broken", "not known"
+]
 
 
 class AppStatus(BaseModel):

@@ -4,7 +4,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,12 @@ from postgres.url import DatabaseUrl
 STEPS = ("DNS", "TCP", "TLS", "log-in", "database", "endpoint", "schema")
 QUERY_SECONDS = 10.0
 OLDEST_VERSION = 15  # of PostgreSQL, that this project supports
+# Each column that a statement finds without naming its schema, as `table.column`.
+COLUMNS = """
+    SELECT relname || '.' || attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+    WHERE attnum > 0 AND NOT attisdropped AND relkind <> 'i' AND pg_table_is_visible(attrelid)
+    AND relnamespace <> 'pg_catalog'::regnamespace
+"""
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
@@ -46,16 +52,21 @@ class StepFailed(Exception):
 
 
 def check_connection(
-    url: DatabaseUrl, history: Callable[[], Sequence[str]], on_wait: OnWait
+    url: DatabaseUrl,
+    history: Callable[[], Sequence[str]],
+    on_wait: OnWait,
+    columns: Callable[[], Collection[str]] = list,
 ) -> Iterator[Check]:
     """Yield a check for each of STEPS. The steps after one that fails are not tried.
 
     history: returns the revisions that the code knows, the newest first. on_wait: called once a
-    second with the seconds that have passed.
+    second with the seconds that have passed. columns: returns those of the models, as
+    `table.column`.
     """
     remaining = list(STEPS)
     try:
-        for check in passed_checks(url, history, TimeBudget(url, on_wait, connect.TOTAL_SECONDS)):
+        budget = TimeBudget(url, on_wait, connect.TOTAL_SECONDS)
+        for check in passed_checks(url, history, columns, budget):
             remaining.remove(check.name)
             yield check
     except StepFailed as failure:
@@ -72,7 +83,10 @@ def check_connection(
 
 
 def passed_checks(
-    url: DatabaseUrl, history: Callable[[], Sequence[str]], budget: TimeBudget
+    url: DatabaseUrl,
+    history: Callable[[], Sequence[str]],
+    columns: Callable[[], Collection[str]],
+    budget: TimeBudget,
 ) -> Iterator[Check]:
     """Yield the steps that pass. Raises StepFailed, OSError or psycopg2.Error when one fails."""
 
@@ -117,7 +131,10 @@ def passed_checks(
         connection.autocommit = True
         yield passed("database", check_server(url, connection, budget))
         yield passed("endpoint", *describe_endpoint(url))
-        yield passed("schema", compare_schema(url, connection, history, budget))
+        revision = compare_schema(url, connection, history, budget)
+        found = [column for (column,) in ask(connection, budget, COLUMNS)]
+        compare_columns(columns(), found, url)
+        yield passed("schema", revision)
 
 
 def ask(connection: Connection, budget: TimeBudget, query: str) -> list[tuple[Any, ...]]:
@@ -184,6 +201,21 @@ def compare_revisions(
         detail = f"the database is at {revision or 'no revision'}, the code expects {newest}"
         raise StepFailed(finding_for("schema-behind", url), detail)
     return revision
+
+
+def compare_columns(expected: Collection[str], found: Collection[str], url: DatabaseUrl) -> None:
+    """Compare the models' columns with those of a database that is at head. Raises StepFailed."""
+    tables = {column.partition(".")[0] for column in found}
+    missing = sorted(
+        {
+            f"the column {column}" if table in tables else f"the table {table}"
+            for column in set(expected) - set(found)
+            for table in [column.partition(".")[0]]
+        }
+    )
+    if missing:
+        detail = f"no migration creates {', '.join(missing)}"
+        raise StepFailed(finding_for("models-ahead", url), detail)
 
 
 def offers_tls(url: DatabaseUrl, family: socket.AddressFamily, address: Any) -> bool:

@@ -459,6 +459,14 @@ FINDINGS: tuple[Finding, ...] = (
         codes="3F000 42703 42704 42883 42P01 42P10",
     ),
     Finding(
+        "models-ahead",
+        "schema",
+        "the models have a table or a column that no migration creates",
+        '`uv run alembic revision --autogenerate -m "…"`, then `uv run manage.py migrate`',
+        public=BEHIND,
+        is_outage=False,
+    ),
+    Finding(
         "schema-ahead",
         "schema",
         "the database is at a revision that the code does not know: the code is older",

@@ -4,31 +4,49 @@ Nothing here asks the database on its own: it listens to the app's own queries. 
 sleeps is left asleep, and the first request that meets an outage reports it.
 """
 
+import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 
 import structlog
-from sqlalchemy import ExceptionContext, event
+from sqlalchemy import ExceptionContext, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
-from postgres.check import check_connection
+from postgres.check import (
+    COLUMNS,
+    StepFailed,
+    check_connection,
+    compare_columns,
+    compare_revisions,
+)
 from postgres.explain import recognize
 from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
 QUIET_SECONDS = 10.0  # a connection that comes and goes is logged at most this often
 REFUSAL_SECONDS = 60.0  # and so is a lasting refusal of some work, such as a full disk
+# The database's revisions, and its columns.
+SCHEMA = text("SELECT ARRAY(SELECT version_num FROM alembic_version), ARRAY(" + COLUMNS + ")")  # noqa: S608  (a constant)
+
+# Returns the revisions that the code knows, the newest first, and the models' columns.
+type KnownSchema = Callable[[], tuple[Sequence[str], Collection[str]]]
 
 
 class Availability:
-    """Listens to every query, and logs when the database goes and when it is back."""
+    """Listens to every query, and logs when the database goes and when it is back.
 
-    def __init__(self, url: DatabaseUrl) -> None:
+    known: for a closer look when a table or a column is missing; called in a thread.
+    """
+
+    def __init__(self, url: DatabaseUrl, known: KnownSchema | None = None) -> None:
         self._url = url
+        self._known = known
+        self._look: asyncio.Task[Finding] | None = None  # the closer look, once there was one
         self._log: FilteringBoundLogger = structlog.get_logger().bind()
         self._lost_at = math.inf  # when the first query of an outage failed
         self._failed_at = math.inf  # when the last one did
@@ -46,12 +64,20 @@ class Availability:
             if connection is not None and not connection.closed:
                 self.back(record.info["taken_at"])
 
+        self._engine = engine
         event.listen(engine.sync_engine, "handle_error", note_failure)
         event.listen(engine.sync_engine, "checkin", note_success)
 
     def explain(self, error: BaseException) -> Finding | None:
         """Return what an error means, None if it may be a bug. Clients may know its `public`."""
         return recognize(error, self._url)
+
+    async def diagnose(self, error: BaseException) -> Finding | None:
+        """Return what an error means, after a closer look if the schema is to blame."""
+        finding = self.explain(error)
+        if finding and finding.name == "schema-behind" and self._look is not None:
+            finding = replace(await asyncio.shield(self._look), message=finding.message)
+        return finding
 
     def lost(self, error: BaseException) -> None:
         """Record a query that failed, unless that was its own fault."""
@@ -70,7 +96,25 @@ class Availability:
         if is_news:
             self._logged_at[finding.name] = now
             self._is_logged = self._is_logged or finding.is_outage
-            self._log_finding(finding)
+            if finding.name == "schema-behind" and self._known is not None:
+                self._look = asyncio.create_task(self._look_closer(finding, self._known))
+            else:
+                self._log_finding(finding)
+
+    async def _look_closer(self, finding: Finding, known: KnownSchema) -> Finding:
+        """Log, and return, whether migrations have not run or were never written."""
+        try:
+            async with self._engine.connect() as connection:
+                revisions, columns = (await connection.execute(SCHEMA)).one()
+            history, expected = await asyncio.to_thread(known)
+            compare_revisions(revisions, lambda: history, self._url)
+            compare_columns(expected, columns, self._url)
+        except StepFailed as failure:
+            finding = replace(failure.finding, cause=str(failure), message=finding.message)
+        except Exception:  # noqa: BLE001, S110  (then it is as it seemed)
+            pass
+        self._log_finding(finding)
+        return finding
 
     def back(self, began: float) -> None:
         """Note a query that succeeded. began: by time.monotonic(), when it was sent.
@@ -97,16 +141,20 @@ class Availability:
         )
 
 
-def look_once(url: DatabaseUrl, history: Callable[[], Sequence[str]]) -> Thread:
+def look_once(
+    url: DatabaseUrl,
+    history: Callable[[], Sequence[str]],
+    columns: Callable[[], Collection[str]] = list,
+) -> Thread:
     """Check the way to the database once, in the background, and log what is wrong with it.
 
     For `uv run main.py`, whose user sits before the log: it wakes a database that sleeps.
-    history: as for check.check_connection.
+    history, columns: as for check.check_connection.
     """
     log: FilteringBoundLogger = structlog.get_logger().bind()
 
     def look() -> None:
-        for step in check_connection(url, history, on_wait=lambda _seconds: None):
+        for step in check_connection(url, history, lambda _seconds: None, columns):
             if step.finding:
                 log.error(
                     "database not ready",

@@ -7,10 +7,14 @@ from typing import Any
 import psycopg2
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+import migrations
 from config import Settings
+from db import StatementDep
 from main import create_app
 from postgres.tests.scripted_server import error, scripted_server
 from postgres.url import DatabaseUrl
@@ -21,7 +25,7 @@ LOST = psycopg2.OperationalError("server closed the connection unexpectedly\n\tT
 
 @pytest.fixture
 def log() -> Iterator[list[EventDict]]:
-    with capture_logs() as lines:
+    with capture_logs(processors=[merge_contextvars]) as lines:
         yield lines
 
 
@@ -80,6 +84,45 @@ def test_clients_are_told_the_cause_in_general_terms(
     assert answer.status_code == 503
     assert answer.json()["detail"] == detail
     assert int(answer.headers["Retry-After"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("migrated", "finding", "advice"),
+    [
+        (False, "schema-behind", "uv run manage.py migrate"),
+        (True, "models-ahead", "uv run alembic revision --autogenerate"),
+    ],
+)
+def test_the_log_says_whether_to_run_migrations_or_to_write_one(
+    new_database: Callable[[], DatabaseUrl],
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[EventDict],
+    *,
+    migrated: bool,
+    finding: str,
+    advice: str,
+) -> None:
+    url = new_database()
+    if migrated:
+        migrations.upgrade(url)
+    monkeypatch.setattr(migrations, "columns", lambda: {"users.colour"})
+    app = create_app(settings_for(url))
+
+    @app.get("/colours")
+    async def list_colours(statement: StatementDep) -> None:
+        await statement.all(text("SELECT colour FROM users"))
+
+    with TestClient(app) as client:
+        answers = [client.get("/colours") for _ in range(3)]
+
+    assert {answer.status_code for answer in answers} == {503}
+    assert answers[0].json() == {"detail": "the schema is behind the code"}
+    told = [line for line in log if line["event"] == "database refuses"]
+    assert [line["finding"] for line in told] == [finding]
+    assert told[0]["advice"].startswith(advice)
+    requests = [line["finding"] for line in log if line["event"] == "request"]
+    assert requests == [finding] * 3
 
 
 def test_an_app_that_starts_asks_the_database_nothing(

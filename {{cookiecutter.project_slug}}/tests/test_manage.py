@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import manage
+import migrations
 from postgres import connect
 from postgres.check import STEPS
 from postgres.console import Waiting
@@ -274,6 +275,23 @@ def test_check_asks_for_the_migrations_that_are_missing(
     assert "uv run manage.py migrate" in before[1]
     assert migrated[0] == 0, migrated[1]
     assert after[0] == 0, after[1]
+
+
+def test_check_asks_for_the_migration_that_nobody_has_written(
+    new_database: Callable[[], DatabaseUrl], use: Callable[[DatabaseUrl], None]
+) -> None:
+    url = new_database()
+    migrations.upgrade(url)
+    with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE users DROP COLUMN name")  # as if the model were ahead by it
+        connection.commit()
+    use(url)
+
+    code, output = run("check")
+
+    assert code == 1
+    assert "no migration creates the column users.name" in output
+    assert "uv run alembic revision --autogenerate" in output
 
 
 def test_check_names_every_setting_that_is_wrong(env_file: Path) -> None:

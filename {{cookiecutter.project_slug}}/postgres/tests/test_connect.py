@@ -225,6 +225,26 @@ def test_migrations_that_cannot_be_read_are_found(plain: DatabaseUrl) -> None:
 
 
 @pytest.mark.parametrize(
+    ("column", "detail"),
+    [
+        ("alembic_version.colour", "no migration creates the column alembic_version.colour"),
+        ("parcels.colour", "no migration creates the table parcels"),
+    ],
+)
+def test_models_that_no_migration_knows_are_found(
+    plain: DatabaseUrl, column: str, detail: str
+) -> None:
+    def columns() -> list[str]:
+        return ["alembic_version.version_num", column]
+
+    steps = {step.name: step for step in check_connection(plain, history, print, columns)}
+
+    assert failed(steps) == ("schema", "models-ahead")
+    assert steps["schema"].detail == detail
+    assert "uv run alembic revision --autogenerate" in steps["schema"].advice
+
+
+@pytest.mark.parametrize(
     ("host", "detail", "advice"),
     [
         ("ep-a-b-c1.us-east-2.aws.neon.tech", "direct", "ep-a-b-c1-pooler.us-east-2.aws.neon.tech"),
