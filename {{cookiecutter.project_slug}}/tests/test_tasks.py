@@ -89,6 +89,14 @@ def test_every_field_is_kept(ada: TestClient) -> None:
     assert {name: ada.get(task["url"]).json()[name] for name in fields} == fields
 
 
+def test_a_whole_number_may_be_written_with_a_fraction(ada: TestClient) -> None:
+    body = b'{"title": "seventh", "order": 7.0}'
+
+    answer = ada.post("/tasks", content=body, headers={"Content-Type": "application/json"})
+
+    assert answer.json()["order"] == 7
+
+
 def test_a_date_comes_back_in_utc(ada: TestClient) -> None:
     assert create(ada, due_at="2030-01-31T12:00:00+05:30")["due_at"] == "2030-01-31T06:30:00Z"
 
