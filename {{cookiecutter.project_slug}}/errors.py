@@ -10,11 +10,19 @@ from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy import exc
+from sqlmodel import SQLModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
 
 from auth import RETRY_SECONDS
-from db import DatabaseBusy
+from db import DatabaseBusy, Row
+
+# PostgreSQL's codes for constraints that refuse a row.
+RESTRICT_VIOLATION = "23001"
+FOREIGN_KEY_VIOLATION = "23503"
+UNIQUE_VIOLATION = "23505"
+CHECK_VIOLATION = "23514"
+EXCLUSION_VIOLATION = "23P01"
 
 MAX_BODY_BYTES = 1_000_000
 MAX_MISTAKES = 20  # of a body that may have a hundred thousand
@@ -29,6 +37,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """
     app.add_exception_handler(RequestValidationError, refuse_request)
     app.add_exception_handler(exc.DataError, refuse_value)
+    app.add_exception_handler(exc.IntegrityError, refuse_conflict)
     for error in (DatabaseBusy, exc.DBAPIError):
         app.add_exception_handler(error, answer_fault)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
@@ -65,6 +74,52 @@ async def refuse_value(_request: Request, error: Exception) -> JSONResponse:
         "msg": "The database cannot hold one of the values",
     }
     return JSONResponse({"detail": [mistake]}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
+
+async def refuse_conflict(request: Request, error: Exception) -> JSONResponse:
+    """Answer when a constraint refuses a row, whatever its table: 409, or 422 with the field.
+
+    A row without a value that must be there is a bug, and raised again.
+    """
+    assert isinstance(error, exc.IntegrityError)  # noqa: S101  (Starlette's type is wider)
+    code, diag = error.orig.pgcode, error.orig.diag  # type: ignore[union-attr]
+    fields = fields_of(diag.constraint_name)
+    if code in {UNIQUE_VIOLATION, EXCLUSION_VIOLATION}:
+        detail = f"there is one with this {' and '.join(fields) or 'value'} already"
+        return JSONResponse({"detail": detail}, status.HTTP_409_CONFLICT)
+    if code == RESTRICT_VIOLATION or (code == FOREIGN_KEY_VIOLATION and request.method == "DELETE"):
+        detail = f"there are still {diag.table_name} that belong to it"
+        return JSONResponse({"detail": detail}, status.HTTP_409_CONFLICT)
+    if code == FOREIGN_KEY_VIOLATION:
+        mistake = {"type": "foreign_key", "msg": "There is nothing of yours with this id"}
+    elif code == CHECK_VIOLATION:
+        mistake = {"type": "check", "msg": f"The values break the rule {diag.constraint_name}"}
+    else:
+        raise error
+    place = ["body", *fields[:1]]
+    return JSONResponse(
+        {"detail": [mistake | {"loc": place}]}, status.HTTP_422_UNPROCESSABLE_CONTENT
+    )
+
+
+def fields_of(constraint: str | None) -> list[str]:
+    """Return the columns of a constraint or an index, without the owner."""
+    tables = SQLModel.metadata.tables.values()
+    rules: list[Any] = [rule for table in tables for rule in (*table.constraints, *table.indexes)]
+    return [
+        column.name
+        for rule in rules
+        if rule.name == constraint
+        for column in rule.columns
+        if column.name != "owner_id"
+    ]
+
+
+def found(row: Row | None, what: str) -> Row:
+    """Return a row that must be there. Raises HTTPException, 404."""
+    if row is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, f"there is no such {what}")
+    return row
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:

@@ -5,7 +5,19 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DDL, DateTime, Enum, Index, LargeBinary, String, event, false, func, text
+from sqlalchemy import (
+    DDL,
+    DateTime,
+    Enum,
+    Index,
+    LargeBinary,
+    String,
+    Table,
+    event,
+    false,
+    func,
+    text,
+)
 from sqlmodel import Field, SQLModel
 from uuid_utils.compat import uuid7
 
@@ -36,6 +48,12 @@ def set_by_database(**column: Any) -> Any:
         sa_type=TIMESTAMP,
         sa_column_kwargs={"server_default": func.now(), **column},
     )
+
+
+def owned_tables() -> list[Table]:
+    """Return the tables whose rows have an owner, those that refer to others first."""
+    tables = reversed(SQLModel.metadata.sorted_tables)
+    return [table for table in tables if "owner_id" in table.columns]
 
 
 class Priority(StrEnum):

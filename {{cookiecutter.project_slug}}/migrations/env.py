@@ -1,6 +1,11 @@
 """How Alembic reaches the database; `uv run alembic …` and `manage.py migrate` both come here."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from alembic import context
+from alembic.operations.ops import DropColumnOp, DropTableOp
+from alembic.util import CommandError
 from sqlalchemy import NullPool, create_engine, text
 from sqlmodel import SQLModel
 
@@ -16,6 +21,26 @@ LOCK_WAIT = "60s"
 def database() -> DatabaseUrl:
     url: DatabaseUrl | None = context.config.attributes.get("url")
     return url or get_settings().migration_url
+
+
+def refuse_to_lose_rows(_context: Any, _revision: Any, directives: Sequence[Any]) -> None:
+    """Stop autogenerate where it would drop what may only have another name now."""
+    if "drop" in context.get_x_argument():
+        return
+    lost = [
+        f"{change.table_name}.{change.column_name}"
+        if isinstance(change, DropColumnOp)
+        else change.table_name
+        for operation in directives[0].upgrade_ops.ops
+        for change in getattr(operation, "ops", [operation])
+        if isinstance(change, DropColumnOp | DropTableOp)
+    ]
+    if lost:
+        raise CommandError(
+            f"no model has {', '.join(lost)}, which the database has: a migration would delete the"
+            " values. Has it another name now? Write the migration by hand, docs/extending.md has"
+            ' an example. To delete it: uv run alembic -x drop revision --autogenerate -m "…"'
+        )
 
 
 def run_offline() -> None:
@@ -36,7 +61,11 @@ def run_online() -> None:
         url.for_sqlalchemy(), creator=lambda: given or log_in(url), poolclass=NullPool
     )
     with engine.connect() as connection:
-        context.configure(connection=connection, target_metadata=SQLModel.metadata)
+        context.configure(
+            connection=connection,
+            target_metadata=SQLModel.metadata,
+            process_revision_directives=refuse_to_lose_rows,
+        )
         with context.begin_transaction():
             # Replicas that start together take turns. The lock ends with the transaction, so it
             # holds through a pooler too; and nothing waits for ever behind a forgotten session.

@@ -19,7 +19,7 @@ from auth import CurrentUserId, refresh_tokens, unauthorized, unavailable
 from auth.passwords import PasswordGuardDep
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, SessionDep, StatementDep, get_statement
-from models import RefreshToken, Task, User
+from models import RefreshToken, User, owned_tables
 from schemas.auth import (
     LoginForm,
     PasswordChange,
@@ -187,9 +187,10 @@ async def get_me(user_id: AccountId, statement: StatementDep) -> UserPublic:
 
 @router.delete("/me", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 503))
 async def delete_me(user_id: AccountId, session: SessionDep) -> None:
-    """Delete the account, with its tasks and log-ins."""
+    """Delete the account, with all that it owns and its log-ins."""
     await session.exec(delete(User).where(col(User.id) == user_id))  # log-ins go along
-    await session.exec(delete(Task).where(col(Task.owner_id) == str(user_id)))
+    for table in owned_tables():
+        await session.exec(delete(table).where(table.c.owner_id == str(user_id)))
     await session.commit()
 
 

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from sqlalchemy import (
     ColumnElement,
@@ -22,6 +22,7 @@ from uuid_utils.compat import uuid7
 
 from auth import CurrentUserId
 from db import CompiledStatement, OneStatement, Row, StatementDep
+from errors import found
 from models import FOREVER, LAST, Priority, Task
 from pagination import PageQuery, PageReaderDep, Pages
 from routes.urls import url_of
@@ -124,9 +125,7 @@ class OwnTask:
     async def send(self, statement: CompiledStatement, **values: object) -> Row:
         """Send a statement on OWN_TASK. Returns what it returns. Raises HTTPException."""
         row = await self._statement.first(statement, **self._names, **values)
-        if row is None:
-            raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such task")
-        return row
+        return found(row, "task")
 
     async def after(self, statement: CompiledStatement, **values: object) -> TaskPublic:
         """Send a statement that returns COLUMNS. Returns the task. Raises HTTPException."""

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,6 +14,10 @@ PlainText = Annotated[str, Field(pattern=r"^[^\u0000]*$")]
 
 # A moment to be answered: the database tells it in the time zone that it is set to.
 Utc = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+
+
+# An id in a body: JSON has no type for it.
+Id = Annotated[UUID, Field(strict=False)]
 
 
 def drop_zero_fraction(value: Any) -> Any:

@@ -1,0 +1,180 @@
+"""What holds for every table that there is or will be."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.util import CommandError
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlmodel import SQLModel
+
+import main
+import migrations
+import models  # noqa: F401  (the tables)
+from config import Settings
+from db import StatementDep
+from postgres.url import DatabaseUrl
+
+# Tables whose rows are nobody's, and stay when an account is deleted.
+SHARED: set[str] = set()
+
+
+def goes_with_its_owner(table: sa.Table) -> bool:
+    """Whether the deletion of an account deletes its rows, itself or through another table."""
+    parents = [key.referred_table for key in table.foreign_key_constraints if is_cascade(key)]
+    return (
+        table.name == "users"
+        or "owner_id" in table.columns
+        or any(goes_with_its_owner(parent) for parent in parents if parent is not table)
+    )
+
+
+def is_cascade(key: sa.ForeignKeyConstraint) -> bool:
+    return key.ondelete == "CASCADE"
+
+
+def test_a_deleted_account_takes_the_rows_of_every_table_along() -> None:
+    forgotten = [
+        table.name
+        for table in SQLModel.metadata.sorted_tables
+        if table.name not in SHARED and not goes_with_its_owner(table)
+    ]
+
+    assert forgotten == [], 'add an `owner_id`, a foreign key with ondelete="CASCADE", or to SHARED'
+
+
+OWN = sa.MetaData(naming_convention=SQLModel.metadata.naming_convention)
+SHELVES = sa.Table(
+    "shelves",
+    OWN,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("owner_id", sa.String, nullable=False),
+    sa.Column("name", sa.String),
+    sa.UniqueConstraint("owner_id", "id"),
+    sa.UniqueConstraint("owner_id", "name"),
+)
+BOOKS = sa.Table(
+    "books",
+    OWN,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("owner_id", sa.String, nullable=False),
+    sa.Column("shelf_id", sa.Integer),
+    sa.Column("pages", sa.Integer, sa.CheckConstraint("pages > 0", "pages_positive")),
+    sa.Column("title", sa.String, nullable=False, server_default=""),
+    sa.ForeignKeyConstraint(["owner_id", "shelf_id"], ["shelves.owner_id", "shelves.id"]),
+)
+
+
+@pytest.fixture
+def library(engine: sa.Engine) -> Iterator[None]:
+    """Have tables of the tests' own among the models, and in the database."""
+    tables = [table.to_metadata(SQLModel.metadata) for table in (SHELVES, BOOKS)]
+    for table in tables:
+        table.create(engine)
+    yield
+    for table in reversed(tables):
+        table.drop(engine)
+        SQLModel.metadata.remove(table)
+
+
+@pytest.fixture
+def client(settings: Settings, library: None) -> Iterator[TestClient]:
+    assert library is None
+    app: FastAPI = main.create_app(settings)
+
+    @app.post("/{table}")
+    async def create(table: str, row: dict[str, Any], statement: StatementDep) -> None:
+        await statement.all(sa.insert(OWN.tables[table]), **row)
+
+    @app.delete("/shelves")
+    async def delete_shelves(statement: StatementDep) -> None:
+        await statement.all(sa.delete(SHELVES))
+
+    with TestClient(app) as client:
+        client.post("/shelves", json={"id": 1, "owner_id": "ada", "name": "Novels"})
+        yield client
+
+
+@pytest.mark.parametrize("row", [{"shelf_id": 2}, {"owner_id": "bob", "shelf_id": 1}], ids=str)
+def test_a_reference_to_nothing_of_the_owners_is_a_mistake_in_its_field(
+    client: TestClient, row: dict[str, Any]
+) -> None:
+    answer = client.post("/books", json={"id": 1, "owner_id": "ada", **row})
+
+    (mistake,) = answer.json()["detail"]
+    assert answer.status_code == 422
+    assert (mistake["type"], mistake["loc"]) == ("foreign_key", ["body", "shelf_id"])
+
+
+def test_a_value_that_is_taken_is_a_conflict_that_names_the_field(client: TestClient) -> None:
+    shelf = {"id": 2, "owner_id": "ada", "name": "Novels"}
+
+    taken = client.post("/shelves", json=shelf)
+    other = client.post("/shelves", json=shelf | {"owner_id": "bob"})
+
+    assert other.status_code == 200
+    assert taken.status_code == 409
+    assert taken.json() == {"detail": "there is one with this name already"}
+
+
+def test_a_row_that_others_refer_to_is_a_conflict_to_delete(client: TestClient) -> None:
+    client.post("/books", json={"id": 1, "owner_id": "ada", "shelf_id": 1})
+
+    answer = client.delete("/shelves")
+
+    assert answer.status_code == 409
+    assert answer.json() == {"detail": "there are still books that belong to it"}
+
+
+def test_a_value_that_breaks_a_rule_of_its_table_is_a_mistake(client: TestClient) -> None:
+    answer = client.post("/books", json={"id": 1, "owner_id": "ada", "pages": 0})
+
+    (mistake,) = answer.json()["detail"]
+    assert answer.status_code == 422
+    assert (mistake["type"], mistake["loc"]) == ("check", ["body"])
+    assert "ck_books_pages_positive" in mistake["msg"]
+
+
+def test_a_missing_value_that_a_route_let_through_is_a_bug(client: TestClient) -> None:
+    with pytest.raises(sa.exc.IntegrityError, match="title"):
+        client.post("/books", json={"id": 1, "owner_id": "ada", "title": None})
+
+
+@pytest.mark.usefixtures("library")
+def test_a_deleted_account_takes_its_rows_of_all_tables_along_in_any_order(
+    engine: sa.Engine, settings: Settings
+) -> None:
+    with TestClient(main.create_app(settings)) as client:
+        owner_id, another = str(uuid4()), str(uuid4())
+        for number, owner in enumerate((owner_id, another)):
+            shelf = {"id": number, "owner_id": owner}
+            with engine.begin() as connection:
+                connection.execute(sa.insert(SHELVES), shelf)
+                connection.execute(sa.insert(BOOKS), shelf | {"shelf_id": number})
+        token = client.app.state.verifier.issue(owner_id)  # type: ignore[attr-defined]
+
+        answer = client.delete("/auth/me", headers={"Authorization": f"Bearer {token}"})
+
+    assert answer.status_code == 204
+    with engine.connect() as connection:
+        for table in (SHELVES, BOOKS):
+            assert list(connection.scalars(sa.select(table.c.owner_id))) == [another]
+
+
+def test_a_migration_that_would_lose_a_column_is_not_written(
+    new_database: Callable[[], DatabaseUrl],
+) -> None:
+    url = new_database()
+    migrations.upgrade(url)
+    connection = psycopg2.connect(url.for_libpq())
+    with connection, connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE users ADD nickname text; CREATE TABLE nicknames (id integer)")
+    connection.close()
+
+    with pytest.raises(CommandError, match=r"no model has nicknames, users\.nickname"):
+        command.revision(migrations.alembic_config(url), "Rename it", autogenerate=True)
