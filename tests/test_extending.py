@@ -19,17 +19,19 @@ from app_server import app_server
 from machine import Project
 
 SECTIONS = [
+    "A table",
     "A field of a task",
     "A route",
     "A route with a session",
     "A setting",
+    "Another name",
     "A migration by hand",
 ]
 PLACE = re.compile(r"(?P<how>[Ii]n|a new file|at the end of) `(?P<path>[\w./]+)`")
 # Of its tests, those that know of something that was added.
 TOUCHED = (
-    "every_field or a_new_task or estimate or summary or duplicate or support or every_setting"
-    " or openapi"
+    "every_field or a_new_task or effort or summary or duplicate or support or every_setting"
+    " or openapi or test_lists or test_models or test_errors"
 )
 
 
@@ -171,13 +173,13 @@ def test_the_api_serves_what_was_added(extended: Project, tmp_path: Path) -> Non
 
     with app_server(extended, url[1], tmp_path / "log") as app:
         token = app.register()
-        created = app.request("POST", "/tasks", {"title": "Paint", "estimate": 90}, token=token)
+        created = app.request("POST", "/tasks", {"title": "Paint", "effort": 90}, token=token)
         listed = app.request("GET", "/tasks", token=token)
         summary = app.request("GET", "/summary", token=token)
         duplicate = app.request("POST", f"/tasks/{created.body['id']}/duplicate", token=token)
 
     assert created.status == 201, created.body
-    assert [task["estimate"] for task in listed.body] == [90]
+    assert [task["effort"] for task in listed.body] == [90]
     assert summary.body == {"tasks": 1, "completed": 0}
     assert duplicate.status == 201, duplicate.body
-    assert duplicate.body["estimate"] == 90
+    assert duplicate.body["effort"] == 90

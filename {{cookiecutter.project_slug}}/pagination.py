@@ -59,7 +59,7 @@ class Pages:
 
     def __init__(
         self,
-        rows: Select[Any],
+        rows: Select[*tuple[Any, ...]],
         *,
         sorts: Mapping[str, Sequence[SQLColumnExpression[Any]]],
         filters: Mapping[str, ColumnElement[bool]],
@@ -80,7 +80,9 @@ class Pages:
     def order(self, sort: str) -> Sequence[SQLColumnExpression[Any]]:
         return self._sorts[sort.removeprefix("-")]
 
-    def _build(self, filters: Iterable[str], sort: str, *, continued: bool) -> Select[Any]:
+    def _build(
+        self, filters: Iterable[str], sort: str, *, continued: bool
+    ) -> Select[*tuple[Any, ...]]:
         descending = sort.startswith("-")
         columns = self.order(sort)
         page = self._rows.where(*(self._filters[name] for name in filters))
