@@ -1,1 +1,1 @@
-"""What browsers show, in development: the page at /, and the documentation at /docs and /redoc."""
+"""Pages for browsers: the page at / in development, and the documentation at /docs and /redoc."""

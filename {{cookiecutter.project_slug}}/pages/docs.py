@@ -1,7 +1,7 @@
-"""/docs and /redoc, with files that the package fastapi-offline ships.
+"""/docs and /redoc, with the files of the package fastapi-offline.
 
-FastAPI's own pages load theirs from other people's servers: without internet they stay empty, and
-with it those servers learn who reads them. These load nothing from elsewhere.
+FastAPI's own pages load these files from a CDN: without internet access they stay empty, and with
+it the CDN sees who opens them. These pages load nothing from other servers.
 """
 
 from html import escape
@@ -16,9 +16,9 @@ from pages.policy import hashes_of, secure_page
 
 FILES = "/docs/files"
 PACKAGE, FOLDER = "fastapi_offline", "static"
-LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"  # Redoc would fetch it each time
+LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"  # Redoc would load it on each visit
 SOURCES = {
-    "style-src": "'self' 'unsafe-inline'",  # both make styles as they run
+    "style-src": "'self' 'unsafe-inline'",  # both pages add styles while they run
     "img-src": "'self' data:",
     "worker-src": "blob:",  # Redoc's search
 }
@@ -27,14 +27,14 @@ router = APIRouter(include_in_schema=False)
 
 
 def add_docs(app: FastAPI) -> None:
-    """Serve /docs, /redoc and their files. The app has to serve /openapi.json."""
+    """Serve /docs, /redoc and their files. The app must serve /openapi.json."""
     app.include_router(router)
     app.mount(FILES, StaticFiles(packages=[(PACKAGE, FOLDER)]))
 
 
 @router.get("/docs")
 async def get_swagger_ui(request: Request) -> HTMLResponse:
-    """Serve Swagger UI, to try the API with."""
+    """Serve Swagger UI, for trying the API."""
     root = root_of(request)
     page = get_swagger_ui_html(
         openapi_url=f"{root}{request.app.openapi_url}",
@@ -49,7 +49,7 @@ async def get_swagger_ui(request: Request) -> HTMLResponse:
 
 @router.get("/redoc")
 async def get_redoc(request: Request) -> HTMLResponse:
-    """Serve Redoc, to read about the API."""
+    """Serve Redoc, for reading about the API."""
     root = root_of(request)
     page = get_redoc_html(
         openapi_url=f"{root}{request.app.openapi_url}",
@@ -63,7 +63,7 @@ async def get_redoc(request: Request) -> HTMLResponse:
 
 @router.get(f"{FILES}/redoc.standalone.js")
 def get_redoc_script() -> Response:
-    """Serve Redoc's script without the address of its makers' logo."""
+    """Serve Redoc's script, without the logo that it would load from another server."""
     script = files(PACKAGE).joinpath(FOLDER, "redoc.standalone.js").read_bytes()
     return Response(
         script.replace(LOGO, b"data:,"),
@@ -73,12 +73,14 @@ def get_redoc_script() -> Response:
 
 
 def root_of(request: Request) -> str:
-    """Return the prefix under which a proxy serves the app, if there is one."""
+    """Return the path prefix under which a proxy serves the app; empty without one."""
     root: str = request.scope.get("root_path", "")
     return root.rstrip("/")
 
 
 def secured(page: HTMLResponse) -> HTMLResponse:
     html = bytes(page.body).decode()
-    scripts = f"'self' {hashes_of('script', html)}".strip()
+    scripts = "'self'"
+    if hashes := hashes_of("script", html):
+        scripts = f"{scripts} {hashes}"
     return secure_page(html, SOURCES | {"script-src": scripts})

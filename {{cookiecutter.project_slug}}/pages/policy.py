@@ -1,4 +1,4 @@
-"""Pages for browsers: each names the scripts and styles that may run on it, and no others do."""
+"""Content-Security-Policy: a page allows only the scripts and styles that it names."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 
 
 def secure_page(html: str, sources: Mapping[str, str]) -> HTMLResponse:
-    """Answer with a page. sources: further directives of its Content-Security-Policy, by name."""
+    """Return a page as a response. sources: more directives of its policy, by name."""
     policy = {
         "default-src": "'none'",
         "connect-src": "'self'",
@@ -31,7 +31,7 @@ def secure_page(html: str, sources: Mapping[str, str]) -> HTMLResponse:
 
 
 def hashes_of(tag: str, html: str) -> str:
-    """Return the hashes of a page's inline elements, as a Content-Security-Policy wants them."""
+    """Return the hashes of a page's inline scripts or styles, as a policy lists them."""
     inline = re.findall(rf"<{tag}(?: type=\S+)?>(.*?)</{tag}>", html, re.DOTALL)
     digests = (hashlib.sha256(content.encode()).digest() for content in inline)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

@@ -1,4 +1,4 @@
-"""What the page at / is told. It is for developers, and no part of the API."""
+"""The status that the page at / shows. It is for developers and not part of the API."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ class AppStatus(BaseModel):
 
 
 class DatabaseStatus(BaseModel):
-    """Which database it is, never with whose log-in, and how it answered."""
+    """Which database the app uses, without user and password, and whether it answers."""
 
     ok: bool
     kind: Literal["embedded PostgreSQL", "Neon", "PostgreSQL"]
@@ -30,7 +30,7 @@ class DatabaseStatus(BaseModel):
 
 
 class MigrationStatus(BaseModel):
-    """Whether the tables are those that the code expects. ok: None where that is not known."""
+    """Whether the schema is the one that the code expects. ok: None if that is unknown."""
 
     ok: bool | None
     state: State
