@@ -22,6 +22,7 @@ import models  # noqa: F401  (create_db_and_tables must know the tables)
 from postgres.dialect import Deadline, deadline
 from postgres.engine import DatabaseBusy, OrderedPool, open_engine
 from postgres.statements import CompiledStatement, Row, execute
+from resources import resources
 
 # All that the rest of the app needs, wherever it is defined.
 __all__ = [
@@ -76,8 +77,7 @@ def time_limit(limit: Deadline) -> Iterator[None]:
 
 
 async def get_engine(request: Request) -> AsyncEngine:
-    engine: AsyncEngine = request.app.state.engine
-    return engine
+    return resources(request).engine
 
 
 EngineDep = Annotated[AsyncEngine, Depends(get_engine)]
@@ -168,8 +168,8 @@ def refuse_threads(app: FastAPI) -> None:
                 )
 
 
-async def get_statement(request: Request) -> OneStatement:
-    engine: AsyncEngine = request.app.state.engine  # FastAPI would run the class in a thread
+async def get_statement(request: Request) -> OneStatement:  # FastAPI runs a class in a thread
+    engine = resources(request).engine
     return OneStatement(engine, deadline_of(request, engine))
 
 

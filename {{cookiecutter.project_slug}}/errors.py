@@ -16,6 +16,7 @@ from structlog.contextvars import bind_contextvars, get_contextvars
 
 from auth import RETRY_SECONDS
 from db import DatabaseBusy, Row
+from resources import resources
 
 # PostgreSQL's codes for constraints that refuse a row.
 RESTRICT_VIOLATION = "23001"
@@ -130,7 +131,7 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, DatabaseBusy):
         bind_contextvars(error=str(error))
         return later(str(error))
-    finding = await request.app.state.availability.diagnose(error)
+    finding = await resources(request).availability.diagnose(error)
     if finding is None:
         raise error
     bind_contextvars(finding=finding.name, error=finding.message)

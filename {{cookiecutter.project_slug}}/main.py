@@ -2,12 +2,12 @@
 
 import gc
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from auth import document_bearer_tokens
+from auth import TokenVerifier, document_bearer_tokens
 from auth.better_auth import BetterAuth
 from auth.passwords import Passwords, Throttle
 from auth.tokens import OwnTokens
@@ -18,6 +18,7 @@ from logs import RequestLog, configure_logging
 from pages import docs, home
 from pagination import Cursors
 from postgres.outage_log import Availability
+from resources import Resources
 from routes import auth, health, tasks
 from server import Pacing, serve
 
@@ -40,20 +41,23 @@ def create_app(settings: Settings) -> FastAPI:
             )
             availability = Availability(settings.database_url, known_schema)
             availability.listen_to(engine)
-            passwords = Passwords()
-            stack.callback(passwords.close)
-            app.state.availability = availability
-            app.state.engine = engine
-            app.state.readiness = health.Readiness(engine)
-            app.state.passwords = passwords
-            app.state.throttle = Throttle()
-            app.state.cursors = Cursors(settings.better_auth_secret)
+            verifier: TokenVerifier
             if settings.better_auth_url:
-                verifier = BetterAuth(settings.better_auth_url)
-                stack.push_async_callback(verifier.aclose)
-                app.state.verifier = verifier
+                verifier = await stack.enter_async_context(
+                    aclosing(BetterAuth(settings.better_auth_url))
+                )
             else:
-                app.state.verifier = OwnTokens(settings)
+                verifier = OwnTokens(settings)
+            app.state.resources = Resources(
+                settings=settings,
+                engine=engine,
+                availability=availability,
+                readiness=health.Readiness(engine),
+                cursors=Cursors(settings.better_auth_secret),
+                verifier=verifier,
+                passwords=stack.enter_context(closing(Passwords())),
+                throttle=Throttle(),
+            )
             spare_garbage_collector()
             yield
 
@@ -77,7 +81,6 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.serves_docs:
         docs.add_docs(app)
     if settings.environment == "development":
-        app.state.settings = settings
         app.include_router(home.router)
 
     # The last one added is the outermost: the log sees all that the others answer.

@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 
 from db import CompiledStatement, OneStatement, Row, StatementDep
+from resources import resources
 from schemas.text import PlainText
 
 
@@ -152,7 +153,7 @@ class PageReader:
 
         url: the address of the list. parameters: what the `rows` of its pages bind.
         """
-        cursors: Cursors = self._request.app.state.cursors
+        cursors = resources(self._request).cursors
         values = query.filters()
         statement = pages.statement(values, query.sort, continued=query.cursor is not None)
         if query.cursor is not None:

@@ -1,51 +1,50 @@
-"""Who is calling: the `CurrentUserId` that routes ask for.
+"""Who is calling: `CurrentUserId`, which routes ask for.
 
-tokens, passwords and refresh_tokens are for accounts of our own, better_auth for those of a Better
-Auth server.
+Access tokens come from our own accounts (tokens, passwords, refresh_tokens) or from a Better Auth
+server (better_auth). docs/accounts.md says how to remove the one that you do not use.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, HTTPException, status
 from fastapi.requests import HTTPConnection
 from fastapi.security import OAuth2PasswordBearer
 
-from auth.tokens import AuthUnavailable, InvalidToken, TokenVerifier
+from resources import resources
 
-RETRY_SECONDS = 2
+RETRY_SECONDS = 2  # what a 503 asks clients to wait
+CACHED_TOKENS = 4096  # verified tokens that are kept in memory: a few megabytes
 SCHEME = "bearer"  # the name of the security scheme in the OpenAPI
 
 
-def document_bearer_tokens(app: FastAPI) -> None:
-    """Have /docs ask for a token, not for a password: with Better Auth, nobody logs in with us."""
-    openapi = app.openapi
+class InvalidToken(Exception):
+    """The token was not made for this app, or has expired."""
 
-    def openapi_with_bearer_tokens() -> dict[str, Any]:
-        schema = openapi()
-        schema["components"]["securitySchemes"][SCHEME] = {
-            "type": "http",
-            "scheme": "bearer",
-            "bearerFormat": "JWT",
-            "description": "A token of the Better Auth server.",
-        }
-        return schema
 
-    app.openapi = openapi_with_bearer_tokens  # type: ignore[method-assign]
+class AuthUnavailable(Exception):
+    """The token cannot be checked at the moment; a later attempt may succeed."""
+
+
+class TokenVerifier(Protocol):
+    """Finds the user that an access token belongs to: `OwnTokens` or `BetterAuth`."""
+
+    async def user_id(self, token: str) -> str:
+        """Return the user's id. Raises InvalidToken, AuthUnavailable."""
 
 
 class CurrentUser(OAuth2PasswordBearer):
-    """Gives a route the id of the user whose token came with the request; 401 without a valid one.
+    """Return the id of the user whose access token came with the request; 401 without a valid one.
 
-    It is one dependency and not two, the token and then its user: each costs every request time.
+    One dependency does both, reading the token and finding its user: each dependency costs every
+    request time.
     """
 
     async def __call__(self, request: HTTPConnection) -> str:
         token = await super().__call__(request)
-        verifier: TokenVerifier = request.app.state.verifier
         try:
-            user_id = await verifier.user_id(token or "")
+            user_id = await resources(request).verifier.user_id(token or "")
         except InvalidToken:
-            raise unauthorized("the token is not valid, or not any more") from None
+            raise unauthorized("the token is invalid or has expired") from None
         except AuthUnavailable as error:
             raise unavailable(str(error)) from None
         request.state.user_id = user_id  # for the log
@@ -56,6 +55,23 @@ current_user = CurrentUser(
     "auth/login", scheme_name=SCHEME, description="Log in with e-mail and password."
 )
 CurrentUserId = Annotated[str, Depends(current_user)]
+
+
+def document_bearer_tokens(app: FastAPI) -> None:
+    """Have /docs ask for a token instead of a password, which only the Better Auth server takes."""
+    openapi = app.openapi
+
+    def openapi_with_bearer_tokens() -> dict[str, Any]:
+        schema = openapi()
+        schema["components"]["securitySchemes"][SCHEME] = {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": "An access token of the Better Auth server.",
+        }
+        return schema
+
+    app.openapi = openapi_with_bearer_tokens  # type: ignore[method-assign]
 
 
 def unauthorized(detail: str) -> HTTPException:

@@ -1,7 +1,7 @@
-"""Passwords: hashed few at a time, and not for guessing.
+"""Password hashing with bounded concurrency, and rate limits on guessing passwords.
 
-Guesses are counted in this process's memory: N processes allow up to N times as many, and a
-restart forgets them. Where that matters, hand `Throttle` a storage that all processes share:
+Wrong guesses are counted in this process's memory: N processes allow up to N times as many, and a
+restart forgets them. If that matters to you, give `Throttle` a storage that all processes share:
 `limits.storage.storage_from_string("async+redis://…")`, with the package `limits[async-redis]`.
 """
 
@@ -21,20 +21,21 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
 from auth import unavailable
+from resources import resources
 
 
 class Passwords:
-    """Hashes passwords in threads of its own, and refuses work rather than let it pile up.
+    """Hashes passwords in threads of its own, with a bounded queue.
 
-    A hash costs memory and time on purpose: without a limit, a storm of log-ins would take all of
-    both. Here it takes one core and 19 MiB, and other requests go on.
+    A hash costs memory and time on purpose. Without a limit, a storm of logins would use up both.
+    With it, the storm takes one core and 19 MiB, and other requests are still answered.
     """
 
     # What OWASP's Password Storage Cheat Sheet recommends for Argon2id: 19 MiB and two passes,
-    # about 20 ms. After a change, each password is hashed anew when its owner logs in.
+    # about 20 ms. After a change, each password is rehashed at its owner's next login.
     HASHER = PasswordHash((Argon2Hasher(memory_cost=19_456, time_cost=2, parallelism=1),))
-    THREADS = 1  # memory is this many times 19 MiB
-    QUEUE = 50  # about a second's work
+    THREADS = 1  # each needs 19 MiB
+    QUEUE = 50  # about one second of work
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="passwords")
@@ -43,17 +44,17 @@ class Passwords:
     def require_room(self) -> None:
         """Raise HTTPException, a 503, while the queue is full."""
         if self._pending >= self.THREADS + self.QUEUE:
-            raise unavailable("too many log-ins at once")
+            raise unavailable("too many logins at once")
 
     async def hash(self, password: str) -> str:
-        """Return what to store. Raises as `require_room`."""
+        """Return what to store. Raises HTTPException, a 503, while the queue is full."""
         return await self._in_thread(lambda: self.HASHER.hash(password))
 
     async def verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
-        """Return whether it is the password, and if so, a better hash to store, where there is one.
+        """Return whether the password is right, and a new hash to store if the old one is weaker.
 
-        Nothing stored, for want of an account, takes as long as a wrong password.
-        Raises as `require_room`.
+        stored: the hash of the password; None if there is no such account, which takes as long as
+        a wrong password. Raises HTTPException, a 503, while the queue is full.
         """
         if stored is None:
             await self.hash(password)
@@ -69,61 +70,62 @@ class Passwords:
             self._pending -= 1
 
     def close(self) -> None:
-        """Give back the threads; nothing is waited for."""
+        """End the threads, without waiting for them."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Throttle:
-    """Counts guesses at passwords. Who made too many gets a 429 until the window, 15 minutes, ends.
+    """Limits guesses at passwords: after too many, a client gets a 429 until its 15 minutes end.
 
-    An account is closed to the address that guessed, not to its owner elsewhere: else anybody
-    could lock out anybody. It is the fixed window of `limits`, since its moving one costs a
-    hop into a thread for each key in memory.
+    Guesses at an account are counted per client, so that nobody can lock out its owner, who logs
+    in from elsewhere. The window is fixed: the moving window of `limits` makes a call in a thread
+    for each key in memory.
     """
 
-    # Ten, since log-ins of one account at the same moment count until the first has succeeded.
+    # Ten: each of several logins at the same moment counts until the first one succeeds.
     PER_ACCOUNT = RateLimitItemPerMinute(10, 15, "account")
-    # More, since an office has one address, and many who mistype.
+    # More: an office may share one address.
     PER_ADDRESS = RateLimitItemPerMinute(100, 15, "address")
 
     def __init__(self, storage: Storage | None = None) -> None:
         self._limiter = FixedWindowRateLimiter(storage or MemoryStorage())
 
-    async def require_patience(self, address: str) -> None:
-        """Raise HTTPException, a 429, after too many failures at this address."""
-        if not await self._limiter.test(self.PER_ADDRESS, address):
-            raise await self._too_many(self.PER_ADDRESS, address)
+    async def require_below_limit(self, client: str) -> None:
+        """Raise HTTPException, a 429, after too many failures of this client."""
+        if not await self._limiter.test(self.PER_ADDRESS, client):
+            raise await self._too_many(self.PER_ADDRESS, client)
 
-    async def begin(self, account: str, address: str) -> None:
-        """Count a guess before it is known to be wrong, or many at once would all pass.
+    async def begin(self, account: str, client: str) -> None:
+        """Count a guess before its result is known: otherwise many at once would all pass.
 
         Raises HTTPException, a 429.
         """
-        await self.require_patience(address)
-        if not await self._limiter.hit(self.PER_ACCOUNT, account, address):
-            raise await self._too_many(self.PER_ACCOUNT, account, address)
+        await self.require_below_limit(client)
+        if not await self._limiter.hit(self.PER_ACCOUNT, account, client):
+            raise await self._too_many(self.PER_ACCOUNT, account, client)
 
-    async def fail(self, address: str) -> None:
-        await self._limiter.hit(self.PER_ADDRESS, address)
+    async def fail(self, client: str) -> None:
+        await self._limiter.hit(self.PER_ADDRESS, client)
 
-    async def succeed(self, account: str, address: str) -> None:
-        """Forget this account's failures. Those of the address stay: it may own one account."""
-        await self._limiter.clear(self.PER_ACCOUNT, account, address)
+    async def succeed(self, account: str, client: str) -> None:
+        """Reset the account's count. The client's stays: a guesser may have an account too."""
+        await self._limiter.clear(self.PER_ACCOUNT, account, client)
 
     async def _too_many(self, limit: RateLimitItem, *key: str) -> HTTPException:
         stats = await self._limiter.get_window_stats(limit, *key)
         seconds = max(1, math.ceil(stats.reset_time - time.time()))
         return HTTPException(
             status.HTTP_429_TOO_MANY_REQUESTS,
-            "too many tries, wait a while",
+            "too many attempts, try again later",
             headers={"Retry-After": str(seconds)},
         )
 
 
-def guesser(host: str) -> str:
-    """Return what stands for one client: an address, or for IPv6, where each has 2⁶⁴, its network.
+def client_key(host: str) -> str:
+    """Return what a client is counted by: its IPv4 address or its IPv6 network.
 
-    `host` is what uvicorn found out, with the help of a proxy that it trusts.
+    An IPv6 client can use any address of its /64 network.
+    host: the client's address, which uvicorn takes from a proxy if it trusts that.
     """
     try:
         address = ip_address(host)
@@ -135,40 +137,40 @@ def guesser(host: str) -> str:
 
 
 class PasswordGuard:
-    """What a request that comes with a password asks: is it right, and may it be asked at all?"""
+    """Checks and hashes the passwords of one request, within the limits for its client."""
 
-    def __init__(self, passwords: Passwords, throttle: Throttle, address: str) -> None:
+    def __init__(self, passwords: Passwords, throttle: Throttle, client: str) -> None:
         self._passwords = passwords
         self._throttle = throttle
-        self._address = address
+        self._client = client
 
     async def verify(
         self, account: str, password: str, stored: str | None
     ) -> tuple[bool, str | None]:
-        """Return what `Passwords.verify` does. Raises HTTPException, a 429 or a 503."""
-        self._passwords.require_room()  # a refusal for want of room is not counted as a guess
-        await self._throttle.begin(account, self._address)
-        valid, better = await self._passwords.verify(password, stored)
+        """Do the same as `Passwords.verify`. Raises HTTPException, a 429 or a 503."""
+        self._passwords.require_room()  # first: a 503 does not count as a guess
+        await self._throttle.begin(account, self._client)
+        valid, new_hash = await self._passwords.verify(password, stored)
         if valid:
-            await self._throttle.succeed(account, self._address)
+            await self._throttle.succeed(account, self._client)
         else:
-            await self._throttle.fail(self._address)
-        return valid, better
+            await self._throttle.fail(self._client)
+        return valid, new_hash
 
     async def hash(self, password: str) -> str:
         """Return what to store. Raises HTTPException, a 429 or a 503."""
-        await self._throttle.require_patience(self._address)
+        await self._throttle.require_below_limit(self._client)
         return await self._passwords.hash(password)
 
     async def fail(self) -> None:
-        """Count what tells as much as a guess: that an e-mail address has an account."""
-        await self._throttle.fail(self._address)
+        """Count a failed registration: it reveals that an e-mail address has an account."""
+        await self._throttle.fail(self._client)
 
 
 async def get_password_guard(request: Request) -> PasswordGuard:
-    state = request.app.state
-    address = guesser(request.client.host if request.client else "")
-    return PasswordGuard(state.passwords, state.throttle, address)
+    app = resources(request)
+    host = request.client.host if request.client else ""
+    return PasswordGuard(app.passwords, app.throttle, client_key(host))
 
 
 PasswordGuardDep = Annotated[PasswordGuard, Depends(get_password_guard)]

@@ -1,8 +1,8 @@
-"""Refresh tokens: each works once, and one that comes again ends the log-in it belongs to.
+"""Refresh tokens: each works once; using one again ends its login.
 
-A log-in, with the family of all its tokens, is one row, which holds the hash of the newest; each
-token tells which row is its own. Whatever changes a row waits for its lock, so that a log-in that
-has been ended never yields another token.
+A login is one row, which stores the hash of its newest refresh token. Each token contains the id
+of its login, so earlier tokens are recognized too. Statements that change a row wait for its lock,
+so a login that has ended never yields another token.
 """
 
 import hashlib
@@ -16,17 +16,16 @@ from sqlmodel import col
 
 from models import RefreshToken, User
 
-LIFE = timedelta(days=30)  # of each token, and so the longest pause of a log-in
-# Two tabs of a browser may use one token at the same moment. The second gets no new one, but is
-# not taken for a thief, who would come later or earlier.
-SAME_MOMENT = timedelta(seconds=5)
+LIFETIME = timedelta(days=30)  # of each token: a login that is not used for longer ends
+# Two tabs of a browser may use one token at the same time. The second one gets a 401, but does not
+# end the login as a thief would.
+SAME_TIME = timedelta(seconds=5)
 
 
 def new_token(login: UUID | None = None) -> str:
-    """Return a token of a log-in, or the first one of a new log-in.
+    """Return a refresh token of a login, or of a new login if None.
 
-    Clients need not know what it is made of. The id is random, not by time, since whoever knows
-    it can end the log-in.
+    The id is random, not a UUIDv7: anybody who knows it can end the login.
     """
     return f"{(login or uuid4()).hex}.{secrets.token_urlsafe(32)}"
 
@@ -35,22 +34,22 @@ def login_of(token: str) -> UUID:
     try:
         return UUID(hex=token.partition(".")[0])
     except ValueError:
-        return UUID(int=0)  # no log-in has it
+        return UUID(int=0)  # no login has this id
 
 
 def hash_token(token: str) -> bytes:
-    """A fast hash will do: nobody guesses 256 random bits."""
+    """Return what is stored. A fast hash is enough: nobody can guess 256 random bits."""
     return hashlib.sha256(token.encode()).digest()
 
 
 def start(token: str, user_id: UUID, verified: ColumnElement[bool]) -> Executable:
-    """Store a new log-in, if `verified` still holds for its user, and remove those that expired.
+    """Return a statement that stores a new login and deletes the user's expired ones.
 
-    Returns a statement that yields a row if it did. Who changes the password meanwhile holds a
-    lock on the user: the statement waits for it, and sees the change.
+    It returns a row if `verified` still holds for the user. If the password is being changed at the
+    same time, it waits for that change and sees it.
     """
     login = literal(login_of(token))
-    owner = select(login, col(User.id), literal(hash_token(token)), func.now() + LIFE)
+    owner = select(login, col(User.id), literal(hash_token(token)), func.now() + LIFETIME)
     expired = delete(RefreshToken).where(
         col(RefreshToken.user_id) == user_id, col(RefreshToken.expires_at) <= func.now()
     )
@@ -66,10 +65,10 @@ def start(token: str, user_id: UUID, verified: ColumnElement[bool]) -> Executabl
 
 
 def replace(token: str, successor: str) -> Executable:
-    """Put another token in the place of a log-in's newest.
+    """Return a statement that replaces the newest token of a login with its successor.
 
-    Returns a statement that yields the user's id if the token was that. Of two requests with one
-    token, the second waits for the first, and finds another token to be the newest.
+    It returns the user's id if the token was the newest. If two requests use the same token, the
+    second one waits for the first, and its token is no longer the newest.
     """
     return (
         update(RefreshToken)
@@ -79,27 +78,29 @@ def replace(token: str, successor: str) -> Executable:
             col(RefreshToken.expires_at) > func.now(),
         )
         .values(
-            token_hash=hash_token(successor), replaced_at=func.now(), expires_at=func.now() + LIFE
+            token_hash=hash_token(successor),
+            replaced_at=func.now(),
+            expires_at=func.now() + LIFETIME,
         )
         .returning(col(RefreshToken.user_id))
     )
 
 
 def end_if_reused(token: str) -> Executable:
-    """End a log-in if this is an earlier one of its tokens.
+    """Return a statement that ends a login if the token is one of its earlier ones.
 
-    Returns a statement that yields the user's id if it was.
+    It returns the user's id if the login was ended.
     """
     return (
         end(token)
         .where(
             col(RefreshToken.token_hash) != hash_token(token),
-            col(RefreshToken.replaced_at) <= func.now() - SAME_MOMENT,
+            col(RefreshToken.replaced_at) <= func.now() - SAME_TIME,
         )
         .returning(col(RefreshToken.user_id))
     )
 
 
 def end(token: str) -> Delete:
-    """Return a statement that ends a log-in, by whichever of its tokens."""
+    """Return a statement that ends the login of a token, which need not be its newest."""
     return delete(RefreshToken).where(col(RefreshToken.id) == login_of(token))

@@ -1,60 +1,44 @@
-"""Access tokens: what they say, how they are signed, and how those of ours are checked."""
+"""Access tokens of our own accounts: what they contain, how they are signed and checked."""
 
 import hmac
 import secrets
 import time
 from functools import lru_cache
-from typing import Protocol
 
 import jwt
 
+from auth import CACHED_TOKENS, InvalidToken
 from config import PYPROJECT, Settings
 
 ACCESS_TOKEN_SECONDS = 15 * 60
 LEEWAY_SECONDS = 5  # how far the clocks of replicas may be apart
-KEPT_TOKENS = 4096  # some megabytes
 ALGORITHM = "HS256"
-# Who issues tokens, and whom for: this project. Not APP_NAME, which is for people to read, and
-# whose change would log everybody out.
+# Issuer and audience of our tokens: the project's name. APP_NAME is only for display: if tokens
+# depended on it, a change would log everybody out.
 ISSUER: str = PYPROJECT["project"]["name"]
 CLAIMS = ["iss", "aud", "sub", "iat", "exp", "jti"]
-
-
-class InvalidToken(Exception):
-    """The token is not one that was made for this app, or is one no longer."""
-
-
-class AuthUnavailable(Exception):
-    """Whether the token is valid cannot be told for the moment: worth another try later."""
-
-
-class TokenVerifier(Protocol):
-    """Whoever can tell what user a token stands for: `OwnTokens`, or `BetterAuth`."""
-
-    async def user_id(self, token: str) -> str:
-        """Return the user's id. Raises InvalidToken, AuthUnavailable."""
 
 
 def signing_key(settings: Settings) -> bytes:
     """Return the key that signs access tokens, and nothing else.
 
-    It is derived, because the secret serves other purposes too: what is signed for one of them
-    can never pass for a token.
+    It is derived from the app's secret, which has other uses too: nothing that is signed for one
+    of those can pass as a token.
     """
     secret = settings.better_auth_secret.get_secret_value().encode()
     return hmac.digest(secret, b"access token", "sha256")
 
 
 class OwnTokens:
-    """Issues and verifies the access tokens of users who log in with us."""
+    """Issues the access tokens of our own accounts, and verifies them without the database."""
 
     def __init__(self, settings: Settings) -> None:
         self._key = signing_key(settings)
         # A client sends the same token for 15 minutes: its signature is checked once.
-        self._verified = lru_cache(KEPT_TOKENS)(self._verify)
+        self._verified = lru_cache(CACHED_TOKENS)(self._verify)
 
     def issue(self, user_id: str) -> str:
-        """Return a token that stands for the user for ACCESS_TOKEN_SECONDS."""
+        """Return a token for the user, valid for ACCESS_TOKEN_SECONDS."""
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -67,14 +51,14 @@ class OwnTokens:
         return jwt.encode(claims, self._key, ALGORITHM)
 
     async def user_id(self, token: str) -> str:
-        """Return the user's id. Raises InvalidToken. The database is not asked."""
+        """Return the user's id. Raises InvalidToken."""
         user_id, expires_at = self._verified(token)
         if expires_at + LEEWAY_SECONDS <= time.time():
             raise InvalidToken("the token has expired")
         return user_id
 
     def _verify(self, token: str) -> tuple[str, int]:
-        """Return the user's id, and when the token expires. Raises InvalidToken."""
+        """Return the user's id and when the token expires. Raises InvalidToken."""
         try:
             claims = jwt.decode(
                 token,

@@ -1,6 +1,6 @@
-"""The page at /, in development: what runs here, and a todo list to try the API with.
+"""The page at / in development: the app's status, and a todo list to try the API with.
 
-Its routes come after all others, so that it costs those nothing. In production it is not there.
+Its routes come after all others, so they do not slow those down. Production has no such page.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from config import VERSION, Settings
+from config import VERSION
 from db import DatabaseBusy, Deadline, EngineDep, time_limit
 from pages.policy import hashes_of, secure_page
 from pages.status import AppStatus, DatabaseStatus, MigrationStatus, State, Status
@@ -23,6 +23,7 @@ from postgres.check import StepFailed, compare_columns, compare_revisions
 from postgres.explain import explain
 from postgres.outage_log import SCHEMA
 from postgres.url import DatabaseUrl
+from resources import resources
 
 PAGE = Path(__file__).with_name("home.html")
 QUERY_SECONDS = 5.0  # a person waits for the answer, and a compute may have to wake up
@@ -36,18 +37,18 @@ STATES: dict[str, State] = {
 
 
 async def refuse_foreign_names(request: Request) -> None:
-    """Answer 400 to a host that may be anybody's: with DNS rebinding, their page would read this.
+    """Answer 400 unless the host is local: with DNS rebinding, another site could read this page.
 
-    An address, a name without a dot, and a name in .localhost or .local can only be meant.
+    An address, a name without a dot, and a name in .localhost or .local cannot be another site's.
     """
     try:
-        # Not request.url: where it finds the header odd, it tells this machine's own address.
+        # Not request.url: if the header is malformed, that has this machine's address instead.
         host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
         if "." not in host or host.endswith((".localhost", ".local")):
             return
         ip_address(host)
     except ValueError as error:
-        detail = "in development this page has no such host: use localhost, or an address"
+        detail = "this page has no such host: use localhost or an IP address"
         raise HTTPException(400, detail) from error
 
 
@@ -58,7 +59,7 @@ router = APIRouter(include_in_schema=False, dependencies=[Depends(refuse_foreign
 
 @router.get("/")
 def get_home() -> HTMLResponse:
-    """Serve the page as its file is now: to change it, edit and reload."""
+    """Serve the page, read anew each time: edit home.html and reload."""
     html = PAGE.read_text("utf-8")
     return secure_page(
         html,
@@ -66,7 +67,7 @@ def get_home() -> HTMLResponse:
             "script-src": hashes_of("script", html),
             "style-src": hashes_of("style", html),
             "img-src": "data:",
-            # Text stays text: the browser refuses innerHTML and the like.
+            # The browser refuses innerHTML and similar ways to turn text into HTML.
             "require-trusted-types-for": "'script'",
             "trusted-types": "'none'",
         },
@@ -75,12 +76,12 @@ def get_home() -> HTMLResponse:
 
 @router.get("/home/status")
 async def get_status(request: Request, response: Response, engine: EngineDep) -> Status:
-    """Tell what the page shows. The database is asked once, and only when somebody looks."""
-    settings: Settings = request.app.state.settings
+    """Return what the page shows. Each call sends one query; nothing runs in the background."""
+    settings = resources(request).settings
     url = settings.database_url
     response.headers["Cache-Control"] = "no-store"
-    answer, schema = await ask(engine, url)
-    # Afterwards: it would show in the latency.
+    database, schema = await read_database(engine, url)
+    # After the query, because it would add to the measured latency.
     migrations = await asyncio.to_thread(compare, schema, url)
     app = AppStatus(
         name=settings.app_name,
@@ -89,24 +90,26 @@ async def get_status(request: Request, response: Response, engine: EngineDep) ->
         login="better-auth" if settings.better_auth_url else "password",
         better_auth_url=settings.better_auth_url,
     )
-    return Status(app=app, database=answer, migrations=migrations)
+    return Status(app=app, database=database, migrations=migrations)
 
 
-async def ask(engine: AsyncEngine, url: DatabaseUrl) -> tuple[DatabaseStatus, Schema | None]:
-    """Return how the database is, and its schema: None where it did not tell it."""
-    answer = DatabaseStatus(ok=True, kind=kind_of(url), name=url.database, address=url.address)
+async def read_database(
+    engine: AsyncEngine, url: DatabaseUrl
+) -> tuple[DatabaseStatus, Schema | None]:
+    """Return the state of the database, and its schema, None if it could not be read."""
+    status = DatabaseStatus(ok=True, kind=kind_of(url), name=url.database, address=url.address)
     try:
         with time_limit(Deadline(QUERY_SECONDS)):
             seconds, schema = await read_schema(engine)
     except DatabaseBusy as error:
-        answer.ok, answer.cause, answer.advice = False, str(error), "look again in a moment"
-        return answer, None
+        status.ok, status.cause, status.advice = False, str(error), "check again in a moment"
+        return status, None
     except exc.DBAPIError as error:
         finding = explain(error, url)
-        answer.ok, answer.cause, answer.advice = False, finding.cause, finding.advice
-        return answer, None
-    answer.latency_ms = round(seconds * 1000, 1)
-    return answer, schema
+        status.ok, status.cause, status.advice = False, finding.cause, finding.advice
+        return status, None
+    status.latency_ms = round(seconds * 1000, 1)
+    return status, schema
 
 
 def kind_of(url: DatabaseUrl) -> Literal["embedded PostgreSQL", "Neon", "PostgreSQL"]:
@@ -130,8 +133,8 @@ async def read_schema(engine: AsyncEngine) -> tuple[float, Schema]:
 
 
 def compare(schema: Schema | None, url: DatabaseUrl) -> MigrationStatus:
-    """Tell whether the database has the tables that the code expects."""
-    import migrations  # noqa: PLC0415  (takes a second, and the app has no other need of Alembic)
+    """Compare the schema of the database with the one that the code expects."""
+    import migrations  # noqa: PLC0415  (slow, and the rest of the app does not need Alembic)
 
     if schema is None:
         return MigrationStatus(ok=None, state="not known")
@@ -141,11 +144,14 @@ def compare(schema: Schema | None, url: DatabaseUrl) -> MigrationStatus:
         compare_revisions(revisions, migrations.history, url)
         compare_columns(migrations.columns(), columns, url)
     except StepFailed as failure:
+        cause = str(failure)
+        if failure.finding.message:
+            cause = f"{cause}: {failure.finding.message}"
         return MigrationStatus(
             ok=False,
             state=STATES[failure.finding.name],
             revision=revision,
-            cause=": ".join(filter(None, [str(failure), failure.finding.message])),
+            cause=cause,
             advice=failure.finding.advice,
         )
     return MigrationStatus(ok=True, state="up to date", revision=revision)

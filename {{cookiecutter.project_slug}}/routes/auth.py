@@ -1,7 +1,7 @@
-"""Accounts of users who log in with us; with Better Auth, which has its own, they are not mounted.
+"""Our own accounts. With Better Auth, which has its own, main.py does not include these routes.
 
-A new password, and a deletion, end all log-ins of an account. Access tokens that are out already
-go on for their 15 minutes at most: to stop them, each request would need a look-up.
+Changing the password or deleting the account ends all its logins. Access tokens that were issued
+before stay valid for up to 15 minutes: to revoke them, each request would need a database lookup.
 """
 
 from typing import Annotated
@@ -20,6 +20,7 @@ from auth.passwords import PasswordGuardDep
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, SessionDep, StatementDep, get_statement
 from models import RefreshToken, User, owned_tables
+from resources import resources
 from schemas.auth import (
     LoginForm,
     PasswordChange,
@@ -35,29 +36,30 @@ COLUMNS = [col(getattr(User, name)) for name in UserPublic.model_fields]
 router = APIRouter(prefix="/auth", tags=["auth"])
 
 
-async def get_tokens(request: Request) -> OwnTokens:
-    tokens: OwnTokens = request.app.state.verifier
-    return tokens
+async def get_own_tokens(request: Request) -> OwnTokens:
+    verifier = resources(request).verifier
+    assert isinstance(verifier, OwnTokens)  # noqa: S101  (otherwise main.py includes no routes here)
+    return verifier
 
 
-OwnTokensDep = Annotated[OwnTokens, Depends(get_tokens)]
+OwnTokensDep = Annotated[OwnTokens, Depends(get_own_tokens)]
 
 
 async def get_account_id(user_id: CurrentUserId) -> UUID:
     try:
         return UUID(user_id)
     except ValueError:
-        raise gone() from None  # it was never one of ours
+        raise no_account() from None  # not an id of ours
 
 
-# Between two of their statements, some routes wait for a password to be hashed. No connection is
-# held meanwhile, so these are separate statements on purpose, each with a name.
+# Some routes hash a password between two statements. They hold no connection meanwhile, so these
+# statements are separate on purpose: each has a parameter, and a name, of its own.
 SeparateStatementDep = Annotated[OneStatement, Depends(get_statement, use_cache=False)]
 AccountId = Annotated[UUID, Depends(get_account_id)]
 
 
 def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Response) -> TokenPair:
-    response.headers["Cache-Control"] = "no-store"  # as RFC 6749, 5.1 demands
+    response.headers["Cache-Control"] = "no-store"  # required by RFC 6749, 5.1
     return TokenPair(
         access_token=tokens.issue(str(user_id)),
         expires_in=ACCESS_TOKEN_SECONDS,
@@ -73,13 +75,13 @@ def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Respons
 async def register(
     body: Registration, statement: StatementDep, guard: PasswordGuardDep
 ) -> UserPublic:
-    """Open an account."""
-    # Hashed before it is known whether the address is taken, so that the time does not tell.
+    """Create an account."""
+    # Hashed even if the address is taken, so that the response time does not reveal it.
     password_hash = await guard.hash(body.password.get_secret_value())
     new = insert(User).values(
         id=uuid7(), email=body.email, name=body.name, password_hash=password_hash
     )
-    # Without a conflict, PostgreSQL does not write the address into its log.
+    # An error instead of "do nothing" would write the address into PostgreSQL's log.
     new = new.on_conflict_do_nothing(index_elements=[col(User.email)])
     user = await statement.first(new.returning(*COLUMNS))
     if user is None:
@@ -92,7 +94,7 @@ async def register(
 async def login(
     form: Annotated[LoginForm, Form()],
     find_user: SeparateStatementDep,
-    store_better_hash: SeparateStatementDep,
+    store_new_hash: SeparateStatementDep,
     start_login: SeparateStatementDep,
     guard: PasswordGuardDep,
     tokens: OwnTokensDep,
@@ -103,13 +105,13 @@ async def login(
     user = await find_user.first(users)
     stored: str | None = user["password_hash"] if user else None
     password = form.password.get_secret_value()
-    valid, better = await guard.verify(form.username, password, stored)
+    valid, new_hash = await guard.verify(form.username, password, stored)
     if not valid or user is None:
         raise unauthorized("wrong e-mail address or password")
     verified = (col(User.id) == user["id"]) & (col(User.password_hash) == stored)
-    if better:
-        await store_better_hash.all(update(User).where(verified).values(password_hash=better))
-        verified = (col(User.id) == user["id"]) & (col(User.password_hash) == better)
+    if new_hash:
+        await store_new_hash.all(update(User).where(verified).values(password_hash=new_hash))
+        verified = (col(User.id) == user["id"]) & (col(User.password_hash) == new_hash)
     token = refresh_tokens.new_token()
     if not await start_login.all(refresh_tokens.start(token, user["id"], verified)):
         raise changed_meanwhile()
@@ -124,9 +126,9 @@ async def refresh_token(
     tokens: OwnTokensDep,
     response: Response,
 ) -> TokenPair:
-    """Exchange a refresh token for the next pair of tokens. Each works once.
+    """Exchange a refresh token for the next pair of tokens. Each refresh token works once.
 
-    One that was used before ends the log-in, because somebody else may have got hold of it.
+    Using one again ends the login, because somebody else may have stolen it.
     """
     token = body.refresh_token.get_secret_value()
     successor = refresh_tokens.new_token(refresh_tokens.login_of(token))
@@ -134,13 +136,13 @@ async def refresh_token(
         return token_pair(tokens, login["user_id"], successor, response)
     if login := await end_if_reused.first(refresh_tokens.end_if_reused(token)):
         user_id = str(login["user_id"])
-        structlog.get_logger().warning("refresh token reused, log-in ended", user_id=user_id)
-    raise unauthorized("the refresh token is not valid, or not any more")
+        structlog.get_logger().warning("refresh token reused, login ended", user_id=user_id)
+    raise unauthorized("the refresh token is invalid, has expired or was used before")
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=problems(503, *BODY))
 async def logout(body: RefreshRequest, statement: StatementDep) -> None:
-    """End a log-in: none of its refresh tokens works any more. Its access token runs out."""
+    """End a login: its refresh tokens stop working. Its access token expires by itself."""
     await statement.all(refresh_tokens.end(body.refresh_token.get_secret_value()))
 
 
@@ -156,11 +158,11 @@ async def change_password(
     session: SessionDep,
     guard: PasswordGuardDep,
 ) -> None:
-    """Change the password. All log-ins end, this one too."""
+    """Change the password. This ends all logins, including the current one."""
     users = select(col(User.password_hash)).where(col(User.id) == user_id)
     user = await statement.first(users)
     if user is None:
-        raise gone()
+        raise no_account()
     stored = user["password_hash"]
     valid, _ = await guard.verify(str(user_id), body.current_password.get_secret_value(), stored)
     if not valid:
@@ -169,7 +171,7 @@ async def change_password(
 
     same = (col(User.id) == user_id) & (col(User.password_hash) == stored)
     new = update(User).where(same).values(password_hash=new_hash).returning(col(User.id))
-    # In this order, a log-in at the same moment is either ended too, or finds the new hash.
+    # In this order, a login at the same moment is ended too, or fails because of the new hash.
     if (await session.exec(new)).first() is None:
         raise changed_meanwhile()
     await session.exec(delete(RefreshToken).where(col(RefreshToken.user_id) == user_id))
@@ -181,25 +183,26 @@ async def get_me(user_id: AccountId, statement: StatementDep) -> UserPublic:
     """Read the account."""
     user = await statement.first(select(*COLUMNS).where(col(User.id) == user_id))
     if user is None:
-        raise gone()
+        raise no_account()
     return UserPublic(**user)
 
 
 @router.delete("/me", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 503))
 async def delete_me(user_id: AccountId, session: SessionDep) -> None:
-    """Delete the account, with all that it owns and its log-ins."""
-    await session.exec(delete(User).where(col(User.id) == user_id))  # log-ins go along
+    """Delete the account with all that it owns and its login sessions."""
+    # ON DELETE CASCADE deletes its login sessions.
+    await session.exec(delete(User).where(col(User.id) == user_id))
     for table in owned_tables():
         await session.exec(delete(table).where(table.c.owner_id == str(user_id)))
     await session.commit()
 
 
-def gone() -> HTTPException:
-    return unauthorized("the account does not exist any more")
+def no_account() -> HTTPException:
+    return unauthorized("the account does not exist")
 
 
 def changed_meanwhile() -> HTTPException:
-    """The password that was verified is another one now, or is hashed anew. A retry will tell."""
+    """Return a 503: after the check of the password, another request changed or rehashed it."""
     return unavailable("the account is being changed, try again")
 
 
@@ -209,7 +212,7 @@ def wrong_password() -> RequestValidationError:
             {
                 "type": "wrong_password",
                 "loc": ("body", "current_password"),
-                "msg": "The current password is another one",
+                "msg": "The current password is wrong",
             }
         ]
     )

@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config import VERSION
 from db import DatabaseBusy, Deadline, ping, time_limit
+from resources import resources
 from schemas.health import Health, Ready
 from schemas.problem import problems
 
@@ -45,14 +45,6 @@ class Readiness:
             return await ping(self._engine)
 
 
-async def get_readiness(request: Request) -> Readiness:
-    readiness: Readiness = request.app.state.readiness
-    return readiness
-
-
-ReadinessDep = Annotated[Readiness, Depends(get_readiness)]
-
-
 @router.get("/health")
 async def get_health(request: Request) -> Health:
     """Liveness: the process answers. The database is not asked."""
@@ -60,6 +52,7 @@ async def get_health(request: Request) -> Health:
 
 
 @router.get("/ready", responses=problems(503))
-async def get_ready(readiness: ReadinessDep) -> Ready:
+async def get_ready(request: Request) -> Ready:
     """Readiness: the database answers too."""
-    return Ready(database_ms=round(await readiness.latency() * 1000, 1))
+    latency = await resources(request).readiness.latency()
+    return Ready(database_ms=round(latency * 1000, 1))

@@ -1,56 +1,26 @@
-"""What goes over the wire about accounts. Passwords and tokens come in as `SecretStr`, which
-shows asterisks wherever it is printed."""
+"""Request and response bodies of accounts.
 
-from dataclasses import dataclass
+Passwords and tokens in requests are `Secret`, which prints as asterisks.
+"""
+
 from typing import Annotated, Literal
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    SecretStr,
-    StringConstraints,
-)
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, StringConstraints
 
 from schemas.text import PlainText, Strict, Utc
 
 
 def normalize_email(text: str) -> str:
-    """Return the one spelling under which an address is stored and looked up.
+    """Return the spelling in which an address is stored and looked up. Raises ValueError.
 
-    No mail server tells "Ada@" from "ada@", so neither do we. No DNS is asked. Raises ValueError.
+    It is in lower case: mail servers treat "Ada@" and "ada@" as the same. There is no DNS lookup.
     """
     try:
         return validate_email(text.strip(), check_deliverability=False).normalized.lower()
     except EmailNotValidError:
-        raise ValueError("write an e-mail address such as ada@example.com") from None
-
-
-@dataclass(frozen=True)
-class Characters:
-    """How long a secret may be, in characters; the limits stand in the OpenAPI."""
-
-    least: int
-    most: int
-
-    def __get_pydantic_core_schema__(
-        self, _source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        text = Annotated[
-            PlainText,
-            Field(
-                min_length=self.least,
-                max_length=self.most,
-                json_schema_extra={"format": "password"},
-            ),
-        ]
-        schema = handler.generate_schema(text)
-        return core_schema.no_info_after_validator_function(SecretStr, schema)
+        raise ValueError("enter an e-mail address such as ada@example.com") from None
 
 
 Email = Annotated[
@@ -63,9 +33,10 @@ Name = Annotated[
     StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
     Field(examples=["Ada"]),
 ]
-NewPassword = Annotated[SecretStr, Characters(8, 128)]
-Password = Annotated[SecretStr, Characters(1, 128)]  # one that exists: it may be shorter
-OldRefreshToken = Annotated[SecretStr, Characters(1, 200)]
+HiddenText = Annotated[PlainText, Field(json_schema_extra={"format": "password"})]
+NewPassword = Secret[Annotated[HiddenText, Field(min_length=8, max_length=128)]]
+OldPassword = Secret[Annotated[HiddenText, Field(min_length=1, max_length=128)]]
+OldRefreshToken = Secret[Annotated[HiddenText, Field(min_length=1, max_length=200)]]
 
 
 class Registration(Strict):
@@ -75,13 +46,13 @@ class Registration(Strict):
 
 
 class LoginForm(BaseModel):
-    """OAuth2's password grant (RFC 6749, 4.3). Other fields are ignored, as it demands."""
+    """OAuth2's password grant (RFC 6749, 4.3), which requires that other fields are ignored."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
     grant_type: Literal["password"] = "password"
     username: Annotated[Email, Field(description="The e-mail address")]
-    password: Password
+    password: OldPassword
 
 
 class RefreshRequest(Strict):
@@ -89,17 +60,17 @@ class RefreshRequest(Strict):
 
 
 class PasswordChange(Strict):
-    current_password: Password
+    current_password: OldPassword
     new_password: NewPassword
 
 
 class TokenPair(BaseModel):
-    """What a log-in yields: a token for requests, and one to get the next pair with, once."""
+    """The tokens of a login: one for requests, and one that gets the next pair, once."""
 
     access_token: str
-    token_type: Literal["bearer"] = "bearer"  # noqa: S105  (OAuth2's word for the kind)
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105  (OAuth2's name for this type)
     expires_in: Annotated[
-        int, Field(description="Seconds that the access token is valid for", examples=[900])
+        int, Field(description="How long the access token is valid, in seconds", examples=[900])
     ]
     refresh_token: str
 

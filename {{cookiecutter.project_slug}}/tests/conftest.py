@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine
 from sqlmodel import Session
@@ -22,9 +21,10 @@ for name in config.Settings.model_fields:
 config.ENV_FILE = None  # type: ignore[assignment]
 # main.py builds an app as it is imported; this one is never served.
 os.environ["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"
-os.environ["BETTER_AUTH_SECRET"] = secrets.token_urlsafe(48)
+os.environ["BETTER_AUTH_SECRET"] = SECRET = secrets.token_urlsafe(48)
 
 import migrations
+from auth.tokens import OwnTokens
 from config import Settings
 from main import create_app
 from postgres.tests.servers import create_database
@@ -69,7 +69,7 @@ def settings_for() -> Callable[..., Settings]:
     """Return settings with the given database, and the defaults for the rest."""
 
     def build(url: DatabaseUrl, **changes: object) -> Settings:
-        required = {"database_url": url, "better_auth_secret": secrets.token_urlsafe(48)}
+        required = {"database_url": url, "better_auth_secret": SECRET}
         return Settings.model_validate(required | changes)
 
     return build
@@ -86,16 +86,19 @@ def client(settings: Settings) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def token_for(settings: Settings) -> Callable[[str], str]:
+    """Return an access token of the user with an id, for any app of the tests."""
+    return OwnTokens(settings).issue
+
+
 @pytest.fixture
-def client_of(client: TestClient) -> Callable[[str], TestClient]:
-    """Return a client that is logged in as the user of an id."""
+def client_of(client: TestClient, token_for: Callable[[str], str]) -> Callable[[str], TestClient]:
+    """Return a client that is logged in as the user with an id."""
 
     def log_in(user_id: str) -> TestClient:
-        app = client.app
-        assert isinstance(app, FastAPI)
-        token = app.state.verifier.issue(user_id)
         # The app runs already: a second lifespan would give it a second engine.
-        user = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        user = TestClient(client.app, headers={"Authorization": f"Bearer {token_for(user_id)}"})
         user.portal = client.portal  # the same event loop
         return user
 

@@ -31,8 +31,8 @@ from structlog.testing import capture_logs
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from auth import document_bearer_tokens
-from auth.passwords import Passwords, Throttle, guesser
-from auth.refresh_tokens import SAME_MOMENT
+from auth.passwords import Passwords, Throttle, client_key
+from auth.refresh_tokens import SAME_TIME
 from auth.tokens import CLAIMS, ISSUER, signing_key
 from config import Settings
 from main import create_app
@@ -434,7 +434,7 @@ def test_a_reused_refresh_token_ends_its_login_and_no_other(
 ) -> None:
     newest = refresh(client, ada.refresh).json()["refresh_token"]
     newest = refresh(client, newest).json()["refresh_token"]
-    age(engine, ada, SAME_MOMENT)
+    age(engine, ada, SAME_TIME)
     other = log_in(client, ada.email).json()["refresh_token"]
 
     with capture_logs() as lines:
@@ -775,7 +775,7 @@ def assert_refused(client: TestClient, token: str) -> None:
     answer = get_me(client, token)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
-    assert answer.json() == {"detail": "the token is not valid, or not any more"}
+    assert answer.json() == {"detail": "the token is invalid or has expired"}
 
 
 # Guessing, and storms
@@ -882,7 +882,7 @@ def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
     ],
 )
 def test_an_ipv6_client_cannot_change_its_address_and_guess_on(host: str, stands_for: str) -> None:
-    assert guesser(host) == stands_for
+    assert client_key(host) == stands_for
 
 
 def test_a_full_queue_refuses_at_once_and_counts_no_guess(

@@ -58,7 +58,7 @@ def test_the_app_tells_that_the_database_is_back(
 ) -> None:
     app = create_app(settings_for(database_url))
     with TestClient(app) as client:
-        app.state.availability.lost(LOST)
+        app.state.resources.availability.lost(LOST)
         client.get("/ready")
 
     assert events(log)[:2] == [("database lost", "connection-lost"), ("database back", None)]

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi.testclient import TestClient
 from jwt.algorithms import get_default_algorithms
 
-from auth import RETRY_SECONDS, better_auth
+from auth import RETRY_SECONDS, AuthUnavailable, InvalidToken, better_auth
 from auth.better_auth import (
     COOLDOWN_SECONDS,
     FETCH_SECONDS,
@@ -37,7 +37,6 @@ from auth.better_auth import (
     STALE_SECONDS,
     BetterAuth,
 )
-from auth.tokens import AuthUnavailable, InvalidToken
 from config import Settings
 from main import create_app
 from postgres.url import DatabaseUrl

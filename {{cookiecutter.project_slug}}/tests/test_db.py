@@ -339,7 +339,7 @@ def test_no_connection_is_held_after_an_answer(app_of_size: AppOfSize) -> None:
     with TestClient(app) as client:
         client.get("/slow")
 
-        assert app.state.engine.pool.checkedout() == 0
+        assert app.state.resources.engine.pool.checkedout() == 0
 
 
 def test_a_frozen_server_costs_a_503_and_no_connection(
@@ -600,7 +600,9 @@ def test_an_error_of_one_connection_leaves_the_others(app_of_size: AppOfSize) ->
     with TestClient(app) as client, ThreadPoolExecutor(2) as clients:
         list(clients.map(lambda _: client.get("/slow"), range(2)))
         opened: list[object] = []
-        event.listen(app.state.engine.sync_engine, "connect", lambda *made: opened.append(made))
+        event.listen(
+            app.state.resources.engine.sync_engine, "connect", lambda *made: opened.append(made)
+        )
 
         ended = client.get("/suicide")
         list(clients.map(lambda _: client.get("/slow"), range(2)))
@@ -610,12 +612,14 @@ def test_an_error_of_one_connection_leaves_the_others(app_of_size: AppOfSize) ->
 
 
 def test_a_schema_that_is_behind_the_code_costs_a_503(
-    new_database: Callable[[], DatabaseUrl], settings_for: Callable[..., Settings]
+    new_database: Callable[[], DatabaseUrl],
+    settings_for: Callable[..., Settings],
+    token_for: Callable[[str], str],
 ) -> None:
     app = create_app(settings_for(new_database()))
 
     with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {app.state.verifier.issue('someone')}"
+        client.headers["Authorization"] = f"Bearer {token_for('someone')}"
         answer = client.get("/tasks")
 
     assert answer.status_code == 503

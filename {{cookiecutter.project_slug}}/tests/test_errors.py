@@ -246,11 +246,10 @@ def app(settings: Settings) -> FastAPI:
 
 
 @pytest.fixture(scope="module")
-def caller(app: FastAPI) -> Iterator[TestClient]:
+def caller(app: FastAPI, token_for: Callable[[str], str]) -> Iterator[TestClient]:
     """A client that is logged in, and fails the test when the app raises."""
     with TestClient(app) as client:
-        token = app.state.verifier.issue(str(uuid4()))
-        client.headers["Authorization"] = f"Bearer {token}"
+        client.headers["Authorization"] = f"Bearer {token_for(str(uuid4()))}"
         yield client
 
 
@@ -473,7 +472,9 @@ def test_a_value_that_only_the_database_refuses_is_the_clients_mistake(caller: T
 
 @pytest.mark.parametrize("path", ["/probe/ok", "/probe/value"])
 def test_without_its_database_the_app_asks_for_another_try(
-    database_url: DatabaseUrl, settings_for: Callable[..., Settings], path: str
+    database_url: DatabaseUrl,
+    settings_for: Callable[..., Settings],
+    path: str,
 ) -> None:
     app = main.create_app(settings_for(database_url.replace(port=1)))
     app.include_router(probe)

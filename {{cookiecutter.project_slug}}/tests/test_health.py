@@ -92,7 +92,7 @@ def test_a_busy_database_is_not_told_to_be_lost(
 
     with TestClient(app) as client, ThreadPoolExecutor(1) as thread, capture_logs() as log:
         other = thread.submit(client.get, "/slow")
-        while not app.state.engine.pool.checkedout():
+        while not app.state.resources.engine.pool.checkedout():
             assert not other.done(), "nothing was asked"
         answer = client.get("/ready")
 
@@ -107,7 +107,7 @@ def test_one_query_serves_all_who_ask_at_once(settings: Settings) -> None:
     queries = []
     with TestClient(app) as client, ThreadPoolExecutor(10) as threads:
         event.listen(
-            app.state.engine.sync_engine,
+            app.state.resources.engine.sync_engine,
             "after_cursor_execute",
             lambda *arguments: queries.append(arguments),
         )

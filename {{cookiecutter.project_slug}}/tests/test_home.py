@@ -221,7 +221,7 @@ def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Setti
     queries = []
     with TestClient(app) as client:
         event.listen(
-            app.state.engine.sync_engine,
+            app.state.resources.engine.sync_engine,
             "before_cursor_execute",
             lambda *arguments: queries.append(arguments),
         )

@@ -156,7 +156,7 @@ def test_a_deleted_account_takes_its_rows_of_all_tables_along_in_any_order(
             with engine.begin() as connection:
                 connection.execute(sa.insert(SHELVES), shelf)
                 connection.execute(sa.insert(BOOKS), shelf | {"shelf_id": number})
-        token = client.app.state.verifier.issue(owner_id)  # type: ignore[attr-defined]
+        token = client.app.state.resources.verifier.issue(owner_id)  # type: ignore[attr-defined]
 
         answer = client.delete("/auth/me", headers={"Authorization": f"Bearer {token}"})
 

@@ -74,9 +74,9 @@ def plan_of(
         node: dict[str, Any] = explained[0]["Plan"]
         return node
 
-    event.listen(app.state.engine.sync_engine, "before_cursor_execute", note)
+    event.listen(app.state.resources.engine.sync_engine, "before_cursor_execute", note)
     yield plan
-    event.remove(app.state.engine.sync_engine, "before_cursor_execute", note)
+    event.remove(app.state.resources.engine.sync_engine, "before_cursor_execute", note)
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

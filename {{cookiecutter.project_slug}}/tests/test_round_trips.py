@@ -25,12 +25,15 @@ def proxy(embedded_url: DatabaseUrl) -> Iterator[CountingProxy]:
 
 @pytest.fixture
 def caller(
-    proxy: CountingProxy, embedded_url: DatabaseUrl, settings_for: Callable[..., Settings]
+    proxy: CountingProxy,
+    embedded_url: DatabaseUrl,
+    settings_for: Callable[..., Settings],
+    token_for: Callable[[str], str],
 ) -> Iterator[TestClient]:
     """A user with a task, whose app has a connection already."""
     app = create_app(settings_for(embedded_url.replace(port=proxy.port)))
     with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {app.state.verifier.issue('round-trips')}"
+        client.headers["Authorization"] = f"Bearer {token_for('round-trips')}"
         client.post("/tasks", json={"title": "The first"}).raise_for_status()
         yield client
 

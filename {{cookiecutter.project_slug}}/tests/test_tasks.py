@@ -102,7 +102,9 @@ def test_a_date_comes_back_in_utc(ada: TestClient) -> None:
 
 
 def test_a_date_comes_back_in_utc_whatever_the_database_is_set_to(
-    new_database: Callable[[], DatabaseUrl], settings_for: Callable[..., Settings]
+    new_database: Callable[[], DatabaseUrl],
+    settings_for: Callable[..., Settings],
+    token_for: Callable[[str], str],
 ) -> None:
     url = new_database()
     migrations.upgrade(url)
@@ -113,7 +115,7 @@ def test_a_date_comes_back_in_utc_whatever_the_database_is_set_to(
     app = create_app(settings_for(url))
 
     with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {app.state.verifier.issue('someone')}"
+        client.headers["Authorization"] = f"Bearer {token_for('someone')}"
         task = create(client, due_at=MOMENT)
 
     assert task["due_at"] == MOMENT

@@ -1,0 +1,36 @@
+"""What the app opens when it starts and closes when it ends: main.py fills it, requests use it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi.requests import HTTPConnection
+
+if TYPE_CHECKING:  # these modules import this one
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from auth import TokenVerifier
+    from auth.passwords import Passwords, Throttle
+    from config import Settings
+    from pagination import Cursors
+    from postgres.outage_log import Availability
+    from routes.health import Readiness
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """One per app, as `app.state.resources`."""
+
+    settings: "Settings"
+    engine: "AsyncEngine"
+    availability: "Availability"
+    readiness: "Readiness"
+    cursors: "Cursors"
+    verifier: "TokenVerifier"
+    passwords: "Passwords"
+    throttle: "Throttle"
+
+
+def resources(connection: HTTPConnection) -> Resources:
+    """Return the resources of the app that a request came to."""
+    found: Resources = connection.app.state.resources
+    return found
