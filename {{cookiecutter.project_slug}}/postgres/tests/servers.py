@@ -2,6 +2,9 @@
 
 It never reaches the database that is developed on. To try another server, or a pooler, set
 TEST_DATABASE_URL: the tests create databases there, and drop them at the end.
+
+Whole folders are tested by several processes at once, with pytest-xdist. Each has databases of its
+own, on one server. What was picked out, such as a file, runs in one process, which starts sooner.
 """
 
 import asyncio
@@ -10,6 +13,9 @@ import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -23,8 +29,10 @@ if sys.platform == "win32":  # whose default event loop cannot watch psycopg2's 
         warnings.simplefilter("ignore", DeprecationWarning)  # without another way for TestClient
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
 
-# A project searches with a fixed seed: a test that fails, fails because of what was changed.
+# A project searches with a fixed seed: a test that fails, fails because of what was changed. To
+# search on: pytest --hypothesis-profile=random --hypothesis-seed=NUMBER
 settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
 settings.load_profile("fixed")
 
 # What libpq would read from the environment is meant for another server.
@@ -32,10 +40,38 @@ if "TEST_DATABASE_URL" not in os.environ:
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
+MOST_WORKERS = 4
+SHARED_SERVER = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes test side by side; 0: all tests run in this one."""
+    is_all = all(Path(argument).is_dir() for argument in config.args)
+    picks = (config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "stepwise"))
+    if not is_all or any(picks) or config.getoption("capture") == "no":  # what -s asks to see
+        return 0
+    return min(os.process_cpu_count() or 1, MOST_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hand the server that all processes share on to one of them, and start it for the first."""
+    config: pytest.Config = node.config
+    if SHARED_SERVER not in config.stash:
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        server = stack.enter_context(temporary_server(max_connections="200"))
+        config.stash[SHARED_SERVER] = server.for_libpq()
+    node.workerinput["embedded_server"] = config.stash[SHARED_SERVER]
+
 
 @pytest.fixture(scope="session")
-def embedded_server() -> Iterator[DatabaseUrl]:
+def embedded_server(request: pytest.FixtureRequest) -> Iterator[DatabaseUrl]:
     """A server that ends with the tests."""
+    if shared := getattr(request.config, "workerinput", {}).get("embedded_server"):
+        yield parse(shared)
+        return
     with temporary_server() as url:
         yield url
 
