@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from itsdangerous import URLSafeSerializer
 from sqlalchemy import Engine, create_engine, insert, text
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 from uuid_utils.compat import uuid7
 
 import migrations
@@ -179,6 +179,42 @@ def test_a_put_replaces_all_that_a_client_can_set(ada: TestClient) -> None:
         "due_at": None,
         "updated_at": after["updated_at"],
     }
+
+
+def test_the_database_fills_in_defaults(session: Session) -> None:
+    task = Task(owner_id="someone", title="Write a test")
+    session.add(task)
+    session.commit()
+    session.refresh(task)
+
+    assert (task.completed, task.priority, task.order) == (False, Priority.MEDIUM, None)
+    assert task.created_at == task.updated_at
+    assert task.created_at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - task.created_at) < timedelta(minutes=5)
+
+
+def test_ids_grow_in_the_order_of_creation(session: Session) -> None:
+    titles = [str(number) for number in range(50)]
+    for title in titles:
+        session.add(Task(owner_id="in-order", title=title))
+        session.commit()
+
+    own = select(Task.title).where(Task.owner_id == "in-order")
+    assert session.exec(own.order_by(col(Task.id))).all() == titles
+
+
+def test_priorities_sort_by_weight_not_by_name(session: Session) -> None:
+    for priority in (Priority.MEDIUM, Priority.HIGH, Priority.LOW):
+        session.add(Task(owner_id="by-weight", title="x", priority=priority))
+    session.commit()
+
+    own = select(Task.priority).where(Task.owner_id == "by-weight")
+
+    assert session.exec(own.order_by(col(Task.priority))).all() == [
+        Priority.LOW,
+        Priority.MEDIUM,
+        Priority.HIGH,
+    ]
 
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
