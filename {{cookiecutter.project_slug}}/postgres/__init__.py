@@ -1,23 +1,23 @@
-"""Everything about reaching PostgreSQL: from a string that somebody pasted to an engine.
+"""Everything about connecting to PostgreSQL: from a pasted connection string to an engine.
 
-It imports nothing of the app, so it can be read, tested and changed without it. The app imports
-from these modules only; what is in the others may change (tests/test_structure.py):
+It imports nothing from the app, so it can be read, tested and changed on its own. The app imports
+only from these modules (tests/test_structure.py); all others may change:
 
-- url: a connection string, checked and complete; `DatabaseUrl`, `parse`
+- url: connection strings, checked and completed: `DatabaseUrl`, `parse`
 - env_file: creates and changes `.env`
 - prompt: asks for a connection string without showing it
 - console: what the commands print
-- embedded: the PostgreSQL of development and tests, from a wheel
-- connect: one log-in, with patience where a compute wakes up
-- check: the way to the database step by step, for `manage.py check`
+- embedded: the PostgreSQL server for development and tests, from a wheel
+- connect: logs in, with retries and time limits
+- check: checks the connection step by step, for `manage.py check`
 - copy_data: copies all rows of one database into another
-- findings: all that can be wrong with a database, and what to do
-- explain: from an error to its finding
-- outage_log: what the log says when the database goes and comes back
+- findings: everything that can be wrong with a database, and what to do
+- explain: finds out what an error means
+- outage_log: logs when the database is lost and when it is back
 - engine: SQLAlchemy's asynchronous engine, and the queue for its connections
-- dialect: psycopg2 on the event loop, and the time limit of what a request asks
-- statements: statements that are compiled once
+- dialect: psycopg2 on the event loop, and time limits for statements
+- statements: statements that are compiled only once
 - tests.servers, tests.scripted_server, tests.counting_proxy: for the app's tests
 
-Behind them: `pasted` understands what people paste, and `copy_tables` copies the rows.
+Behind them: `pasted` parses what people paste, and `copy_tables` copies rows.
 """

@@ -131,7 +131,7 @@ def log_in(url: DatabaseUrl, budget: TimeBudget | None = None, **parameters: Any
 
 
 def abort(connection: Connection) -> None:
-    """Cut a connection off: whoever waits for it, even in another thread, gets an error at once."""
+    """Cut off a connection. A call that waits for it, in any thread, raises an error at once."""
     with suppress(OSError, ValueError, psycopg2.Error):  # another thread may just have closed it
         stream = socket.socket(fileno=connection.fileno())
         try:

@@ -2,11 +2,11 @@
 
 psycopg2 calls a *wait callback* whenever it waits for the server. SQLAlchemy's asyncio extension
 runs its synchronous code in a greenlet, from which `await_` hands control to the event loop. The
-callback here joins the two: while one request waits for PostgreSQL, the others go on, and no
-thread takes part. Why: docs/decisions in the template's repository, number 20.
+callback in this module connects the two: while one request waits for PostgreSQL, the others go on,
+without threads. Why: docs/decisions in the template's repository, number 20.
 
-The callback is one for the process. Outside a greenlet, in a thread or a synchronous program, it
-waits as psycopg2 does by itself; only COPY is refused while it is set.
+There is one callback per process. Outside a greenlet, in a thread or a synchronous program, it
+waits as psycopg2 does by default. While it is set, psycopg2 refuses COPY.
 """
 
 import asyncio
@@ -28,19 +28,19 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
 DRIVER = "psycopg2_asyncio"
-CONNECT_SECONDS = 9.0  # for one attempt: a compute that wakes up may take as long
+CONNECT_SECONDS = 9.0  # for one attempt: a compute may take that long to wake up
 PROBE_SECONDS = 3.0  # for one address of a host that has several
 
 
 class Deadline:
-    """When a task's work in the database must be done: some seconds after it began."""
+    """When a task's database work must be done: some seconds after it began."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._at: float | None = None
 
     def at(self) -> float:
-        """Return the time by the event loop's clock, which starts to run at the first call."""
+        """Return the deadline on the event loop's clock. The seconds count from the first call."""
         if self._at is None:
             self._at = asyncio.get_running_loop().time() + self._seconds
         return self._at
@@ -50,31 +50,31 @@ deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
 def current_deadline() -> float | None:
-    """Return the current task's, by the event loop's clock. None: no limit."""
+    """Return the current task's deadline on the event loop's clock, None for no limit."""
     limit = deadline.get()
     return limit.at() if limit else None
 
 
 class Connection(psycopg2.extensions.connection):
-    """A connection whose socket the event loop watches from its first answer until it is closed.
+    """A connection whose socket the event loop watches until it is closed.
 
-    So it notices a server that hangs up. And to watch it anew for each answer would take a fifth
-    of the time of a short statement.
+    That notices when the server closes an idle connection. It also saves time: to add the socket
+    to the loop for each answer would take a fifth of the time of a short statement.
     """
 
-    has_news = False  # the server has said something that nobody asked for
+    has_news = False  # the server sent something unasked, such as the end of the connection
     _loop: asyncio.AbstractEventLoop | None = None
-    _watched: int | None = None  # the socket's descriptor, while it is watched
-    _answer: "asyncio.Future[bool] | None" = None  # somebody waits for it
+    _watched: int | None = None  # the socket's descriptor while it is watched
+    _answer: "asyncio.Future[bool] | None" = None  # pending while a statement waits
 
     def answer(self) -> "asyncio.Future[bool]":
-        """Return a future that becomes true once the server has said something."""
+        """Return a future that becomes true when the server has sent something."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # as in tests, whose clients may each have one
+        if self._loop is not loop:  # in tests, each client may have its own
             self.unwatch()
         self.watch()
         self._answer = loop.create_future()
-        if is_readable(self):  # uvloop tells only once of a connection that was reset
+        if is_readable(self):  # uvloop reports a reset connection only once
             loop.call_soon(finish, self._answer)
         return self._answer
 
@@ -86,17 +86,17 @@ class Connection(psycopg2.extensions.connection):
     def _notice(self) -> None:
         if self._answer is not None:
             finish(self._answer)
-        elif is_readable(self):  # not a stale wake-up for data that was read meanwhile
+        elif is_readable(self):  # not an outdated event for data that was read already
             self.has_news = True
             self.unwatch()
 
     def forget_answer(self) -> None:
         self._answer = None
-        if self.status not in {STATUS_READY, STATUS_BEGIN}:  # libpq may go on to another socket
+        if self.status not in {STATUS_READY, STATUS_BEGIN}:  # libpq may switch to another socket
             self.unwatch()
 
     def unwatch(self) -> None:
-        """Let go of the socket, before it is closed: the next one may get its descriptor."""
+        """Stop watching the socket before it is closed: a new one may get its descriptor."""
         if self._loop is not None and self._watched is not None:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._watched)
@@ -118,8 +118,8 @@ def is_readable(connection: Connection) -> bool:
 def wait(connection: Any) -> None:
     """Wait until the server has answered: psycopg2's wait callback.
 
-    Raises psycopg2.OperationalError past the deadline. Whatever is raised here makes psycopg2 close
-    the connection: nobody else could use it while an answer is under way.
+    Raises psycopg2.OperationalError past the deadline. Any exception here makes psycopg2 close the
+    connection, which could not be reused while an answer is pending.
     """
     if not (isinstance(connection, Connection) and in_greenlet()):
         wait_select(connection)
@@ -133,7 +133,7 @@ def wait(connection: Any) -> None:
 
 
 def wait_for(connection: Connection, state: int) -> None:
-    """Wait until the socket can be read from, or written to. Raises psycopg2.OperationalError."""
+    """Wait until the socket is readable or writable. Raises psycopg2.OperationalError."""
     loop = asyncio.get_running_loop()
     limit = current_deadline()
     if state == POLL_READ:
@@ -151,12 +151,12 @@ def wait_for(connection: Connection, state: int) -> None:
         if timer:
             timer.cancel()
     if not in_time:
-        raise psycopg2.OperationalError("timeout expired: the server has not answered in time")
+        raise psycopg2.OperationalError("timeout expired: the server did not answer in time")
 
 
 @contextmanager
 def waiting_on_event_loop() -> Iterator[None]:
-    """Set the wait callback for as long as an engine is in use.
+    """Set the wait callback while an engine is in use.
 
     Raises RuntimeError on Windows' default event loop.
     """
@@ -181,15 +181,15 @@ def finish(future: "asyncio.Future[bool]", result: bool = True) -> None:
 
 
 class Cursor(psycopg2.extensions.cursor):
-    """A cursor whose statements end by the deadline on the server, too."""
+    """A cursor whose statements the server, too, ends at the deadline."""
 
     WITHOUT_LIMIT = ("SAVEPOINT", "ROLLBACK TO", "RELEASE")
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  (psycopg2's name)
-        """Execute a statement behind its time limit, in one message: that costs no round trip.
+        """Send the time limit and the statement in one message, which costs no extra round trip.
 
-        Skipped for server-side cursors, and for savepoint commands, which have to work in a
-        transaction that has failed. LOCAL ends with the transaction, so a pooler cannot pass it on.
+        There is no limit for server-side cursors, nor for savepoint commands, which must work in a
+        failed transaction. SET LOCAL ends with the transaction, so a pooler does not leak it.
         """
         limit = current_deadline()
         takes_limit = isinstance(query, str) and not query.startswith(self.WITHOUT_LIMIT)
@@ -204,12 +204,12 @@ class Cursor(psycopg2.extensions.cursor):
         super().executemany(query, vars_list)
 
     async def _async_soft_close(self) -> None:
-        """Called by SQLAlchemy; the rows are all here, so there is nothing to wait for."""
+        """Called by SQLAlchemy. All rows have been fetched, so there is nothing to wait for."""
 
 
 def set_timeout(limit: float) -> str:
     milliseconds = max(1, int(1000 * (limit - asyncio.get_running_loop().time())))
-    if milliseconds > 1000:  # whole seconds: pg_stat_statements lists each number by itself
+    if milliseconds > 1000:  # whole seconds: pg_stat_statements has a row for each value
         milliseconds -= milliseconds % 1000
     return f"SET LOCAL statement_timeout = {milliseconds}"
 
@@ -231,10 +231,10 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
         return cls
 
     def connect(self, *arguments: Any, **parameters: Any) -> Any:
-        """Connect within `connect_timeout` seconds, to any of the host's addresses.
+        """Connect to one of the host's addresses within `connect_timeout` seconds.
 
-        libpq itself would block the event loop while it looks up a name, and heeds no time limit
-        under a wait callback. Raises psycopg2.OperationalError.
+        libpq would block the event loop during the DNS lookup, and ignores its time limit when
+        there is a wait callback. Raises psycopg2.OperationalError.
         """
         if psycopg2.extensions.get_wait_callback() is not wait:
             raise RuntimeError(
@@ -257,11 +257,11 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
         return await_(within(seconds, connect, parameters))
 
     def do_terminate(self, dbapi_connection: Any) -> None:
-        dbapi_connection.close()  # sends one small packet, and waits for nothing
+        dbapi_connection.close()  # sends one small packet and does not wait
 
     def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
-        """Switch levels without a round trip. psycopg2's own method sends a SET out of AUTOCOMMIT,
-        which a transaction pooler would hand on to other clients.
+        """Switch levels without a round trip. When it leaves AUTOCOMMIT, psycopg2's own method
+        sends a SET, which a transaction pooler would leak to other clients.
         """
         dbapi_connection.autocommit = level == "AUTOCOMMIT"
         if level != "AUTOCOMMIT":
@@ -276,13 +276,14 @@ async def within(seconds: float, connect: Callable[[], Any], parameters: dict[st
                 parameters["hostaddr"] = address  # beside the host, which TLS needs
             return await greenlet_spawn(connect)
     except TimeoutError:
-        raise psycopg2.OperationalError("timeout expired: no connection in time") from None
+        raise psycopg2.OperationalError("timeout expired: could not connect in time") from None
 
 
 async def choose_address(parameters: dict[str, Any]) -> str | None:
-    """Return the address to connect to; None where libpq needs no help.
+    """Return the address to connect to, None if libpq needs no DNS lookup.
 
-    Of several, it is the first that takes a TCP connection. Raises psycopg2.OperationalError.
+    If there are several, it is the first that accepts a TCP connection.
+    Raises psycopg2.OperationalError.
     """
     host, port = parameters.get("host") or "", int(parameters.get("port") or 5432)
     if not host or host.startswith("/") or parameters.get("hostaddr"):

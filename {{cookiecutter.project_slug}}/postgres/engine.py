@@ -1,4 +1,4 @@
-"""The engine: connections that are made with patience, checked before use, and shared in order."""
+"""The engine: it retries connecting, checks connections before use, and queues for them fairly."""
 
 import asyncio
 import math
@@ -30,8 +30,8 @@ from postgres.findings import Retry
 from postgres.url import DatabaseUrl
 
 ATTEMPT_RESERVE_SECONDS = 2.0  # a retry needs at least this much time before the deadline
-IDLE_SECONDS = 30.0  # a connection unused for longer is tried before it is used
-READ_ONLY = "25006"  # PostgreSQL's code for a server that does not write
+IDLE_SECONDS = 30.0  # a connection that was idle for longer is tested before use
+READ_ONLY = "25006"  # PostgreSQL's code for a server that does not accept writes
 
 
 class DatabaseBusy(Exception):
@@ -47,7 +47,7 @@ async def open_engine(
     queue_seconds: float = 4.0,
     echo: bool = False,
 ) -> AsyncIterator[AsyncEngine]:
-    """Yield an engine with at most `pool_size` connections. It connects when first used.
+    """Yield an engine with at most `pool_size` connections. It connects on first use.
 
     queue_size: how many requests may wait for a connection. queue_seconds: for how long.
     """
@@ -66,14 +66,14 @@ def create_db_engine(
         url.for_sqlalchemy(DRIVER),
         connect_args={**TCP_OPTIONS, **dict(url.options)},
         echo=echo,
-        hide_parameters=True,  # they are the users' data, and would stand in errors and logs
+        hide_parameters=True,  # they are user data, and would appear in errors and logs
         poolclass=OrderedPool,
         pool_size=pool_size,
         queue_size=queue_size,
         max_overflow=0,
         pool_timeout=queue_seconds,
-        pool_use_lifo=True,  # lets connections that are not needed go idle
-        use_native_hstore=False,  # spares each new connection a question
+        pool_use_lifo=True,  # unneeded connections become idle
+        use_native_hstore=False,  # saves each new connection a query
     )
     sync_engine = engine.sync_engine
 
@@ -94,10 +94,10 @@ def create_db_engine(
 
 
 class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
-    """Hands a connection that gets free to the request that has waited longest.
+    """Gives a free connection to the request that has waited longest.
 
-    asyncio's own queue lets a newcomer take it, and sends the one that waited to the end of the
-    line: under load, some requests would wait in vain.
+    asyncio's own queue lets a new request take it, and puts the waiting one at the end of the line
+    again: under load, some requests would never get a connection.
     """
 
     pool: "OrderedPool"
@@ -116,9 +116,9 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
             super().put(item, block, timeout)
 
     def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
-        """Wait for a connection for `timeout` seconds, and never beyond the deadline.
+        """Wait for a connection for `timeout` seconds, but not past the deadline.
 
-        Raises Empty then, and DatabaseBusy at once if too many wait already.
+        Raises Empty then, and DatabaseBusy at once if too many requests wait already.
         """
         if not block or not self.empty():
             free: ConnectionPoolEntry = self.get_nowait()
@@ -136,9 +136,9 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
             return item
         except asyncio.CancelledError:
             if place.cancelled():
-                with suppress(ValueError):  # it was found, and left out, already
+                with suppress(ValueError):  # take_first() has removed it already
                     self._line.remove(place)
-            elif not place.exception():  # a connection came at the same moment
+            elif not place.exception():  # it got a connection at the same moment
                 self.put(place.result(), block=False)
             raise
         finally:
@@ -164,7 +164,7 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
 
 
 class OrderedPool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's pool, with a line that is as long as `queue_size` at most."""
+    """SQLAlchemy's pool, where at most `queue_size` requests wait for a connection."""
 
     _queue_class = OrderedQueue
     _pool: OrderedQueue
@@ -178,7 +178,7 @@ class OrderedPool(AsyncAdaptedQueuePool):
 
     @property
     def is_waking_up(self) -> bool:
-        """Whether all connections are being made: whoever waits may wait for longer."""
+        """Whether all connections are still being opened. Then requests may wait longer."""
         return self.connecting >= self.size()
 
     def recreate(self) -> "OrderedPool":
@@ -188,17 +188,17 @@ class OrderedPool(AsyncAdaptedQueuePool):
         return pool
 
     def _dec_overflow(self) -> Literal[True]:
-        """Called when a connection could not be made: the first in the line tries at once."""
+        """Called when connecting failed: the first request in line tries at once."""
         if first := self._pool.take_first():
-            first.set_result(_ConnectionRecord(self, connect=False))  # it connects when used
+            first.set_result(_ConnectionRecord(self, connect=False))  # it connects on use
             return True
         return super()._dec_overflow()
 
     def connect(self) -> PoolProxiedConnection:
-        """Take a connection. Raises DatabaseBusy when none gets free in time.
+        """Take a connection. Raises DatabaseBusy if none becomes free in time.
 
-        Raises RuntimeError where the current request holds one of this pool already: requests that
-        hold one and wait for another could wait for each other.
+        Raises RuntimeError if the current request already holds one: requests that hold a
+        connection and wait for another could deadlock.
         """
         hold = self._hold.get()
         if hold is not None and hold.is_held:
@@ -243,11 +243,11 @@ def connect_patiently(
 
 
 def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
-    """Have a connection that died idle replaced, without a round trip for one just in use.
+    """Replace a connection that died while idle, without a round trip for one in recent use.
 
-    An idle connection has news only when the server hangs up: a restart, a shutdown, or Neon's
-    scaling to zero after five minutes. A connection without news that has been idle for long is
-    tried with a query: a NAT on the way may have dropped it.
+    An idle connection has unexpected data only when the server closes it: a restart, a shutdown, or
+    Neon's scale to zero after five minutes. Any other connection that was idle for long is tested
+    with a query: a NAT on the way may have dropped it.
     """
     now = record.info["taken_at"] = time.monotonic()
     returned_at = record.info.get("returned_at")
@@ -261,9 +261,9 @@ def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
                     cursor.execute("SELECT 1")
                 connection.autocommit = False
             return
-    except psycopg2.Error:  # what it was does not matter
+    except psycopg2.Error:  # whatever it was, the connection is unusable
         pass
-    raise exc.DisconnectionError  # the pool connects anew, and tries again
+    raise exc.DisconnectionError  # the pool opens a new connection instead
 
 
 def check_in(connection: Connection | None, record: Any) -> None:
@@ -275,10 +275,10 @@ def check_in(connection: Connection | None, record: Any) -> None:
 
 
 def keep_other_connections(context: Any) -> None:
-    """Give up one connection for an error of one: the others are looked at when they are used.
+    """Drop only the connection that failed: the others are checked when they are used.
 
-    One that refuses to write is given up, too: its server was full, or has become a standby, and
-    the connection would keep that in mind. The next one may lead elsewhere.
+    A connection that refuses writes is dropped too. Its server was full or has become a standby,
+    and the connection would stay read-only. A new one may reach another server.
     """
     context.invalidate_pool_on_disconnect = False
     if getattr(context.original_exception, "pgcode", None) == READ_ONLY:

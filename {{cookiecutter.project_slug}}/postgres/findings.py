@@ -43,11 +43,11 @@ class Finding:
 
 BEHIND = "the schema is behind the code"
 FULL = "the database has no free connection"
-OFF = "the database is switched off"
-SHUT = "the database does not let the app in"
+OFF = "the database is turned off"
+SHUT = "the database refuses the app's log-in"
 STARTING = "the database is starting"
 
-PASTE = "copy the connection string again, then: `uv run manage.py env`"
+PASTE = "copy the connection string again, then type: `uv run manage.py env`"
 
 # Where the texts of several fit, the first one counts.
 FINDINGS: tuple[Finding, ...] = (
@@ -55,15 +55,15 @@ FINDINGS: tuple[Finding, ...] = (
         "settings-wrong",
         "settings",
         "a setting is missing or cannot work",
-        "each line says what to write",
+        "each message says what to write",
     ),
     Finding(
         "host-unknown",
         "DNS",
         "no such host name, or no network",
         (
-            "compare the host in DATABASE_URL with the one your provider shows, or paste that"
-            " again: `uv run manage.py env`, which also mends an `@` in a password"
+            "compare the host in DATABASE_URL with your provider's, or paste the connection string"
+            " again: `uv run manage.py env`"
         ),
         Retry.ONCE,
         texts=(
@@ -74,10 +74,10 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "certificate-refused",
         "TLS",
-        "the server's certificate, or the file to check it with, is not the right one",
+        "the server's certificate could not be verified",
         (
-            "check the host, and the file in `sslrootcert`: certifi's works with "
-            "`sslmode=verify-full`, `system` does not"
+            "check the host and the file in `sslrootcert`; use certifi's file with "
+            "`sslmode=verify-full`, since `sslrootcert=system` does not work here"
         ),
         texts=(
             "certificate verify failed|server certificate|root certificate|certificate file"
@@ -94,8 +94,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "network-unreachable",
         "TCP",
-        "no way through the network leads to this host",
-        "check the network, a VPN, and whether IPv6 works here",
+        "the network has no route to this host",
+        "check your network, your VPN, and whether IPv6 works",
         Retry.ONCE,
         texts=r"(?i)network is unreachable|no route to host|host is down|/100(?:51|65)\)",
     ),
@@ -103,7 +103,7 @@ FINDINGS: tuple[Finding, ...] = (
         "not-postgresql",
         "TLS",
         "something answers, but it does not speak PostgreSQL's protocol",
-        "correct host and port in DATABASE_URL; PostgreSQL's usual port is 5432",
+        "correct the host or port in DATABASE_URL; PostgreSQL's default port is 5432",
         texts=(
             "invalid response to (?:SSL|GSSAPI) negotiation|expected authentication request"
             "|unsupported frontend protocol"
@@ -112,25 +112,25 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "tls-required",
         "TLS",
-        "the server wants TLS, and the connection has none",
+        "the server requires TLS, but the connection does not use it",
         "add `?sslmode=require` to DATABASE_URL",
         texts="connection is insecure|SSL required",
     ),
     Finding(
         "tls-not-offered",
         "TLS",
-        "DATABASE_URL wants TLS, and the server has none",
-        "check host and port; on your own server, switch TLS on or drop `sslmode`",
+        "DATABASE_URL requires TLS, but the server does not offer it",
+        "check the host and port; on your own server, turn TLS on or remove `sslmode`",
         texts="server does not support SSL",
     ),
     Finding(
         "channel-binding-unsupported",
         "log-in",
         (
-            "what answers cannot bind the password to the TLS connection: it is not Neon's proxy, "
-            "it cannot tell the endpoint, or another pooler is in between"
+            "the server does not support channel binding: it is not Neon's proxy, it does not know "
+            "the endpoint, or there is another pooler in between"
         ),
-        "check the host; for a server without it, drop `channel_binding=require`",
+        "check the host; if the server has no channel binding, remove `channel_binding=require`",
         public=SHUT,
         texts="channel binding",
     ),
@@ -138,10 +138,10 @@ FINDINGS: tuple[Finding, ...] = (
         "endpoint-missing",
         "log-in",
         (
-            "Neon was not told the endpoint: the TLS connection names no host, or the host is not "
-            "Neon's"
+            "Neon does not know which endpoint is meant: the TLS connection names no host, or "
+            "another host"
         ),
-        "write the host as Neon shows it, not an address or an alias of it",
+        "write the host as Neon shows it, not its IP address or an alias",
         public=SHUT,
         texts="Endpoint ID is not specified",
     ),
@@ -149,7 +149,7 @@ FINDINGS: tuple[Finding, ...] = (
         "endpoint-mismatch",
         "log-in",
         "the host and the `options` of DATABASE_URL name different endpoints",
-        "drop `options` from DATABASE_URL",
+        "remove `options` from DATABASE_URL",
         public=SHUT,
         texts="Inconsistent project name",
     ),
@@ -164,16 +164,16 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "endpoint-deleted",
         "log-in",
-        "the endpoint does not exist any more",
-        f"{PASTE}; a branch that was deleted takes its endpoint along",
+        "the endpoint no longer exists",
+        f"{PASTE}; deleting a branch deletes its endpoint",
         public=OFF,
         texts="endpoint (?:cannot be|could not be|not) found",
     ),
     Finding(
         "endpoint-unavailable",
         "log-in",
-        "the endpoint is off for a while: the plan's quota, or maintenance",
-        "try again in some minutes; look at usage and status in Neon's console",
+        "the endpoint is unavailable for now: the plan's quota, or maintenance",
+        "try again in a few minutes; check usage and status in Neon's console",
         Retry.ONCE_SLOWLY,
         public=OFF,
         texts="endpoint is temporarily unavailable",
@@ -189,16 +189,16 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "address-not-allowed",
         "log-in",
-        "the provider does not let this address or network in",
-        "allow this machine's address in Neon's console, under IP Allow",
+        "the provider does not allow this IP address or network",
+        "add this machine's IP address in Neon's console, under IP Allow",
         public=SHUT,
         texts="IP address .* not allowed|not allowed to connect to this endpoint|blocked network",
     ),
     Finding(
         "connect-storm",
         "log-in",
-        "too many connections are being opened at the same moment",
-        "try again, not all processes at once; keep connections open in a pool",
+        "too many connections are being opened at once",
+        "try again, but not from all processes at once; keep connections open in a pool",
         Retry.WITH_JITTER,
         public=FULL,
         texts="Failed to acquire permit|Too many connections (?:to this endpoint|attempts)",
@@ -206,8 +206,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "waking-up",
         "log-in",
-        "the compute is waking up, or Neon has trouble of its own",
-        "try again in a moment; if it stays, look at Neon's status page",
+        "the compute is waking up, or Neon has a problem",
+        "try again in a moment; if it persists, check Neon's status page",
         Retry.YES,
         public=STARTING,
         texts="Control plane request failed|Couldn.t connect to compute node",
@@ -215,8 +215,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "pooler-full",
         "log-in",
-        "the pooler has as many clients as it allows",
-        "wait, and come back less often; lower DB_POOL_SIZE, or run fewer processes",
+        "the pooler has reached its limit of clients",
+        "wait longer between attempts; lower DB_POOL_SIZE, or run fewer processes",
         Retry.BACK_OFF,
         public=FULL,
         texts="no more connections allowed",
@@ -224,8 +224,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "pooler-waits",
         "log-in",
-        "the pooler answers, but gets no connection to the server behind it",
-        "try again; if it stays, look at that server, and at long transactions",
+        "the pooler answers, but cannot connect to the server behind it",
+        "try again; if it persists, check that server, and look for long transactions",
         Retry.YES,
         texts=(
             "query_wait_timeout|server login (?:has been failing|failed)|cannot connect to server"
@@ -235,7 +235,7 @@ FINDINGS: tuple[Finding, ...] = (
         "startup-parameter-refused",
         "log-in",
         "DATABASE_URL has `options` or another parameter that the server, or its pooler, refuses",
-        "drop it from DATABASE_URL; a pooled host takes no `options`",
+        "remove it from DATABASE_URL; a pooled host does not accept `options`",
         public=SHUT,
         texts=(
             "unsupported startup parameter|unrecognized configuration parameter"
@@ -245,7 +245,7 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "server-full",
         "log-in",
-        "the server has as many connections as it allows",
+        "the server has reached its limit of connections",
         "close some, lower DB_POOL_SIZE, or use a pooled host",
         Retry.YES,
         public=FULL,
@@ -256,7 +256,7 @@ FINDINGS: tuple[Finding, ...] = (
         "server-starting",
         "log-in",
         "the server is starting, stopping or recovering",
-        "try again in a moment; if it stays, read the server's log",
+        "try again in a moment; if it persists, read the server's log",
         Retry.YES,
         public=STARTING,
         codes="57P03",
@@ -265,7 +265,7 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "password-missing",
         "log-in",
-        "the server asks for a password, and DATABASE_URL has none",
+        "the server requires a password, but DATABASE_URL has none",
         PASTE,
         public=SHUT,
         texts="no password supplied",
@@ -273,7 +273,7 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "login-refused",
         "log-in",
-        "wrong password or role; on Neon also a wrong endpoint, which looks the same",
+        "wrong password or role; on Neon, a wrong endpoint gives the same error",
         PASTE,
         public=SHUT,
         codes="28P01",
@@ -282,9 +282,9 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "not-admitted",
         "log-in",
-        "the server has no rule that lets this user in from here",
+        "the server has no rule that allows this user to connect from here",
         (
-            "add one to its pg_hba.conf; where the text ends in `no encryption`, add "
+            "add one to its pg_hba.conf; if the error ends in `no encryption`, add "
             "`?sslmode=require` to DATABASE_URL"
         ),
         public=SHUT,
@@ -311,8 +311,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "permission-denied",
         "database",
-        "the role may not do this",
-        "let the database's owner GRANT it, or use the role that owns the tables",
+        "the role lacks a privilege",
+        "have the database's owner GRANT it, or use the role that owns the tables",
         public="the database refuses the app",
         is_outage=False,
         codes="42501",
@@ -327,8 +327,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "server-stopped",
         "database",
-        "the server ended the connection: a restart, a fail-over, or an administrator",
-        "try again; if it stays away, start the server",
+        "the server closed the connection: a restart, a failover, or an administrator",
+        "try again; if it persists, start the server",
         Retry.YES,
         codes="57P01",
         texts="due to administrator command",
@@ -336,8 +336,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "server-crashed",
         "database",
-        "a process of the server crashed, and all connections ended",
-        "try again; read the server's log for the crash",
+        "a server process crashed, so all connections were closed",
+        "try again; the server's log has the crash",
         Retry.YES,
         codes="57P02",
         texts="because of crash of another",
@@ -346,7 +346,7 @@ FINDINGS: tuple[Finding, ...] = (
         "pool-exhausted",
         "database",
         "all connections of this process are in use",
-        "look for slow queries; raise DB_POOL_SIZE where the server has room",
+        "look for slow queries; raise DB_POOL_SIZE if the server allows it",
         Retry.WITH_JITTER,
         public="all connections are in use",
         is_outage=False,
@@ -355,8 +355,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "no-answer",
         "TCP",
-        "no answer in time: a firewall, a frozen server, or a compute that wakes up slowly",
-        "try again; if it stays, check the network, the host, and the server",
+        "no answer in time: a firewall, a frozen server, or a compute that is slow to wake up",
+        "try again; if it persists, check the network, the host, and the server",
         Retry.YES,
         texts=r"(?i)timeout expired|timed out|client_login_timeout|/10060\)|does not answer",
     ),
@@ -364,10 +364,10 @@ FINDINGS: tuple[Finding, ...] = (
         "connection-lost",
         "database",
         (
-            "the connection ended in the middle: a compute that went to sleep, a restart, or the "
-            "network"
+            "the connection was lost: the compute went to sleep, the server restarted, or the "
+            "network failed"
         ),
-        "try again; if it stays, read the server's log",
+        "try again; if it persists, read the server's log",
         Retry.YES,
         codes="08 57 57P05",
         texts=(
@@ -380,15 +380,15 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "tls-failed",
         "TLS",
-        "TLS could not be agreed on",
-        "check the host; something between here and there may meddle with TLS",
+        "the TLS handshake failed",
+        "check the host; a proxy or firewall may interfere with TLS",
         texts=r"SSL (?:SYSCALL )?error|(?:create|establish|initialize) SSL|tlsv\d|TLS alert",
     ),
     Finding(
         "disk-full",
         "database",
-        "the server's disk is full: it can be read, but not changed",
-        "make room or enlarge the disk; on Neon, look at the project's storage",
+        "the server's disk is full: reads work, writes fail",
+        "free some space or enlarge the disk; on Neon, check the project's storage",
         public="the database has no space left",
         is_outage=False,
         codes="53100",
@@ -397,8 +397,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "out-of-memory",
         "database",
-        "the server has no memory left",
-        "look for heavy queries, or enlarge the compute",
+        "the server is out of memory",
+        "look for expensive queries, or enlarge the compute",
         Retry.BACK_OFF,
         is_outage=False,
         codes="53 53200",
@@ -406,16 +406,16 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "server-trouble",
         "database",
-        "something inside the server fails: its disk, its files, or a bug of its own",
-        "read the server's log; at a provider, look at its status page",
+        "the server has an internal error: its disk, its files, or a bug",
+        "read the server's log, or check your provider's status page",
         codes="58 F0 XX",
     ),
     Finding(
         "read-only",
         "database",
-        "the server takes no changes: a replica, or read-only by its settings",
-        "point DATABASE_URL at the primary; or find `default_transaction_read_only`",
-        public="the database takes no changes for now",
+        "the server does not accept writes: it is a replica, or set to read-only",
+        "point DATABASE_URL at the primary, or turn off `default_transaction_read_only`",
+        public="the database accepts no changes for now",
         is_outage=False,
         codes="25006",
         texts="read-only transaction",
@@ -423,8 +423,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "query-cancelled",
         "database",
-        "a query took longer than the server allows, or somebody cancelled it",
-        "look for what it waited for, or make it cheaper",
+        "a query exceeded the server's time limit, or was cancelled",
+        "find out what it waited for, or make it cheaper",
         public="the database took too long",
         is_outage=False,
         codes="57014 25P03 25P04 72000",
@@ -432,8 +432,8 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "lock-timeout",
         "database",
-        "another session holds a lock: a migration that is running, or a long transaction",
-        "let it end, then try again; `pg_stat_activity` shows it",
+        "another session holds a lock: a running migration, or a long transaction",
+        "wait until it ends, then try again; `pg_stat_activity` shows it",
         Retry.ONCE_SLOWLY,
         public="the database took too long",
         is_outage=False,
@@ -442,17 +442,17 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "conflict",
         "database",
-        "two transactions were in each other's way, and this one had to give in",
+        "two transactions conflicted, and this one was rolled back",
         "try again",
         Retry.ONCE,
-        public="another change got in the way",
+        public="another change conflicted with this one",
         is_outage=False,
         codes="40",
     ),
     Finding(
         "schema-behind",
         "schema",
-        "the schema is behind the code: migrations have not run yet",
+        "the schema is behind the code: some migrations have not run",
         "`uv run manage.py migrate`",
         public=BEHIND,
         is_outage=False,
@@ -470,37 +470,37 @@ FINDINGS: tuple[Finding, ...] = (
         "schema-ahead",
         "schema",
         "the database is at a revision that the code does not know: the code is older",
-        "use the newer code; or point DATABASE_URL at a database of this version",
+        "use the newer code, or point DATABASE_URL at a database of this version",
         is_outage=False,
         texts="Can.t locate revision|No such revision",
     ),
     Finding(
         "migrations-broken",
         "schema",
-        "the files in `migrations/versions/` cannot be read as one history",
-        "mend the file that the text names; for several heads: `uv run alembic merge heads`",
+        "the files in `migrations/versions/` do not form one history",
+        "fix the file that the error names; for several heads: `uv run alembic merge heads`",
         is_outage=False,
         texts="multiple heads|Multiple head revisions",
     ),
     Finding(
         "server-refused",
         "log-in",
-        "the server refuses the log-in, for a reason of its own",
-        "its own words follow; its log may say more",
+        "the server refused the log-in",
+        "read the server's error message, and its log",
         public=SHUT,
         texts=r"^connection to server .* failed: [^\s:]+:  \S",
     ),
     Finding(
         "connection-failed",
         "log-in",
-        "the connection failed, for a reason that is not in this list",
-        "its own words follow; read them, and the server's log",
+        "the connection failed for a reason that is not in this list",
+        "read the server's error message, and its log",
     ),
     Finding(
         "other-error",
         "database",
         "an error that is not in this list",
-        "its own words follow; read them, and the server's log",
+        "read the server's error message, and its log",
         is_outage=False,
     ),
 )

@@ -1,7 +1,7 @@
-"""Whether the database can be used: the log gets a line for each change.
+"""Logs when the database is lost, and when it is back.
 
-Nothing here asks the database on its own: it listens to the app's own queries. So a database that
-sleeps is left asleep, and the first request that meets an outage reports it.
+It sends no queries of its own but listens to the app's. So a sleeping database stays asleep, and
+the first request that fails reports the outage.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ from postgres.explain import recognize
 from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
-QUIET_SECONDS = 10.0  # a connection that comes and goes is logged at most this often
-REFUSAL_SECONDS = 60.0  # and so is a lasting refusal of some work, such as a full disk
+QUIET_SECONDS = 10.0  # an unstable connection is logged at most this often
+REFUSAL_SECONDS = 60.0  # a persistent error of some work, such as a full disk, this often
 # The database's revisions, and its columns.
 SCHEMA = text("SELECT ARRAY(SELECT version_num FROM alembic_version), ARRAY(" + COLUMNS + ")")  # noqa: S608  (a constant)
 
@@ -38,7 +38,7 @@ type KnownSchema = Callable[[], tuple[Sequence[str], Collection[str]]]
 
 
 class Availability:
-    """Listens to every query, and logs when the database goes and when it is back.
+    """Listens to every query, and logs when the database is lost and when it is back.
 
     known: for a closer look when a table or a column is missing; called in a thread.
     """
@@ -55,7 +55,7 @@ class Availability:
         self._logged_at: dict[str, float] = {}  # by the finding's name
 
     def listen_to(self, engine: AsyncEngine) -> None:
-        """Hear of each statement of an engine, and of each connection that could not be made."""
+        """Listen to the statements of an engine, and to its failed attempts to connect."""
 
         def note_failure(context: ExceptionContext) -> None:
             self.lost(context.original_exception)
@@ -117,9 +117,9 @@ class Availability:
         return finding
 
     def back(self, began: float) -> None:
-        """Note a query that succeeded. began: by time.monotonic(), when it was sent.
+        """Record a query that succeeded. began: when it was sent, by time.monotonic().
 
-        One that was under way when another failed proves nothing.
+        A query that was already running when another one failed proves nothing.
         """
         if began <= self._failed_at:  # always so while all is well
             return
@@ -146,10 +146,10 @@ def look_once(
     history: Callable[[], Sequence[str]],
     columns: Callable[[], Collection[str]] = list,
 ) -> Thread:
-    """Check the way to the database once, in the background, and log what is wrong with it.
+    """Check the connection once, in the background, and log what is wrong with it.
 
-    For `uv run main.py`, whose user sits before the log: it wakes a database that sleeps.
-    history, columns: as for check.check_connection.
+    For `uv run main.py`, whose user watches the log. It wakes up a sleeping database.
+    history, columns: as for check.check_connection().
     """
     log: FilteringBoundLogger = structlog.get_logger().bind()
 

@@ -1,9 +1,8 @@
-"""Statements that are sent again and again: compiled once, and handed straight to psycopg2.
+"""Statements that are sent often: compiled once, then sent through psycopg2 directly.
 
-`Connection.execute` takes as much processor time as psycopg2 does for the statement itself: it
-looks up the compiled form, and builds a context around each execution and a result around each
-cursor. Here, what stays the same is worked out once. Types convert values as everywhere in
-SQLAlchemy, and errors are handled as everywhere.
+`Connection.execute` takes as much processor time as psycopg2 needs for the statement itself: it
+looks up the compiled form, and creates a context per execution and a result per cursor. Here, that
+is done once. Types convert values, and errors are handled, as everywhere in SQLAlchemy.
 """
 
 from collections.abc import Callable
@@ -18,18 +17,18 @@ type Converters = list[tuple[str, Callable[[Any], Any]]]
 
 
 class CompiledStatement:
-    """A statement for `StatementDep` that is sent often: a constant of its module.
+    """A statement for `StatementDep` that is sent often. Make it a constant of its module:
 
     READ = CompiledStatement(select(Task.id, Task.title).where(Task.id == bindparam("task_id")))
     """
 
     def __init__(self, statement: Executable) -> None:
         self.statement = statement
-        self._forms: dict[tuple[str, ...], Form] = {}  # by the names of the parameters
+        self._forms: dict[tuple[str, ...], Form] = {}  # by parameter names
 
     def execute(self, connection: Connection, parameters: Row) -> list[Row]:
-        """Execute it on a connection. Returns its rows. Raises what Connection.execute does."""
-        if connection.dispatch.before_cursor_execute or connection.engine.echo:  # someone listens
+        """Execute it and return its rows. Raises the same errors as Connection.execute."""
+        if connection.dispatch.before_cursor_execute or connection.engine.echo:  # for listeners
             return execute(connection, self.statement, parameters)
         names = tuple(parameters)
         form = self._forms.get(names)
@@ -39,7 +38,7 @@ class CompiledStatement:
 
 
 def execute(connection: Connection, statement: Executable, parameters: Row) -> list[Row]:
-    """Execute any statement. Returns its rows."""
+    """Execute any statement and return its rows."""
     result = connection.execute(statement, parameters)
     if not result.returns_rows:
         return []
@@ -48,7 +47,7 @@ def execute(connection: Connection, statement: Executable, parameters: Row) -> l
 
 
 class Form:
-    """A statement with one set of parameters: an INSERT differs by the columns that it writes."""
+    """A statement compiled for certain parameters: they decide which columns an INSERT writes."""
 
     def __init__(self, statement: Executable, names: tuple[str, ...], dialect: Dialect) -> None:
         assert isinstance(statement, ClauseElement)  # noqa: S101  (all are)
@@ -68,15 +67,15 @@ class Form:
             or any(bind.callable for bind in compiled.bind_names)
         ):
             raise TypeError(
-                "a list for IN, or a value made by a function, differs at each execution: send"
-                f" the statement itself, without CompiledStatement(…): {compiled.string}"
+                "a list for IN, or a value from a function, differs in each execution: send the"
+                f" statement itself, without CompiledStatement(…): {compiled.string}"
             )
         self._sql = compiled.string
-        # What the statement brings along; the parameters come on top.
+        # The statement's own values; parameters override them.
         given = dict.fromkeys(names)  # raises InvalidRequestError if one is missing
         self._values = {**compiled.construct_params(given, escape_names=False), **constants}
-        self._escaped = compiled.escaped_bind_names  # what SQL calls those with a space or the like
-        self._returns_rows = not compiled.implicit_returning  # an INSERT's new key, unasked
+        self._escaped = compiled.escaped_bind_names  # for names with a space or the like
+        self._returns_rows = not compiled.implicit_returning  # else it is an INSERT's new key
         self._binders: Converters = [
             (name, convert)
             for bind, name in compiled.bind_names.items()
@@ -85,7 +84,7 @@ class Form:
         columns = getattr(statement, "exported_columns", ())
         self._types = [column.type.dialect_impl(dialect) for column in columns]
         self._dialect = dialect
-        self._names: list[str] = []  # of the columns that come back, once they are known
+        self._names: list[str] = []  # of the result's columns, known after the first execution
         self._readers: Converters = []
 
     def execute(self, connection: Connection, parameters: Row) -> list[Row]:
@@ -99,7 +98,7 @@ class Form:
             cursor.execute(self._sql, values)
             return self._read(cursor)
         except BaseException as error:  # noqa: BLE001  (it is raised again)
-            # As for any statement: wraps it, calls listeners, drops a connection that is lost.
+            # SQLAlchemy wraps the error, calls listeners, and drops a lost connection.
             connection._handle_dbapi_exception(error, self._sql, None, cursor, None)
         finally:
             cursor.close()
@@ -116,7 +115,7 @@ class Form:
         return rows
 
     def _learn(self, description: Any) -> None:
-        """Learn from the first result what PostgreSQL calls its columns, and their types."""
+        """Take the names and types of the columns from the first result."""
         self._readers = [
             (column.name, convert)
             for column, kind in zip(description, self._types, strict=bool(self._types))

@@ -1,10 +1,10 @@
-"""Understands the connection strings that people paste, and mends what can be mended safely.
+"""Parses the connection strings that people paste, and fixes what can be fixed safely.
 
-What libpq accepts is understood as libpq understands it. Where libpq would refuse a text, or
-misread it, and one other reading makes sense, that one is taken and told. Anything else is refused.
+What libpq accepts is read as libpq reads it. If libpq would reject or misread a text, and exactly
+one other reading makes sense, that one is used, and reported. Anything else is an error.
 
-pasted/text.py finds URLs in a text, pasted/url.py takes one apart, and pasted/parts.py reads the
-forms that have the parts one by one. Here they become a DatabaseUrl: checked, and complete.
+pasted/text.py finds URLs in a text, pasted/url.py splits one, and pasted/parts.py reads the formats
+with separate settings. This module makes a DatabaseUrl of the result: checked and complete.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from postgres.pasted.url import (
     DatabaseUrlError,
     read_url,
     refusal,
-    refuse_stand_ins,
+    refuse_placeholders,
     rough_parts,
 )
 
@@ -36,7 +36,7 @@ EMBEDDED_USER = "embedded"  # marks the project's own server
 EMBEDDED_HOST = "127.0.0.1"
 
 HOST_PATTERN = re.compile(r"(?ai)[a-z\d_](?:[\w.-]*\w)?\.?|/[\w./~ -]*|[\da-f.]*:[\da-f:.]*")
-# Neon's own domain, and the one under which Vercel gave out Neon's databases.
+# Neon's own domain, and the one that Vercel used for Neon's databases.
 NEON_HOST = re.compile(r"(?ai)(?:[\w.-]+\.)?(?:neon\.tech|postgres\.vercel-storage\.com)\.?")
 NEON_BEGINNING = re.compile(
     rf"(?ai)ep-[a-z]+-[a-z\d-]*|{NEON_ENDPOINT}(?:\.c-\d+)?(?:\.[a-z\d-]*(?P<end>\..*)?)?"
@@ -49,7 +49,7 @@ def encode(text: str) -> str:
 
 @dataclass(frozen=True)
 class DatabaseUrl:
-    """A connection string taken apart. str() and repr() show no secret.
+    """A connection string, split into its parts. str() and repr() show no secrets.
 
     host: a name, an address, or the directory of a Unix socket. options: libpq's other parameters.
     """
@@ -69,7 +69,7 @@ class DatabaseUrl:
         return f"<DatabaseUrl {self}>"
 
     def replace(self, **changes: Any) -> "DatabaseUrl":
-        """Return a copy with other fields."""
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def for_libpq(self) -> str:
@@ -77,13 +77,13 @@ class DatabaseUrl:
         return self._write(encode(self.password), self.options)
 
     def for_sqlalchemy(self, driver: str = "psycopg2") -> str:
-        """Return the URL with its password and its driver: SQLAlchemy's choice of one changes."""
+        """Return the URL with its password and driver: SQLAlchemy's default driver may change."""
         return self.for_libpq().replace("postgresql", f"postgresql+{driver}", 1)
 
     def _write(self, password: str, options: Iterable[tuple[str, str]]) -> str:
         login = encode(self.user) + (f":{password}" if password else "")
         address = self.address
-        if self.host.startswith("/"):  # SQLAlchemy knows a socket as a parameter only
+        if self.host.startswith("/"):  # SQLAlchemy takes a Unix socket only as a parameter
             address = ""
             options = [("host", self.host), ("port", str(self.port)), *options]
         url = f"postgresql://{login}@{address}/{encode(self.database)}"
@@ -92,7 +92,7 @@ class DatabaseUrl:
 
     @property
     def address(self) -> str:
-        """Host and port, to be shown."""
+        """Host and port, for messages."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -101,7 +101,7 @@ class DatabaseUrl:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether a transaction pooler is in between, as far as the host's name tells."""
+        """Whether the host's name is that of a transaction pooler."""
         return self.host.partition(".")[0].lower().endswith("-pooler")
 
     @property
@@ -117,7 +117,7 @@ class DatabaseUrl:
         return self.is_loopback and self.user == EMBEDDED_USER
 
     def is_same_database(self, other: "DatabaseUrl") -> bool:
-        """Whether both URLs name one database, as far as they tell."""
+        """Whether both URLs name the same database."""
         one, two = self.direct, other.direct
         return (one.host.lower(), one.port, one.database) == (
             two.host.lower(),
@@ -135,7 +135,7 @@ class DatabaseUrl:
 
     @property
     def pooled(self) -> "DatabaseUrl":
-        """The same database through Neon's pooler; elsewhere, the same URL."""
+        """The same database through Neon's pooler. The same URL if it is not at Neon."""
         if not self.is_neon or self.is_pooled:
             return self
         label, dot, domain = self.host.partition(".")
@@ -144,7 +144,7 @@ class DatabaseUrl:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text was understood as, and a sentence for each thing that was mended."""
+    """The URL that was read from a text, and a description of each change that was made."""
 
     url: DatabaseUrl
     changes: tuple[str, ...]
@@ -154,12 +154,12 @@ Outcome = Reading | DatabaseUrlError
 
 
 def parse(text: str) -> DatabaseUrl:
-    """Understand a pasted text. Raises DatabaseUrlError."""
+    """Read a pasted text. Raises DatabaseUrlError."""
     return read(text).url
 
 
 def read(text: str) -> Reading:
-    """Understand a pasted text, and tell what was mended. Raises DatabaseUrlError."""
+    """Read a pasted text, and say what was changed in it. Raises DatabaseUrlError."""
     changes: list[str] = []
     text = clean(text, changes)
     if not text:
@@ -168,19 +168,19 @@ def read(text: str) -> Reading:
     urls = find_urls(bare)
     outcome = choose(urls, bare) if urls else read_settings(bare)
     if urls and isinstance(outcome, DatabaseUrlError) and "$" in bare:
-        # DATABASE_URL=postgresql://$PGUSER:…, with PGUSER=… beside it
+        # DATABASE_URL=postgresql://$PGUSER:…, and PGUSER=… in the same text
         settings = read_settings(bare)
         outcome = settings if isinstance(settings, Reading) else outcome
     if isinstance(outcome, DatabaseUrlError):
         raise outcome
     whole = "".join(line.strip() for line in bare.splitlines())
     if urls and whole not in {url.scheme + (url.joined or url.url) for url in urls}:
-        changes.append("took the connection string out of the text around it")
+        changes.append("ignored the text around the connection string")
     return Reading(outcome.url, (*changes, *outcome.changes))
 
 
 def choose(urls: list[Found], text: str) -> Outcome:
-    """Read the URL that is meant for an application; others may be more ways to its database."""
+    """Read the URL that is meant for applications. Others may lead to the same database."""
     ranked = sorted(urls, key=lambda found: found.rank)
     if ranked[0].name == "DATABASE_URL":
         ranked = [found for found in ranked if found.name == "DATABASE_URL"]
@@ -189,7 +189,7 @@ def choose(urls: list[Found], text: str) -> Outcome:
     if not readings:
         return outcomes[0][1]
     if len({reading.url.direct.replace(options=()) for _, reading in readings}) > 1:
-        return DatabaseUrlError("the text holds several connection strings: paste one of them")
+        return DatabaseUrlError("the text contains several connection strings: paste only one")
     equals = [(found, reading) for found, reading in readings if found.rank == readings[0][0].rank]
     found, reading = min(equals, key=lambda pair: not pair[1].url.is_pooled)
     if len({other.url for other in urls}) == 1:
@@ -200,7 +200,7 @@ def choose(urls: list[Found], text: str) -> Outcome:
 
 
 def attempt(found: Found, text: str) -> Outcome:
-    """Read a URL alone, and together with the lines after it."""
+    """Read a URL alone, and joined with the lines after it."""
     alone = attempt_url(found, found.url, text)
     if not found.joined:
         return alone
@@ -210,17 +210,17 @@ def attempt(found: Found, text: str) -> Outcome:
         if isinstance(alone, Reading) and alone.url == joined.url:
             return alone
         if isinstance(alone, DatabaseUrlError) or re.search("[@/?&=]", found.url[-1] + more):
-            return Reading(joined.url, ("put the lines of the string together", *joined.changes))
+            return Reading(joined.url, ("joined the lines of the string", *joined.changes))
     elif isinstance(alone, DatabaseUrlError) or "@" not in more:
         return alone
-    return DatabaseUrlError("the text has more lines: paste the connection string alone")
+    return DatabaseUrlError("the text has more lines: paste only the connection string")
 
 
 def attempt_url(found: Found, url: str, text: str) -> Outcome:
     changes: list[str] = []
     try:
         if found.broken:
-            raise refusal({}, found.broken, "the string holds a blank: write it as %20")
+            raise refusal({}, found.broken, "this contains a space: write it as %20")
         settings = read_url(url, changes)
         if not (settings["user"] and settings["password"]):
             borrow(settings, text.replace(url, ""), changes)
@@ -232,7 +232,7 @@ def attempt_url(found: Found, url: str, text: str) -> Outcome:
 
 
 def borrow(settings: dict[str, str], text: str, changes: list[str]) -> None:
-    """Fill in a user or a password that stands beside the URL, as in `PGPASSWORD=… psql URL`."""
+    """Fill in a user or password from outside the URL, as in `PGPASSWORD=… psql URL`."""
     try:
         others = find_settings(text, []) or {}
     except DatabaseUrlError:
@@ -240,17 +240,17 @@ def borrow(settings: dict[str, str], text: str, changes: list[str]) -> None:
     for name in ("user", "password"):
         if others.get(name) and not settings[name]:
             settings[name] = others[name]
-            changes.append(f"took the {name} from beside the connection string")
+            changes.append(f"took the {name} from next to the connection string")
 
 
 def read_settings(text: str) -> Outcome:
-    """Read a text that has the parts one by one."""
+    """Read a text with separate settings, such as PGHOST=… PGUSER=…."""
     changes: list[str] = []
     try:
         settings = find_settings(text, changes)
         if not settings:
             return DatabaseUrlError(explain(text))
-        refuse_stand_ins(settings)
+        refuse_placeholders(settings)
         return Reading(assemble(settings, changes), tuple(changes))
     except DatabaseUrlError as error:
         return error
@@ -261,30 +261,34 @@ def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
     own = {name: settings.get(name, "") for name in ("user", "password", "host", "port", "dbname")}
     user, password, host, port, database = own.values()
     if "," in host + port:
-        raise refusal(own, "host", "there are several hosts: write the one that takes writes")
+        raise refusal(own, "host", "there are several hosts: write only the primary")
     if not HOST_PATTERN.fullmatch(host):
-        raise refusal(own, "host", f"the host is missing, or no host name: write {PLACEHOLDER}")
+        raise refusal(own, "host", f"the host is missing or invalid: write {PLACEHOLDER}")
     if not user:
         raise refusal(own, "user", f"the user is missing: write {PLACEHOLDER}")
     port = port or "5432"
     if not re.fullmatch(r"(?a)\d{1,5}", port) or not 0 < int(port) < 65536:
-        raise refusal(own, "port", "the port is no number from 1 to 65535: write HOST:5432")
+        raise refusal(own, "port", "the port is not a number from 1 to 65535: write HOST:5432")
     url = DatabaseUrl(user, password, host, int(port), database)
     if is_cut_off(url):
-        raise refusal(own, "host", "the host is cut off: those of Neon end in .neon.tech")
+        raise refusal(own, "host", "the host is cut off: Neon's hosts end in .neon.tech")
     if url.is_neon and not password:
-        raise refusal(own, "password", "the password is missing: choose to show it, and copy again")
+        raise refusal(
+            own,
+            "password",
+            "the password is missing: show it, then copy the string again",
+        )
     if not database:
-        # libpq takes the user's name. Neon's projects start with another one.
+        # libpq's default is the user's name; Neon's first database has another one.
         url = url.replace(database="neondb" if url.is_neon else user)
-        changes.append("added the database, which was missing")
-    refuse_stand_ins(rough_parts(url.for_libpq().partition("://")[2]))  # it will be read again
+        changes.append("added the missing database name")
+    refuse_placeholders(rough_parts(url.for_libpq().partition("://")[2]))  # it will be parsed again
     options = {name: value for name, value in settings.items() if name in KEYWORDS - own.keys()}
     if refused := settings.keys() - KEYWORDS:
         names = sorted(refused & FOREIGN)
         if refused - FOREIGN:
-            names.append("unknown ones")
-        changes.append(f"dropped parameters that libpq refuses: {', '.join(names)}")
+            names.append("unknown names")
+        changes.append(f"removed parameters that libpq rejects: {', '.join(names)}")
     set_modes(options, own, changes)
     if url.is_neon:
         set_tls(options, changes)
@@ -292,7 +296,7 @@ def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
 
 
 def is_cut_off(url: DatabaseUrl) -> bool:
-    """Whether a host of Neon was not copied to its end."""
+    """Whether a Neon host was not copied completely."""
     beginning = NEON_BEGINNING.fullmatch(url.host)
     if not beginning or url.is_neon:
         return False
@@ -301,7 +305,7 @@ def is_cut_off(url: DatabaseUrl) -> bool:
 
 
 def set_modes(options: dict[str, str], own: Mapping[str, str], changes: list[str]) -> None:
-    """Check sslmode and channel_binding: libpq does it only when it connects."""
+    """Check sslmode and channel_binding, which libpq checks only when it connects."""
     for name, modes in MODES.items():
         if not (given := options.get(name)):
             continue
@@ -309,16 +313,16 @@ def set_modes(options: dict[str, str], own: Mapping[str, str], changes: list[str
         mode = next((mode for mode, words in modes.items() if word in words.split()), None)
         if mode is None:
             known = ", ".join(modes)
-            raise refusal(own, name, f"{name} is unknown, perhaps cut off: write one of {known}")
+            raise refusal(own, name, f"unknown {name}, perhaps cut off: write one of {known}")
         if mode != given:
             changes.append(f"wrote {name}={mode}, as libpq spells it")
         options[name] = mode
 
 
 def set_tls(options: dict[str, str], changes: list[str]) -> None:
-    """Make sure that nothing goes to Neon without TLS."""
+    """Never connect to Neon without TLS."""
     if options.get("sslmode") not in {"require", "verify-ca", "verify-full"}:
-        # libpq takes the system's certificates only together with the full check.
+        # libpq accepts the system's certificates only with verify-full.
         strict = options.get("sslrootcert") == "system"
         options["sslmode"] = "verify-full" if strict else "require"
-        changes.append(f"set sslmode={options['sslmode']}, as Neon wants it")
+        changes.append(f"set sslmode={options['sslmode']}, since Neon requires TLS")

@@ -68,9 +68,9 @@ def test_the_app_tells_that_the_database_is_back(
     ("words", "detail"),
     [
         ("Couldn't connect to compute node", "the database is starting"),
-        ("password authentication failed for user 'ada'", "the database does not let the app in"),
+        ("password authentication failed for user 'ada'", "the database refuses the app's log-in"),
         ("sorry, too many clients already", "the database has no free connection"),
-        ("Control plane request failed: endpoint is disabled", "the database is switched off"),
+        ("Control plane request failed: endpoint is disabled", "the database is turned off"),
     ],
 )
 def test_clients_are_told_the_cause_in_general_terms(

@@ -453,7 +453,7 @@ def test_a_target_that_refuses_is_diagnosed(copy: Copy, filled: DatabaseUrl) -> 
 
     assert code == 1
     assert "✗ log-in" in output
-    assert "then: uv run manage.py copy" in output
+    assert "then type: uv run manage.py copy" in output
 
 
 # Failures in the middle: the trigger meets the last of the tasks, when others are there already.

@@ -1,1 +1,1 @@
-"""Connection strings as people paste them: in a command, a file, a chat, or in their parts."""
+"""Connection strings as people paste them: from a command, a file, a chat, or as settings."""

@@ -1,4 +1,4 @@
-"""Reads the parts of a connection that are pasted one by one: PGHOST=…, host: …, psql -h …."""
+"""Reads the formats with separate settings: PGHOST=…, host: …, psql -h … and others."""
 
 import itertools
 import re
@@ -6,12 +6,12 @@ import shlex
 
 from postgres.pasted.url import FOREIGN, KEYWORDS, MAX_URL_LENGTH, DatabaseUrlError, canonical
 
-# host=… user=…: a value is in '…' or has no blanks, and a backslash makes any character plain.
+# host=… user=…: a value is in '…' or has no spaces; a backslash escapes any character.
 KEYWORD_FORM = re.compile(rf"""(?s)(["']?)\s*((?:{"|".join(sorted(KEYWORDS))})\s*=.*)\1""")
 KEYWORD_VALUE = re.compile(
     r"(?as)\s*(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s\\']|\\.)(?:[^\s\\]|\\.)*)?)(?=\s|$)"
 )
-# Host=…;Username=…: of .NET. A value with ";" is in quotes.
+# Host=…;Username=…, from .NET: a value with ";" is in quotes.
 SEMICOLON_FORM = re.compile(r"(?i)(?<![\w=])(?:host|server|data source) *= *[^;\s]{1,300};")
 SEMICOLON_VALUE = re.compile(
     r"""(?x) [ ]*([A-Za-z][A-Za-z _]{0,40}?)[ ]*=[ ]*
@@ -42,22 +42,22 @@ AROUND_PAIRS = re.compile(r"(?:[\s,;{}()\[\]|&\\$]|export\b|setx?\b|-e\b|--env\b
 
 
 def find_settings(text: str, changes: list[str]) -> dict[str, str] | None:
-    """Return libpq's keywords and values from a text without a URL; None where it has none.
+    """Return values by libpq's keyword from a text without a URL, None if it has no settings.
 
-    Raises DatabaseUrlError for a text that is of a known form, but not all of it.
+    Raises DatabaseUrlError for a text that only begins in a known format.
     """
     for read in (read_semicolons, read_keywords, read_command, read_password_file, read_pairs):
         if settings := read(text):
             if max(map(len, settings.values())) > MAX_URL_LENGTH:
                 raise DatabaseUrlError("one of the settings is too long: copy it again")
             if read is not read_keywords:
-                changes.append("put the single settings together")
+                changes.append("combined the separate settings")
             return settings
     return None
 
 
 def read_keywords(text: str) -> dict[str, str] | None:
-    """Read libpq's other form, "host=… user=…"."""
+    """Read libpq's other format, "host=… user=…"."""
     match = KEYWORD_FORM.fullmatch(text)
     if not match:
         return None
@@ -68,17 +68,17 @@ def read_keywords(text: str) -> dict[str, str] | None:
         if not value or value[1] not in KEYWORDS | FOREIGN:
             shown = "".join(f"{keyword}=… " for keyword in settings)
             raise DatabaseUrlError(
-                f"{shown}[…]: what follows is not KEYWORD=VALUE: "
-                "put a value with blanks in '…', and \\ before '"
+                f"{shown}[…]: the rest is not KEYWORD=VALUE: "
+                "put a value with spaces in '…', and \\ before '"
             )
         settings[value[1]] = re.sub(r"(?s)\\(.)", r"\1", value[2] or value[3] or "")
         end = value.end()
-    # In TOML and Python a value is in "…", which means nothing to libpq.
+    # A value in "…" is from TOML or Python: libpq does not know these quotes.
     return None if settings.get("host", "").startswith('"') else settings
 
 
 def read_semicolons(text: str) -> dict[str, str] | None:
-    """Read the form of .NET, "Host=…;Username=…;Password=…"."""
+    """Read the format of .NET, "Host=…;Username=…;Password=…"."""
     if not SEMICOLON_FORM.search(text):
         return None
     for part in (text, *re.split(r'["\n]', text)):  # it may be the value of a setting
@@ -112,7 +112,7 @@ def read_command(text: str) -> dict[str, str] | None:
     arguments = itertools.takewhile(
         lambda word: set(word[:1]).isdisjoint(";|&<>"), words[start + 1 :]
     )
-    # Beside a URL they are not, or are pieces of it.
+    # If there is a URL, they are not these, or are pieces of it.
     unnamed = [] if "://" in text else ["user", "dbname"]
     for word in arguments:
         flag, _, value = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:])
@@ -139,10 +139,10 @@ def read_password_file(text: str) -> dict[str, str] | None:
 
 
 def read_pairs(text: str) -> dict[str, str] | None:
-    """Read PGHOST=…, DB_HOST=…, host: …, "host": …: on lines of their own, or on one line."""
+    """Read PGHOST=…, DB_HOST=…, host: …, "host": …: on one line or several."""
     groups: dict[str, dict[str, str]] = {}
     text = re.sub(r"(?i)\$env:", "", text)
-    text = re.sub(r"(?m)^[ \t]*set[ \t]+-\w+[ \t]+(\w+)[ \t]+", r"\1=", text)  # as fish has it
+    text = re.sub(r"(?m)^[ \t]*set[ \t]+-\w+[ \t]+(\w+)[ \t]+", r"\1=", text)  # from the fish shell
     lines = [(line, list(PAIR.finditer(line))) for line in text.splitlines()]
     values = [pair["value"] for _, pairs in lines for pair in pairs]
     # A single ";" or "," may be part of a password; several are separators.
@@ -159,7 +159,9 @@ def read_pairs(text: str) -> dict[str, str] | None:
             if not keyword:
                 continue
             if not AROUND_PAIRS.fullmatch(line, pair.end(), end):
-                raise DatabaseUrlError(f"{keyword}=[…]: this goes on after its end: put it in '…'")
+                raise DatabaseUrlError(
+                    f"{keyword}=[…]: text follows the value: put all of it in '…'"
+                )
             marks = ",;" if keyword == "port" else separators
             groups.setdefault(group, {})[keyword] = unquoted(pair["value"], marks)
     ranked = sorted(groups, key=lambda group: group != "pg")
@@ -169,12 +171,12 @@ def read_pairs(text: str) -> dict[str, str] | None:
 
 
 def part_of(name: str) -> tuple[str, str]:
-    """Tell the group of settings that a name belongs to, and libpq's keyword, "" for none."""
+    """Return a name's prefix, such as "db_", and libpq's keyword for the rest, "" for none."""
     if name.startswith("PG"):
         keyword = canonical(name[2:])
         return "pg", keyword if keyword in KEYWORDS else ""
     part = PART.fullmatch(name)
-    if not part or name == "name":  # which is the name of anything, unlike Django's NAME
+    if not part or name == "name":  # it can be any name, unlike Django's NAME
         return "", ""
     keyword = "dbname" if part["part"].lower() == "name" else canonical(part["part"])
     return part["group"].lower(), keyword

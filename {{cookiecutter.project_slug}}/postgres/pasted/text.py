@@ -1,4 +1,4 @@
-"""Finds connection strings in what people paste: a command, a file, a chat, a web page."""
+"""Finds connection strings in pasted text: from a command, a file, a chat, a web page."""
 
 import difflib
 import itertools
@@ -13,10 +13,10 @@ from postgres.pasted.url import PLACEHOLDER, DatabaseUrlError
 MAX_TEXT_LENGTH = 20_000  # whole .env files are shorter
 MAX_URLS = 10
 
-# What chats, terminals and web pages put into a text.
+# Characters that chats, terminals and web pages insert.
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"
-TERMINAL_CODE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z~]")  # colours, and the marks around a paste
-# Typographic quotes around something, as a word processor or a chat writes them.
+TERMINAL_CODE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z~]")  # colors, and the codes around a paste
+# Typographic quotes around a text, as word processors and chats write them.
 SPECIAL_QUOTES = re.compile(
     "(?<![^\\s=:(\\[{,])"
     "(?:[\u201c\u201e\xab]([^\u201c\u201d\u201e\xab\xbb\n]*)[\u201c\u201d\xbb]"
@@ -24,12 +24,12 @@ SPECIAL_QUOTES = re.compile(
     "(?![^\\s,;:)\\]}])"
 )
 SPECIAL_BLANK = re.compile(r"[^\S \t\r\n\u2028\u2029\x85]")
-# [shown](target) and <target|shown>: a password with the host after it looks like an address.
+# [text](target) and <target|text>: PASSWORD@HOST looks like an e-mail address to them.
 MARKDOWN_LINK = re.compile(r"\[([^][\n]*)\]\(((?:[a-z]+:)[^()\s]*)\)")
 CHAT_LINK = re.compile(r"<(?:mailto:)?([^<>|\s]+)\|\1>")
 ENCODED_STRING = re.compile(r"(?i)(?<![\w+.-])postgres(?:ql)?%(?:25)?3A%(?:25)?2F[^\s&\"'<>]*")
 
-# A URL, and what may stand before and after it.
+# A URL, and what may be before and after it.
 DRIVERS = {"", "asyncpg", "pg8000", "psycopg", "psycopg2", "psycopg_async"}  # of SQLAlchemy
 OUR_SCHEMES = ("postgresql", "postgres", "psql", "pgsql", "pg", "postgis")
 SCHEME = re.compile(
@@ -46,39 +46,41 @@ BRACKETS = {"<": ">", ">": "<", "(": ")", "[": "]", "{": "}", "*": "*", "_": "_"
 AFTER_CLOSING = r"""(?=$|[\s,;.)\]}>|"'`*_&\\])"""
 LEFT_OVER = "\"'`\u2018\u2019\u201c\u201d\xbb>;,)|\\"
 ENTITIES = ("&quot;", "&#34;", "&#39;", "&apos;", "&gt;")
-# The names that an application's connection string has, the best first, and parts of the names
-# of those for other uses. Only the former are ever quoted in a message.
+# Names of settings that hold an application's connection string, the best first, and parts of the
+# names of those for other uses. Messages quote only the former.
 NAMES = ("DATABASE_URL", "NEON_DATABASE_URL", "POSTGRES_URL", "url")
 OTHER_USES = re.compile(r"(?i)unpooled|non_?pooling|direct|no_?ssl|shadow|prisma|test|replica|read")
 
-# What a text is in which nothing was found.
+# What a text is if no connection string was found in it.
 EXPLANATIONS = {
     r"connection to server|could not translate|psql: error|FATAL|ERROR:|Error": (
-        "the text is an error message: paste the connection string that led to it"
+        "the text is an error message: paste the connection string instead"
     ),
     r"(?i)\bhttps?://|^console\.neon\.tech": (
-        "the text is the address of a web page: choose Connect on that page, "
+        "the text is the URL of a web page: choose Connect on that page, "
         "and copy the string that starts with postgresql://"
     ),
-    r"(?i)(?<![\w+.-])postgres(?:ql)?://": f"nothing follows the scheme: copy all of {PLACEHOLDER}",
+    r"(?i)(?<![\w+.-])postgres(?:ql)?://": (
+        f"there is nothing after the scheme: copy all of {PLACEHOLDER}"
+    ),
     r"(?i)(?<![\w+.-])(mysql|mariadb|sqlite|mongodb|redis|prisma)[\w+]*://": (
         f"the text starts with {{}}://: write {PLACEHOLDER}"
     ),
     r"://": f"the text starts with another scheme: write {PLACEHOLDER}",
-    r"(?i)^[\w.-]+\.neon\.tech(?:/\S*)?$": f"the host stands alone: copy all of {PLACEHOLDER}",
-    r"^(?:npg|napi)_\w+$": f"a password or a key stands alone: copy all of {PLACEHOLDER}",
+    r"(?i)^[\w.-]+\.neon\.tech(?:/\S*)?$": f"the text is only a host: copy all of {PLACEHOLDER}",
+    r"^(?:npg|napi)_\w+$": f"the text is only a password or an API key: copy all of {PLACEHOLDER}",
     r"process\.env|os\.environ|getenv|\benv\(|ENV\[|secrets\.|\$\{|\$[A-Z]": (
-        "the text names a variable: paste the connection string that is its value"
+        "the text names a variable: paste its value, the connection string"
     ),
 }
 
 
 @dataclass(frozen=True)
 class Found:
-    """A URL within a text.
+    """A URL in a text.
 
-    name: of the setting whose value it is. url: what follows the scheme. joined: the same and the
-    lines after it, where these may be its rest. broken: the part that seems to hold a blank.
+    name: of the setting with this value. url: what follows the scheme. joined: the same, with the
+    lines after it if they may belong to it. broken: the part that seems to contain a space.
     """
 
     name: str
@@ -89,64 +91,64 @@ class Found:
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """Return less for what an application should rather take."""
+        """Return the rank of its name: lower is better for an application."""
         if self.name in NAMES:
             return False, NAMES.index(self.name)
         return OTHER_USES.search(self.name) is not None, len(NAMES)
 
     @property
     def scheme_change(self) -> str:
-        """Return what was changed about the scheme, "" for nothing."""
+        """Describe what was changed about the scheme, "" for nothing."""
         if self.scheme == "postgresql://":
             return ""
         if not self.scheme:
-            return 'put "postgresql://" in front'
+            return 'added "postgresql://" at the start'
         base, _, driver = self.scheme.lower().partition(":")[0].partition("+")
         known = base in OUR_SCHEMES and driver in DRIVERS
-        shown = f'"{self.scheme}"' if known else "a misspelt one"
+        shown = f'"{self.scheme}"' if known else "a misspelled one"
         return f'wrote "postgresql://" for {shown}'
 
 
 def clean(text: str, changes: list[str]) -> str:
-    """Remove what cannot be seen. Raises DatabaseUrlError."""
+    """Remove invisible characters. Raises DatabaseUrlError."""
     if len(text) > MAX_TEXT_LENGTH:
-        raise DatabaseUrlError("the text is too long: paste the connection string alone")
+        raise DatabaseUrlError("the text is too long: paste only the connection string")
     text = text.strip().strip(INVISIBLE).strip()
     seen = TERMINAL_CODE.sub("", text)
     seen = "".join(character for character in seen if unicodedata.category(character) != "Cf")
     if seen != text:
         changes.append("removed invisible characters")
     if not all(character.isprintable() or character.isspace() for character in seen):
-        raise DatabaseUrlError("the text holds control characters: copy it again")
+        raise DatabaseUrlError("the text contains control characters: copy it again")
     plain = SPECIAL_BLANK.sub(" ", seen)
     if plain != seen:
-        changes.append("wrote plain blanks for special ones")
+        changes.append("replaced special spaces with plain ones")
     quoted = SPECIAL_QUOTES.sub(lambda quote: f'"{quote[1] or quote[2] or ""}"', plain)
     if quoted != plain:
-        changes.append("wrote plain quotes for typographic ones")
+        changes.append("replaced typographic quotes with plain ones")
     return quoted.strip()
 
 
 def unwrap(text: str, changes: list[str]) -> str:
-    """Undo what chats, web pages and programs did to a URL."""
+    """Undo what chats, web pages and programs do to a URL."""
     before = text
     if "](" in text:
         text = MARKDOWN_LINK.sub(lambda link: link[1] if "@" in link[1] else link[2], text)
     if "|" in text:
         text = CHAT_LINK.sub(r"\1", text)
     if text != before:
-        changes.append("took a link apart")
+        changes.append("extracted the string from a link")
     if r":\/\/" in text:  # as PHP writes JSON
         text = text.replace(r"\/", "/")
     if ENCODED_STRING.search(text) and not find_urls(text):
         for _ in range(2 if "%253A" in text.upper() else 1):
             text = ENCODED_STRING.sub(lambda string: f"{unquote(string[0])} ", text)
-        changes.append("decoded the string, which was percent-encoded as a whole")
+        changes.append("decoded the string, which was percent-encoded entirely")
     return text.strip()
 
 
 def find_urls(text: str) -> list[Found]:
-    """Return the PostgreSQL URLs in a text; comments are looked into where there is no other."""
+    """Return the PostgreSQL URLs in a text; those in comments only if there are no others."""
     lines = [line.strip() for line in text.splitlines()]
     active = [line for line in lines if not line.startswith("#")]
     searches = ((active, is_ours), (lines, is_ours), (lines, is_nearly_ours))
@@ -164,7 +166,7 @@ def is_ours(match: re.Match[str]) -> bool:
 
 
 def is_nearly_ours(match: re.Match[str]) -> bool:
-    """Accept "postgress://", "ostgresql://" (the first letter was not selected), "postgresql:/"."""
+    """Accept "postgress://", "ostgresql://" (the first letter is missing), "postgresql:/"."""
     base = match["base"].lower()
     if base in OUR_SCHEMES:
         return True
@@ -175,14 +177,14 @@ def is_nearly_ours(match: re.Match[str]) -> bool:
 
 
 def search(lines: list[str], accept: Callable[[re.Match[str]], bool]) -> Iterator[Found]:
-    """Yield the URLs in some lines whose scheme is accepted."""
+    """Yield the URLs whose scheme is accepted."""
     for number, line in enumerate(lines):
         matches = [match for match in SCHEME.finditer(line) if accept(match)]
         starts = [match.start() for match in matches] + [len(line)]
         for match, end in zip(matches, starts[1:], strict=True):
             rest = line[match.end() : end]
             url, after = cut(match["opening"], rest)
-            if not url:  # the scheme stands there twice
+            if not url:  # the scheme is repeated
                 continue
             joined, broken = None, ""
             if end == len(line) and not re.search(r"\s", rest):
@@ -191,13 +193,13 @@ def search(lines: list[str], accept: Callable[[re.Match[str]], bool]) -> Iterato
             if "@" in after or re.search(r"\s", url):
                 broken = "login"
             elif after and "?" not in url and not line[: match.start("scheme")]:
-                broken = "dbname"  # for libpq it goes on after the blank
+                broken = "dbname"  # to libpq, the name continues after the space
             scheme = f"{match['scheme']}:{match['slashes']}"
             yield Found(match["name"] or "", scheme, url, joined, broken)
 
 
 def cut(opening: str, rest: str) -> tuple[str, str]:
-    """Find the end of a URL. Returns it, and what follows a blank after it but for comments."""
+    """Find the end of a URL. Returns the URL, and the text after it without comments."""
     for mark in reversed(opening):
         if mark in QUOTES and (end := re.search(re.escape(mark) + AFTER_CLOSING, rest)):
             return rest[: end.start()].rstrip("\\").strip(), ""
@@ -209,7 +211,7 @@ def cut(opening: str, rest: str) -> tuple[str, str]:
 
 
 def strip_end(url: str) -> str:
-    """Remove the quotes and the punctuation that no string of Neon's ends in."""
+    """Remove quotes and punctuation from the end: no connection string of Neon ends in them."""
     for _ in range(5):
         for entity in ENTITIES:
             url = url.removesuffix(entity)
@@ -218,7 +220,7 @@ def strip_end(url: str) -> str:
 
 
 def continuation(lines: list[str]) -> Iterator[str]:
-    """Yield the lines that may be the rest of a URL: a terminal or an e-mail may have broken it."""
+    """Yield the lines that may be the rest of a URL, as a terminal or an e-mail breaks it."""
     for line in lines[:10]:
         name = re.match(r"(?a)([\w.-]+)[ \t]*=", line)
         parameter = name and any(word.endswith(name[1]) for word in ("sslmode", "channel_binding"))
@@ -230,8 +232,8 @@ def continuation(lines: list[str]) -> Iterator[str]:
 
 
 def explain(text: str) -> str:
-    """Say what a text is in which nothing was found."""
+    """Explain what a text is if it has no connection string."""
     for pattern, explanation in EXPLANATIONS.items():
         if match := re.search(pattern, text):
             return explanation.format(*match.groups())
-    return f"the text is no connection string: write {PLACEHOLDER}"
+    return f"the text is not a connection string: write {PLACEHOLDER}"

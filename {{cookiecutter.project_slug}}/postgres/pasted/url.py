@@ -1,8 +1,8 @@
-"""Takes a pasted PostgreSQL URL apart, and shows where one is wrong.
+"""Splits a pasted PostgreSQL URL into its parts, and shows which part is wrong.
 
-A damaged string may hold a piece of the password anywhere: behind a raw "@" it looks like a host.
-So messages show a string by the names of its parts. They quote a host that is known to be one, the
-plain names beside such a host, and words of the lists in these modules; nothing else.
+In a damaged string, a piece of the password may be anywhere: after a raw "@" it looks like a host.
+So messages show the names of the parts in place of their values. They quote only hosts of a known
+form, plain user and database names next to such a host, and words from the lists in these modules.
 """
 
 import re
@@ -23,7 +23,7 @@ KEYWORDS = frozenset(
     sslnegotiation sslpassword sslrootcert sslsni target_session_attrs tcp_user_timeout user
     """.split()  # noqa: SIM905  (as a list it takes forty lines)
 )
-# What other clients call them, without "_", blanks and capitals.
+# Other clients' names for them, without "_" and spaces, in lower case.
 SPELLINGS = {keyword.replace("_", ""): keyword for keyword in KEYWORDS} | {
     "appname": "application_name",
     "database": "dbname",
@@ -41,7 +41,7 @@ SPELLINGS = {keyword.replace("_", ""): keyword for keyword in KEYWORDS} | {
     "userid": "user",
     "username": "user",
 }
-# What other clients take besides: dropped like all that libpq does not know, but by name.
+# Other clients' parameters that libpq does not know. Messages may name these.
 FOREIGN = frozenset(
     """
     TimeZone connection_limit currentSchema max_conns pgbouncer pool pool_mode pool_size
@@ -49,7 +49,7 @@ FOREIGN = frozenset(
     timeout uselibpqcompat
     """.split()  # noqa: SIM905
 )
-# The parameters that have a few values each, in clients' spellings without "-", "_" and capitals.
+# Parameters with a fixed set of values, each with its spellings: no "-" or "_", lower case.
 MODES: dict[str, dict[str, str]] = {
     "sslmode": {
         "disable": "disable disabled false 0 off",
@@ -66,24 +66,23 @@ MODES: dict[str, dict[str, str]] = {
     },
 }
 
-# Hosts that no password looks like.
+# Hosts that cannot be mistaken for a password.
 NEON_ENDPOINT = r"ep-[a-z]+-[a-z]+-[a-z\d]{6,}(?:-pooler)?"
 KNOWN_HOST = re.compile(rf"(?ai){NEON_ENDPOINT}(?:\.[a-z\d-]*)*|localhost|127\.0\.0\.1|\[::1\]|::1")
 PLAIN_NAME = re.compile(r"(?a)[\w.-]{1,63}")
-# What follows the log-in: hosts with their ports, the database, parameters.
+# What follows "USER:PASSWORD@": hosts with their ports, the database, parameters.
 NODE = r"(?:[\w.-]*|\[[\da-fA-F:.]+\]|%2[Ff][\w.%~-]*)(?::\d*)?"
 PLACE = re.compile(rf"(?a)({NODE}(?:,{NODE})*)(?:/([^?]*))?(?:\?(.*))?")
 
-# Parts that only stand for something. A real password of such a form is taken when its special
-# characters are percent-encoded.
-STAND_IN = re.compile(  # <host>, [password], {user}, ${PGUSER}, $PGPASSWORD, %DB_USER%
+# Placeholders in place of a value. A real password that looks like one must be percent-encoded.
+PLACEHOLDER_VALUE = re.compile(  # <host>, [password], {user}, ${PGUSER}, $PGPASSWORD, %DB_USER%
     r"(?ai)<[^>]*>|\[[a-z][\w -]*\]|\$?\{[^}]*\}+|(?-i:\$[A-Z_][A-Z\d_]*)|\$\w{0,20}pass\w{0,20}"
     r"|%[a-z]+_[a-z_]+%|(?:os\.environ|os\.getenv|process\.env|getenv\(|env\().*"
 )
-STAND_IN_NAME = re.compile(
+PLACEHOLDER_NAME = re.compile(
     r"(?ai)x{4,}|\.{3,}|(?-i:PASSWORD)|your[-_]?(?:user|role|pass|host|endpoint)[\w-]*"
 )
-STAND_IN_HOST = re.compile(  # with the example of Neon's documentation
+PLACEHOLDER_HOST = re.compile(  # including the example in Neon's documentation
     r"(?ai)host(?:name)?|ep-cool-darkness-(?:123456|a1b2c3d4)(?!\w).*"
 )
 MASK = re.compile("[*\u2022\u25cf\xb7]{3,}|\u2026")  # •, ●, · and …
@@ -92,24 +91,24 @@ ENCODE = 'write "@" in the password as %40, "/" as %2F'
 
 
 class DatabaseUrlError(ValueError):
-    """Where a text is wrong, and what to write: one line, without any part of a secret."""
+    """What is wrong with a text, and what to write: one line, without any part of a secret."""
 
 
 def canonical(name: str) -> str:
-    """Return libpq's keyword for any client's spelling of it, and other names as they are."""
+    """Return libpq's keyword for any client's name of it, and other names unchanged."""
     return SPELLINGS.get(re.sub(r"[\W_]", "", name).lower(), name)
 
 
 def refusal(settings: Mapping[str, str], faults: str, why: str) -> DatabaseUrlError:
-    """Return an error that shows the place. faults: names of parts, as show() takes them."""
+    """Return an error that shows where the fault is. faults: names of parts, as in show()."""
     return DatabaseUrlError(f"{show(settings, faults.split())}: {why}")
 
 
 def show(settings: Mapping[str, str], faults: Collection[str]) -> str:
-    """Write a connection string by the names of its parts, with the faulty ones in [brackets].
+    """Return a URL with the names of its parts, the faulty ones in [brackets].
 
-    settings: what is known of it, by libpq's keywords. faults: keywords, "login", "place" (what
-    follows the log-in) or "query".
+    settings: its known parts, by libpq's keyword. faults: keywords, "login" (user and password),
+    "place" (host and database) or "query".
     """
 
     def part(name: str, text: str) -> str:
@@ -117,7 +116,7 @@ def show(settings: Mapping[str, str], faults: Collection[str]) -> str:
 
     user, host, database = "USER", settings.get("host", ""), "DATABASE"
     if KNOWN_HOST.fullmatch(host):
-        # A user without a password may be a password without a user.
+        # Without a password, the user may be the password.
         if settings.get("password") and PLAIN_NAME.fullmatch(settings.get("user", "")):
             user = settings["user"]
         if PLAIN_NAME.fullmatch(settings.get("dbname", "")):
@@ -135,14 +134,14 @@ def show(settings: Mapping[str, str], faults: Collection[str]) -> str:
 
 
 def read_url(text: str, changes: list[str]) -> dict[str, str]:
-    """Return libpq's keywords and values from what stands after "postgresql://".
+    """Read what follows "postgresql://". Returns values by libpq's keyword, and by unknown names.
 
-    Names that libpq does not know are among them. Raises DatabaseUrlError.
+    Raises DatabaseUrlError.
     """
     if len(text) > MAX_URL_LENGTH:
         raise DatabaseUrlError("the connection string is too long: copy it again")
     text = unescape(text, changes)
-    refuse_stand_ins(rough_parts(text), sure=text.count("@") == 1)
+    refuse_placeholders(rough_parts(text), sure=text.count("@") == 1)
     login, place = split_login(text, changes)
     nodes, database, query = place.groups(default="")
     user, colon, password = login.partition(":")
@@ -150,7 +149,7 @@ def read_url(text: str, changes: list[str]) -> dict[str, str]:
     parts = {"user": user, "password": password, "host": host.strip("[]"), "port": port}
     parts["dbname"] = database.rstrip("/")
     if database.endswith("/"):
-        changes.append('dropped the "/" after the database')
+        changes.append('removed the "/" after the database')
     if "/" in user or ("@" in user and not colon):
         raise refusal(parts, "login", f"this is not USER:PASSWORD: {ENCODE}")
     settings = parts | split_query(query, changes)
@@ -158,19 +157,19 @@ def read_url(text: str, changes: list[str]) -> dict[str, str]:
 
 
 def unescape(text: str, changes: list[str]) -> str:
-    r"""Undo HTML's "&amp;", JSON's "\u0026" and the shell's "\&" in the parameters."""
+    r"""Unescape HTML's "&amp;", JSON's "\u0026" and the shell's "\&" in the parameters."""
     login, end, place = text.rpartition("@")
     address, mark, query = place.partition("?")
     plain = re.sub(r"\\u0026|\\&|&amp;", "&", query).replace(r"\=", "=")
     if mark and address.endswith("\\"):
         address = address[:-1]
     if address + mark + plain != place:
-        changes.append('wrote "&", "?" and "=" for their escapes')
+        changes.append('unescaped "&", "?" and "="')
     return login + end + address + mark + plain
 
 
 def rough_parts(text: str) -> dict[str, str]:
-    """Take a URL apart that may hold placeholders, whose brackets PLACE does not know."""
+    """Split a URL that may have placeholders, whose brackets do not match PLACE."""
     login, _, place = text.partition("?")[0].rpartition("@")
     user, _, password = login.partition(":")
     address, _, database = place.partition("/")
@@ -178,36 +177,36 @@ def rough_parts(text: str) -> dict[str, str]:
     return {"user": user, "password": password, "host": host, "dbname": database}
 
 
-def refuse_stand_ins(settings: Mapping[str, str], *, sure: bool = True) -> None:
-    """Raise DatabaseUrlError where a part stands for something, or is masked.
+def refuse_placeholders(settings: Mapping[str, str], *, sure: bool = True) -> None:
+    """Raise DatabaseUrlError if a part is a placeholder or masked.
 
-    sure: whether the parts are what they are taken for, and may be shown as such.
+    sure: whether the text was certainly split at the right places, so that parts may be shown.
     """
     parts = {name: settings.get(name, "") for name in ("user", "password", "host", "dbname")}
     shown = parts if sure else {}
-    stand_ins = [
+    placeholders = [
         name
         for name, text in parts.items()
-        if STAND_IN.fullmatch(text)
-        or (name != "dbname" and STAND_IN_NAME.fullmatch(text))
-        or (name == "host" and STAND_IN_HOST.fullmatch(text))
+        if PLACEHOLDER_VALUE.fullmatch(text)
+        or (name != "dbname" and PLACEHOLDER_NAME.fullmatch(text))
+        or (name == "host" and PLACEHOLDER_HOST.fullmatch(text))
     ]
-    if stand_ins:
+    if placeholders:
         raise refusal(
             shown,
-            " ".join(stand_ins),
-            "a placeholder is left: type `uv run manage.py env` and paste your own string; "
-            "a password of this kind is written percent-encoded",
+            " ".join(placeholders),
+            "this is a placeholder: type `uv run manage.py env` and paste your own string; "
+            "if it is your real password, percent-encode it",
         )
     if masked := [name for name, text in parts.items() if MASK.search(text)]:
-        raise refusal(shown, " ".join(masked), "this is masked: choose to show it, and copy again")
+        raise refusal(shown, " ".join(masked), "this is masked: show it, then copy it again")
 
 
 def split_login(text: str, changes: list[str]) -> tuple[str, re.Match[str]]:
-    """Tell "user:password" from "host:port/database?query". Raises DatabaseUrlError.
+    """Split "user:password@host:port/database?query" at the right "@". Raises DatabaseUrlError.
 
-    For libpq the log-in ends at the first "@", unless a "/" comes before it. Where this makes no
-    sense, the password holds an "@" or "/" itself, and just one other "@" must make sense.
+    libpq splits at the first "@", unless there is a "/" before it. If that makes no sense, the
+    password contains "@" or "/", and splitting must make sense at exactly one other "@".
     """
     ends = [index for index, character in enumerate(text) if character == "@"]
     usual = ends[0] if ends and "/" not in text[: ends[0]] else -1
@@ -221,15 +220,15 @@ def split_login(text: str, changes: list[str]) -> tuple[str, re.Match[str]]:
     if len(known) == 1:
         rivals = known
     if len(rivals) > 1:
-        raise refusal({}, "login", f"this can be read in several ways: {ENCODE}")
+        raise refusal({}, "login", f"this is ambiguous: {ENCODE}")
     if not rivals and ends:
         raise refusal({}, "place", f"this is not HOST:PORT/DATABASE: copy it again, and {ENCODE}")
     if not rivals:
         raise DatabaseUrlError(
-            f'postgresql://[…]: this has no "@", perhaps it is cut off: copy all of {PLACEHOLDER}'
+            f'postgresql://[…]: this has no "@" and may be cut off: copy all of {PLACEHOLDER}'
         )
     if rivals[0] is not theirs:
-        changes.append("percent-encoded the special characters of the password")
+        changes.append("percent-encoded special characters in the password")
     return text[: max(rivals[0].start() - 1, 0)], rivals[0]
 
 
@@ -240,7 +239,7 @@ def is_complete(login: str, place: re.Match[str]) -> bool:
 
 
 def is_sound(login: str, place: re.Match[str]) -> bool:
-    """Whether a reading leaves nothing to doubt."""
+    """Whether a reading is beyond doubt."""
     names = names_of(place[3])
     return is_complete(login, place) and names <= KEYWORDS and "@" not in (place[2] or "")
 
@@ -251,12 +250,12 @@ def names_of(query: str | None) -> set[str]:
 
 
 def split_query(query: str, changes: list[str]) -> dict[str, str]:
-    """Split "a=1&b=2". The last of several values counts."""
+    """Split "a=1&b=2". If a name is repeated, the last value counts."""
     settings = {}
     for pair in filter(None, query.split("&")):
         written, equals, value = pair.partition("=")
         name = unquote(written)
-        keyword = canonical(name) if equals else f"{name}="  # which is no keyword
+        keyword = canonical(name) if equals else f"{name}="  # not a keyword
         if equals and keyword != name:
             changes.append(f"wrote {keyword}, as libpq calls it")
         settings[keyword] = value
@@ -264,14 +263,14 @@ def split_query(query: str, changes: list[str]) -> dict[str, str]:
 
 
 def decode(text: str, name: str, parts: Mapping[str, str], changes: list[str]) -> str:
-    """Decode %40 and the like. A text without any such code was never encoded."""
+    """Decode codes such as %40. A text without any code was not encoded."""
     fault = name if name in parts else "query"
     if re.search(r"%(?![\da-fA-F]{2})", text):
         if re.search(r"%[\da-fA-F]{2}", text):
-            raise refusal(parts, fault, 'a "%" here starts no code: write "%" itself as %25')
+            raise refusal(parts, fault, 'a "%" here does not start a code: write "%" itself as %25')
         changes.append(f'wrote "%" in the {fault.replace("dbname", "database")} as %25')
         return text
     decoded = unquote_to_bytes(text).decode("utf-8", "surrogateescape")
     if re.search("[\0\ud800-\udfff]", decoded):
-        raise refusal(parts, fault, "this is not text: write it percent-encoded, as UTF-8")
+        raise refusal(parts, fault, "this is not text: percent-encode it as UTF-8")
     return decoded

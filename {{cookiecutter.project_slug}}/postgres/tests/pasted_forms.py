@@ -17,7 +17,7 @@ POOLED = f"postgresql://{LOGIN}@{POOLED_HOST}/neondb?{QUERY}"
 # Understood as STRING, all of it.
 WHOLE = {
     "Neon's console": STRING,
-    "blanks and line ends around it": f"  {STRING}\r\n",
+    "spaces and line ends around it": f"  {STRING}\r\n",
     "a byte order mark before it": f"\ufeff{STRING}",
     "single quotes": f"'{STRING}'",
     "double quotes": f'"{STRING}"',
@@ -31,7 +31,7 @@ WHOLE = {
     "square brackets": f"[{STRING}]",
     "bold in Markdown": f"**{STRING}**",
     "a cell of a Markdown table": f"| DATABASE_URL | {STRING} |",
-    "a table without blanks": f"|DATABASE_URL|{STRING}|",
+    "a table without spaces": f"|DATABASE_URL|{STRING}|",
     "a Markdown link": f"[{STRING}]({STRING})",
     "a Markdown link with a title": f"[connect]({STRING})",
     "an e-mail address made of PASSWORD@HOST": (
@@ -54,9 +54,9 @@ WHOLE = {
     "a deploy button's address": (
         f"https://example.com/?repo=x&DATABASE_URL={quote(STRING, safe='')}&region=fra"
     ),
-    "non-breaking blanks around it": f"\xa0{STRING}\xa0",
-    "a zero-width blank after it": f"{STRING}\u200b",
-    "a zero-width blank inside": STRING.replace("aws", "a\u200bws"),
+    "non-breaking spaces around it": f"\xa0{STRING}\xa0",
+    "a zero-width space after it": f"{STRING}\u200b",
+    "a zero-width space inside": STRING.replace("aws", "a\u200bws"),
     "soft hyphens inside": STRING.replace("aws", "a\xadws"),
     "marks of writing direction": f"\u202a{STRING}\u202c",
     "the marks of a terminal's paste": f"\x1b[200~{STRING}\x1b[201~",
@@ -65,7 +65,7 @@ WHOLE = {
     "a semicolon after it": f"{STRING};",
     "a full stop after it": f"{STRING}.",
     "a sentence around it": f"Here is the string: {STRING}, use it with care.",
-    "a blank after the scheme": STRING.replace("://", ":// "),
+    "a space after the scheme": STRING.replace("://", ":// "),
     "broken in the password": f"postgresql://alex:npg_\ns3cr3t@{HOST}/neondb?{QUERY}",
     "broken in the host": STRING.replace("us-east", "us-\neast"),
     "broken in the endpoint": STRING.replace("cool-name", "cool-\nname"),
@@ -95,7 +95,7 @@ WHOLE = {
     "pg_dump": f"pg_dump -Fc -d '{STRING}' -f dump.bak",
     ".env": f"DATABASE_URL={STRING}",
     ".env with quotes": f'DATABASE_URL="{STRING}"',
-    ".env with blanks and a comment": f"DATABASE_URL = '{STRING}'  # of the branch main",
+    ".env with spaces and a comment": f"DATABASE_URL = '{STRING}'  # of the branch main",
     ".env with an address in the comment": f"DATABASE_URL={STRING}  # ask me@example.com",
     "the name twice": f"DATABASE_URL=DATABASE_URL={STRING}",
     "another name": f"POSTGRES_URL={STRING}",
@@ -113,9 +113,9 @@ WHOLE = {
     "Compose, a map": f"app:\n    environment:\n      DATABASE_URL: {STRING}\n      PORT: 1",
     "Compose, a list": f"    environment:\n      - DATABASE_URL={STRING}\n      - PORT=1",
     "YAML": f'database:\n  url: "{STRING}"',
-    "YAML without a blank": f"database_url:{STRING}",
+    "YAML without a space": f"database_url:{STRING}",
     "JSON": f'{{"DATABASE_URL": "{STRING}", "PORT": 1}}',
-    "JSON without blanks": f'{{"DATABASE_URL":"{STRING}","PORT":1}}',
+    "JSON without spaces": f'{{"DATABASE_URL":"{STRING}","PORT":1}}',
     "TOML": f'[database]\nurl = "{STRING}"\nmax = 5',
     "systemd": f'Environment="DATABASE_URL={STRING}"',
     "nginx or PHP": f"env[DATABASE_URL] = '{STRING}';",
@@ -146,7 +146,7 @@ WHOLE = {
         f"jdbc:postgresql://{HOST}/neondb?user=alex&password={PASSWORD}"
         "&sslmode=require&channelBinding=require"
     ),
-    "capitals and blanks in values": STRING.replace("=require", "=Require"),
+    "capitals and spaces in values": STRING.replace("=require", "=Require"),
     "required": STRING.replace("=require", "=required"),
     "a slash after the database": STRING.replace("/neondb", "/neondb/"),
     "a port": STRING.replace(HOST, f"{HOST}:5432"),
@@ -172,7 +172,7 @@ IN_PARTS = {
         f"{name}=\u2018{value}\u2019" for name, value in VARIABLES.items()
     ),
     "the lines with Windows' line ends": "\r\n".join(LINES),
-    "the lines with blanks and comments": "\n".join(f"{line}   # comment" for line in LINES),
+    "the lines with spaces and comments": "\n".join(f"{line}   # comment" for line in LINES),
     "export": "\n".join(f"export {line}" for line in LINES),
     "export, on one line": "; ".join(f"export {line}" for line in LINES) + ";",
     "cmd: set": "\r\n".join(f"set {line}" for line in LINES),
@@ -382,18 +382,18 @@ SHOWN = f"postgresql://alex:***@{HOST}/neondb"
 # Refused, with this in the message.
 REFUSED = {
     "nothing": ("", "the text is empty"),
-    "blanks and line ends": (" \r\n", "the text is empty"),
-    "a word": ("hello", "no connection string"),
+    "spaces and line ends": (" \r\n", "the text is empty"),
+    "a word": ("hello", "not a connection string"),
     "a control character": (f"{STRING}\0", "control characters: copy it again"),
     "half a character": (f"{STRING}\ud800", "control characters: copy it again"),
     # placeholders
     ".env.example": (
         "postgresql://USER:PASSWORD@HOST/DATABASE",
-        "USER:[***]@[HOST]/DATABASE: a pl",
+        "USER:[***]@[HOST]/DATABASE: this is a pl",
     ),
     "<password>": (
         f"postgresql://alex:<password>@{HOST}/neondb",
-        f"alex:[***]@{HOST}/neondb: a pl",
+        f"alex:[***]@{HOST}/neondb: this is a pl",
     ),
     "[YOUR-PASSWORD]": (f"postgresql://alex:[YOUR-PASSWORD]@{HOST}/neondb", "[***]"),
     "${PGPASSWORD}": (f"postgresql://alex:${{PGPASSWORD}}@{HOST}/neondb", "[***]"),
@@ -404,11 +404,11 @@ REFUSED = {
     "xxxxxxxx": (f"postgresql://alex:xxxxxxxx@{HOST}/neondb", "[***]"),
     "the template of Neon's documentation": (
         "postgresql://[user]:[password]@[neon_hostname]/[dbname]?sslmode=require",
-        "postgresql://[USER]:[***]@[HOST]/[DATABASE]: a placeholder is left",
+        "postgresql://[USER]:[***]@[HOST]/[DATABASE]: this is a placeholder",
     ),
     "the example of Neon's documentation": (
         "postgresql://alex:AbC123dEf@ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech/dbname",
-        "@[ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech]/dbname: a placeholder is left",
+        "@[ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech]/dbname: this is a placeholder",
     ),
     "another example of Neon's": (
         'DATABASE_URL="postgresql://neondb_owner:...@ep-...us-east-1.aws.neon.tech/neondb"',
@@ -455,7 +455,7 @@ REFUSED = {
     "psql without a user": ("psql -h pg.neon.tech", "the user is missing"),
     "no host": ("postgresql:///todo", "[HOST]/DATABASE: the host is missing"),
     "no host but a path": ("postgresql://ann:s3@/tmp/d", "the host is missing"),
-    "the scheme alone": ("postgresql://", "nothing follows the scheme"),
+    "the scheme alone": ("postgresql://", "there is nothing after the scheme"),
     # cut off
     "cut off after the user": ("postgresql://alex", "the user is missing"),
     "cut off in the password": (f"postgresql://{LOGIN}", 'postgresql://[…]: this has no "@"'),
@@ -479,16 +479,16 @@ REFUSED = {
     ),
     "cut off in sslmode": (
         f"postgresql://{LOGIN}@{HOST}/neondb?sslmode=req",
-        f"{SHOWN}?sslmode=[…]: sslmode is unknown, perhaps cut off",
+        f"{SHOWN}?sslmode=[…]: unknown sslmode, perhaps cut off",
     ),
     "cut off in channel_binding": (
         STRING[:-2],
-        f"{SHOWN}?channel_binding=[…]: channel_binding is un",
+        f"{SHOWN}?channel_binding=[…]: unknown channel_binding",
     ),
-    "a host alone": (HOST, "the host stands alone"),
-    "a host and a database": (f"{HOST}/neondb", "the host stands alone"),
-    "a password alone": (PASSWORD, "a password or a key stands alone"),
-    "an API key of Neon": ("napi_s3cr3t", "a password or a key stands alone"),
+    "a host alone": (HOST, "the text is only a host"),
+    "a host and a database": (f"{HOST}/neondb", "the text is only a host"),
+    "a password alone": (PASSWORD, "only a password or an API key"),
+    "an API key of Neon": ("napi_s3cr3t", "only a password or an API key"),
     # other things altogether
     "the console's page": (
         "https://console.neon.tech/app/projects/cool-name-12345678?s3cr3t",
@@ -536,13 +536,16 @@ REFUSED = {
     ),
     "a page instead of a host": (
         f"PGHOST=https://{HOST}\nPGUSER=alex\nPGPASSWORD=s3",
-        "no host name",
+        "host is missing or invalid",
     ),
     "an exclamation mark in the host": (
         "postgresql://ann:s3cr3t@ex!ample/todo",
         "USER:***@[HOST/DATABASE]: this is not HOST:PORT/DATABASE",
     ),
-    "the same among keywords": ("host=ex!ample user=ann password=s3cr3t", "no host name"),
+    "the same among keywords": (
+        "host=ex!ample user=ann password=s3cr3t",
+        "host is missing or invalid",
+    ),
     "letters in the port": (
         "postgresql://ann:s3cr3t@localhost:s3cr3t/todo",
         "not HOST:PORT/DATABASE",
@@ -561,12 +564,12 @@ REFUSED = {
     ),
     "two hosts": ("postgresql://ann:s3cr3t@one,two/todo", "several hosts"),
     "two hosts among keywords": ("host=one,two port=5432,5433 user=ann", "several hosts"),
-    "an unknown sslmode": (f"{STRING}&sslmode=s3cr3t", "?sslmode=[…]: sslmode is unknown"),
+    "an unknown sslmode": (f"{STRING}&sslmode=s3cr3t", "?sslmode=[…]: unknown sslmode"),
     "a comment that touches it": (f"{STRING}#s3", "?channel_binding=[…]"),
     # characters
     "a code and a bare %": (
         f"postgresql://alex:s3%cr3t%20@{HOST}/neondb",
-        f'alex:[***]@{HOST}/neondb: a "%" here starts no code',
+        f'alex:[***]@{HOST}/neondb: a "%" here does not start a code',
     ),
     "a code that is no UTF-8": (
         "postgresql://ann:s3%FF@localhost/todo",
@@ -578,34 +581,40 @@ REFUSED = {
         "localhost/[DATABASE]: this is",
     ),
     "a bad code in a parameter": (f"{STRING}&options=%FF", "?[…]: this is not text"),
-    "a blank in the password": (
+    "a space in the password": (
         "postgresql://ann:s3 cr3t@localhost/todo",
-        "[USER:***]@HOST/DATABASE: the string holds a blank: write it as %20",
+        "[USER:***]@HOST/DATABASE: this contains a space: write it as %20",
     ),
-    "the same in quotes": ("'postgresql://ann:s3 cr3t@localhost/todo'", "holds a blank"),
-    "a non-breaking blank": ("postgresql://ann:s3\xa0cr3t@localhost/todo", "holds a blank"),
-    "a blank in the database": (
+    "the same in quotes": ("'postgresql://ann:s3 cr3t@localhost/todo'", "contains a space"),
+    "a non-breaking space": ("postgresql://ann:s3\xa0cr3t@localhost/todo", "contains a space"),
+    "a space in the database": (
         "postgresql://ann:s3@localhost/to do",
-        "/[DATABASE]: the string holds",
+        "/[DATABASE]: this contains",
     ),
     "an @ in password or database": (
         "postgresql://ann:s3@h1/s3@h2/todo",
         "[USER:***]@HOST/DATABASE: this",
     ),
-    "an @ and an unknown parameter": ("postgresql://ann:s3@h1?a=s3@h2/todo", "several ways"),
-    "a blank in a keyword's value": (
+    "an @ and an unknown parameter": ("postgresql://ann:s3@h1?a=s3@h2/todo", "ambiguous"),
+    "a space in a keyword's value": (
         "host=localhost user=ann password=s3 cr3t",
-        "host=… user=… password=… […]: what follows is not KEYWORD=VALUE",
+        "host=… user=… password=… […]: the rest is not KEYWORD=VALUE",
     ),
     "the same with an =": ("host=localhost user=ann password=s3 cr3t=x", "password=… […]"),
     "an open quote among keywords": ("host=localhost user=ann password='s3cr3t", "user=… […]"),
-    "a blank in a variable": (
+    "a space in a variable": (
         "PGHOST=h PGUSER=ann PGPASSWORD=s3 cr3t",
-        "password=[…]: this goes on",
+        "password=[…]: text follows",
     ),
     "an open quote among variables": ("PGHOST=h\nPGUSER=ann\nPGPASSWORD='s3 cr3t", "password=[…]"),
-    "an open quote in .NET's form": ("Host=h1;Username=ann;Password='s3;x", "no host name"),
-    "keywords with a semicolon": ("host=h1; user=ann password=s3 dbname=db", "no host name"),
+    "an open quote in .NET's form": (
+        "Host=h1;Username=ann;Password='s3;x",
+        "host is missing or invalid",
+    ),
+    "keywords with a semicolon": (
+        "host=h1; user=ann password=s3 dbname=db",
+        "host is missing or invalid",
+    ),
     "a line break and more after it": (
         f"psql postgresql://alex:\ns3cr3t@{HOST}/neondb -c 'select 1'",
         "the user is missing",

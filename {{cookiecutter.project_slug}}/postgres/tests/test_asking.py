@@ -37,14 +37,14 @@ def test_what_was_mended_is_said() -> None:
     terminal = Terminal(f"psql '{PASTED}'")
 
     assert terminal.ask() == parse(PASTED)
-    assert "took the connection string out of the text" in terminal.said.getvalue()
+    assert "ignored the text around the connection string" in terminal.said.getvalue()
 
 
 def test_what_is_pasted_as_lines_is_one_answer() -> None:
     terminal = Terminal("\nPGHOST=localhost\nPGUSER=ann\nPGPASSWORD=s3cr3t\nPGDATABASE=todo\n")
 
     assert terminal.ask() == parse(PASTED)
-    assert terminal.said.getvalue() == "  Fixed: put the single settings together\n"
+    assert terminal.said.getvalue() == "  Fixed: combined the separate settings\n"
 
 
 def test_a_wrong_answer_is_explained_and_asked_for_again() -> None:
@@ -59,7 +59,7 @@ def test_a_wrong_answer_is_explained_and_asked_for_again() -> None:
 def test_three_wrong_answers_are_enough() -> None:
     terminal = Terminal("one", "two", "three", PASTED)
 
-    with pytest.raises(DatabaseUrlError, match="no connection string"):
+    with pytest.raises(DatabaseUrlError, match="not a connection string"):
         terminal.ask()
 
 
@@ -83,7 +83,7 @@ def test_a_text_from_elsewhere_is_taken_with_the_same_words() -> None:
     said = io.StringIO()
 
     assert take_database_url(f"psql '{PASTED}'", said) == parse(PASTED)
-    assert said.getvalue() == "  Fixed: took the connection string out of the text around it\n"
+    assert said.getvalue() == "  Fixed: ignored the text around the connection string\n"
 
 
 def test_without_a_terminal_it_says_where_a_string_may_come_from(

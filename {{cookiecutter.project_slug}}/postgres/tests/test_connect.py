@@ -1,4 +1,4 @@
-"""The way to the database: what is waited for, what is tried again, and that every wait ends."""
+"""Connecting: what is waited for, what is retried, and that every wait ends."""
 
 import socket
 import time
@@ -44,7 +44,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(url: DatabaseUrl) -> tuple[dict[str, Check], list[float]]:
-    """Return the steps by their names, and the seconds that were told."""
+    """Return the steps by name, and the seconds that on_wait was called with."""
     waits: list[float] = []
     return {step.name: step for step in check_connection(url, history, waits.append)}, waits
 
@@ -179,7 +179,7 @@ def test_a_name_that_no_host_can_have_is_an_unknown_host(plain: DatabaseUrl) -> 
     assert failed(steps) == ("DNS", "host-unknown")
 
 
-def test_the_step_is_told_that_an_error_belongs_to(plain: DatabaseUrl) -> None:
+def test_an_error_is_reported_at_the_step_that_it_belongs_to(plain: DatabaseUrl) -> None:
     with scripted_server(error('database "x" does not exist')) as server:
         missing, _ = check(plain.replace(port=server.port))
     with scripted_server(error("connection is insecure (try using `sslmode=require`)")) as server:

@@ -1,4 +1,4 @@
-"""What errors mean: the words of Neon, PgBouncer and PostgreSQL, met over real connections."""
+"""What errors mean: the messages of Neon, PgBouncer and PostgreSQL, over real connections."""
 
 import re
 import socket
@@ -93,7 +93,7 @@ TEXTS = [
 
 
 def fail_to_connect(url: DatabaseUrl, **parameters: Any) -> Finding:
-    """Return what the error means that psycopg2 meets."""
+    """Return what psycopg2's error means."""
     with pytest.raises(psycopg2.Error) as failure:
         psycopg2.connect(url.for_libpq(), connect_timeout=2, **parameters)
     assert failure.value.pgcode is None
@@ -147,7 +147,7 @@ def test_what_libpq_says_itself_becomes_a_finding(
         ("/no/such/folder", "nothing-listens", "TCP"),
     ],
 )
-def test_the_network_is_told_from_the_server(host: str, name: str, step: str) -> None:
+def test_network_and_server_errors_are_told_apart(host: str, name: str, step: str) -> None:
     with socket.socket() as reserved:  # so that nothing can listen there
         reserved.bind(("127.0.0.1", 0))
         finding = fail_to_connect(URL.replace(host=host, port=reserved.getsockname()[1]))
@@ -156,7 +156,7 @@ def test_the_network_is_told_from_the_server(host: str, name: str, step: str) ->
 
 
 def test_the_first_line_counts_where_a_misleading_one_follows() -> None:
-    """libpq tries again with TLS, or without it, and tells of both."""
+    """libpq tries again with TLS, or without it, and reports both errors."""
     with scripted_server(error("password authentication failed for user 'ada'")) as server:
         url = URL.replace(port=server.port, options=(("sslmode", "allow"),))
         with pytest.raises(psycopg2.Error, match=r"failed: ERROR[^$]*failed: .*SSL") as failure:
@@ -215,8 +215,8 @@ def test_secrets_in_the_words_of_a_server_are_hidden() -> None:
         ("23505", "other-error"),
     ],
 )
-def test_an_error_with_a_sqlstate_is_told_by_it(server: DatabaseUrl, code: str, name: str) -> None:
-    """Whatever its text says, in whatever language, and whoever made that."""
+def test_an_error_is_recognized_by_its_sqlstate(server: DatabaseUrl, code: str, name: str) -> None:
+    """Regardless of its text and language."""
     raising = f"DO $$BEGIN RAISE 'connection refused' USING ERRCODE = '{code}'; END$$"
     engine = create_engine(server.for_sqlalchemy())
     with engine.connect() as connection, pytest.raises(exc.DBAPIError) as failure:
@@ -278,7 +278,7 @@ def test_the_rows_that_an_error_quotes_are_not_passed_on(
         ("QueuePool limit of size 5 overflow 0 reached, connection timed out", "pool-exhausted"),
     ],
 )
-def test_an_error_without_a_sqlstate_is_told_by_its_words(words: str, name: str) -> None:
+def test_an_error_without_a_sqlstate_is_recognized_by_its_message(words: str, name: str) -> None:
     assert explain(psycopg2.OperationalError(words), URL).name == name
 
 
@@ -298,7 +298,7 @@ def test_errors_of_the_network_become_findings(raised: Exception, name: str) -> 
     assert explain(raised, URL).name == name
 
 
-def test_what_was_wrapped_around_an_error_is_looked_through() -> None:
+def test_the_cause_of_a_wrapped_error_is_explained() -> None:
     cause = psycopg2.OperationalError("Couldn't connect to compute node")
     wrapped = RuntimeError("the database does not answer")
     wrapped.__cause__ = exc.OperationalError("SELECT 1", {}, cause)

@@ -1,4 +1,4 @@
-"""What the log says when the database goes and comes back."""
+"""What is logged when the database is lost and when it is back."""
 
 import socket
 import time
@@ -28,7 +28,7 @@ def log() -> Iterator[list[EventDict]]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
-    """Stand in for the time, and let some seconds pass."""
+    """Replace the clock by one that a test moves forward."""
     now = 1000.0
 
     def let_pass(seconds: float) -> float:
@@ -44,7 +44,7 @@ def events(log: list[EventDict]) -> list[tuple[str, Any]]:
     return [(line["event"], line.get("finding")) for line in log]
 
 
-def test_an_outage_is_told_once_and_so_is_its_end(
+def test_an_outage_is_logged_once_and_so_is_its_end(
     log: list[EventDict], clock: Callable[[float], float]
 ) -> None:
     database = Availability(URL)
@@ -70,7 +70,7 @@ def test_the_log_has_cause_advice_and_words_without_secrets(log: list[EventDict]
     assert line["error"] == "sorry, ***, too many clients"
 
 
-def test_another_cause_during_an_outage_is_told(
+def test_another_cause_during_an_outage_is_logged(
     log: list[EventDict], clock: Callable[[float], float]
 ) -> None:
     database = Availability(URL)
@@ -115,7 +115,7 @@ def test_all_is_quiet_while_all_is_well(log: list[EventDict]) -> None:
     assert log == []
 
 
-def test_a_refusal_of_some_work_is_told_each_minute_and_is_no_outage(
+def test_a_refusal_of_some_work_is_logged_each_minute_and_is_no_outage(
     log: list[EventDict], clock: Callable[[float], float]
 ) -> None:
     database = Availability(URL)
@@ -135,14 +135,14 @@ def away(server: DatabaseUrl) -> Iterator[DatabaseUrl]:
         yield server.replace(port=reserved.getsockname()[1])
 
 
-def test_one_look_tells_what_is_wrong(away: DatabaseUrl, log: list[EventDict]) -> None:
+def test_one_look_logs_what_is_wrong(away: DatabaseUrl, log: list[EventDict]) -> None:
     look_once(away, list).join(timeout=30)
 
     (line,) = log
     assert (line["event"], line["finding"]) == ("database not ready", "nothing-listens")
 
 
-def test_one_look_has_nothing_to_say_of_a_healthy_database(
+def test_one_look_at_a_healthy_database_logs_nothing(
     new_database: Callable[[], DatabaseUrl], log: list[EventDict]
 ) -> None:
     look_once(new_database(), list).join(timeout=30)

@@ -71,7 +71,7 @@ def test_a_password_may_hold_anything(password: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_mended_is_refused_with_the_place_and_what_to_write(
+def test_what_cannot_be_fixed_is_refused_with_the_place_and_what_to_write(
     text: str, message: str
 ) -> None:
     with pytest.raises(DatabaseUrlError) as refusal:
@@ -85,50 +85,53 @@ def test_what_cannot_be_mended_is_refused_with_the_place_and_what_to_write(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "changes"),
     [
         (f"  {STRING}\r\n", []),
         (f"\ufeff{STRING}\u200b", []),
-        (f"psql '{STRING}'", ["took the connection string out of the text around it"]),
-        (f"[{STRING}]({STRING})", ["took a link apart"]),
+        (f"psql '{STRING}'", ["ignored the text around the connection string"]),
+        (f"[{STRING}]({STRING})", ["extracted the string from a link"]),
         (STRING.replace("aws", "\u200baws"), ["removed invisible characters"]),
-        (STRING.replace("aws", "\naws"), ["put the lines of the string together"]),
-        (STRING.replace("&", "&amp;"), ['wrote "&", "?" and "=" for their escapes']),
+        (STRING.replace("aws", "\naws"), ["joined the lines of the string"]),
+        (STRING.replace("&", "&amp;"), ['unescaped "&", "?" and "="']),
         (STRING.replace("postgresql", "postgres"), ['wrote "postgresql://" for "postgres://"']),
-        (STRING.replace("postgresql", "postgress"), ['wrote "postgresql://" for a misspelt one']),
-        (STRING.replace("postgresql://", ""), ['put "postgresql://" in front']),
+        (
+            STRING.replace("postgresql", "postgress"),
+            ['wrote "postgresql://" for a misspelled one'],
+        ),
+        (STRING.replace("postgresql://", ""), ['added "postgresql://" at the start']),
         (STRING.replace("=require&", "=Require&"), ["wrote sslmode=require, as libpq spells it"]),
         (STRING.replace("sslmode", "ssl"), ["wrote sslmode, as libpq calls it"]),
-        (STRING.replace("neondb", ""), ["added the database, which was missing"]),
-        (STRING.replace("=require&", "=allow&"), ["set sslmode=require, as Neon wants it"]),
+        (STRING.replace("neondb", ""), ["added the missing database name"]),
+        (STRING.replace("=require&", "=allow&"), ["set sslmode=require, since Neon requires TLS"]),
         (
             f"{STRING}&pgbouncer=true&schema=public&what=ever",
-            ["dropped parameters that libpq refuses: pgbouncer, schema, unknown ones"],
+            ["removed parameters that libpq rejects: pgbouncer, schema, unknown names"],
         ),
         (
             "postgresql://ann:p@w@localhost/todo",
-            ["percent-encoded the special characters of the password"],
+            ["percent-encoded special characters in the password"],
         ),
         ("postgresql://ann:5%@localhost/todo", ['wrote "%" in the password as %25']),
-        ("PGHOST=localhost\nPGUSER=ann\nPGDATABASE=todo", ["put the single settings together"]),
+        ("PGHOST=localhost\nPGUSER=ann\nPGDATABASE=todo", ["combined the separate settings"]),
         (
             "DATABASE_URL=postgresql://ann@h1/todo\nDIRECT_URL=postgres://ann@h1/todo?a=b",
             [
-                "took the connection string out of the text around it",
+                "ignored the text around the connection string",
                 "took DATABASE_URL of 2 connection strings",
             ],
         ),
         (
             f"PGPASSWORD={PASSWORD} psql postgresql://alex@{HOST}/neondb?sslmode=require",
             [
-                "took the connection string out of the text around it",
-                "took the password from beside the connection string",
+                "ignored the text around the connection string",
+                "took the password from next to the connection string",
             ],
         ),
     ],
 )
-def test_whatever_was_mended_is_told(text: str, told: list[str]) -> None:
-    assert list(read(text).changes) == told
+def test_every_change_is_reported(text: str, changes: list[str]) -> None:
+    assert list(read(text).changes) == changes
 
 
 @pytest.mark.parametrize("host", [HOST, HOST.upper(), f"{HOST}.", POOLED_HOST])
@@ -139,7 +142,7 @@ def test_nothing_goes_to_neon_without_tls(host: str, query: str) -> None:
     reading = read(f"{NEON_LOGIN}@{host}/neondb{query}")
 
     assert dict(reading.url.options) == {"sslmode": "require"}
-    assert "set sslmode=require, as Neon wants it" in reading.changes
+    assert "set sslmode=require, since Neon requires TLS" in reading.changes
 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
@@ -272,8 +275,8 @@ def urls_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[DatabaseUrl]:
 
 
 # No placeholder is without one of these characters, no mask without one of the others.
-STAND_INS, MASKS = "hHWxXyY.<[{$%oO", "*•●·…"
-text = st.text(st.characters(codec="utf-8", exclude_characters=f"\0{STAND_INS}"), min_size=1)
+PLACEHOLDERS, MASKS = "hHWxXyY.<[{$%oO", "*•●·…"
+text = st.text(st.characters(codec="utf-8", exclude_characters=f"\0{PLACEHOLDERS}"), min_size=1)
 urls = urls_of(text)
 
 # Pieces of what is pasted, to be put together in any order, and into strings that are right.
@@ -383,7 +386,7 @@ def test_libpq_understands_what_is_written(url: DatabaseUrl) -> None:
 # Some quotes are taken for those of a word processor.
 QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb"
 visible = st.characters(
-    exclude_categories=["C", "Z"], exclude_characters=STAND_INS + MASKS + QUOTES
+    exclude_categories=["C", "Z"], exclude_characters=PLACEHOLDERS + MASKS + QUOTES
 )
 
 
