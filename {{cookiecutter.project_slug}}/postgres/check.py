@@ -147,8 +147,9 @@ def ask(connection: Connection, budget: TimeBudget, query: str) -> list[tuple[An
 
     try:
         return budget.run(execute, QUERY_SECONDS)
-    except TimeoutError:
-        connect.abort(connection)  # the other thread still waits for it
+    except (KeyboardInterrupt, TimeoutError):
+        # The other thread still waits for an answer, and close() would wait for that thread.
+        connect.abort(connection)
         raise
 
 

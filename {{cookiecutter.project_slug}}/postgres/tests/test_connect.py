@@ -135,6 +135,18 @@ def test_a_server_that_freezes_after_the_log_in_ends_the_check(
     assert failed(steps) == (step, "no-answer")
 
 
+@pytest.mark.timeout(20, method="thread")  # what hangs here, no signal ends
+def test_ctrl_c_ends_the_check_of_a_server_that_freezes(plain: DatabaseUrl) -> None:
+    def press_ctrl_c(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with scripted_server(behind=plain) as server:
+        server.freezes_at = b"current_setting"
+        checks = check_connection(plain.replace(port=server.port), history, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            list(checks)
+
+
 @pytest.mark.usefixtures("hurried")
 def test_a_server_that_says_nothing_to_a_log_in_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
@@ -276,10 +288,11 @@ def test_one_address_that_answers_is_enough(plain: DatabaseUrl) -> None:
 def test_a_wait_can_be_ended_from_outside(plain: DatabaseUrl) -> None:
     with closing(psycopg2.connect(plain.for_libpq())) as connection:
         budget = TimeBudget(plain, lambda _seconds: None, 10)
-        with pytest.raises(TimeoutError):
-            budget.run(lambda: connection.cursor().execute("SELECT pg_sleep(60)"), 0.2)
-
-        abort(connection)
+        try:
+            with pytest.raises(TimeoutError):
+                budget.run(lambda: connection.cursor().execute("SELECT pg_sleep(60)"), 0.2)
+        finally:  # Ctrl-C, too, would have close() wait for that
+            abort(connection)
 
         with pytest.raises(psycopg2.Error):  # at once: nothing holds the connection any more
             connection.cursor().execute("SELECT 1")
