@@ -211,15 +211,20 @@ def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
         creationflags=FLAGS,
         start_new_session=True,
     ) as watcher:
-        assert watcher.stdout  # noqa: S101  (a pipe, see above)
+        assert watcher.stdin  # noqa: S101  (pipes, as asked for above)
+        assert watcher.stdout  # noqa: S101
         output = ""
-        for line in watcher.stdout:
-            if line.startswith("postgresql://"):
-                break
-            output += line
-        else:
-            raise LocalPostgresError(output.strip())
-        yield parse(line)
+        try:
+            for line in watcher.stdout:
+                if line.startswith("postgresql://"):
+                    break
+                output += line
+            else:
+                raise LocalPostgresError(output.strip())
+            yield parse(line)
+        finally:
+            watcher.stdin.close()
+            watcher.wait()  # after Ctrl-C, too, where Popen itself does not wait
 
 
 def watch(*options: str) -> None:

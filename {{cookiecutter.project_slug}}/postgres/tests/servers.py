@@ -10,11 +10,13 @@ own, on one server. What was picked out, such as a file, runs in one process, wh
 import asyncio
 import os
 import secrets
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -39,6 +41,18 @@ settings.load_profile("fixed")
 if "TEST_DATABASE_URL" not in os.environ:
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have Ctrl-C end the run, even during a test of a command that answers it by a message."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        session.shouldstop = "Ctrl-C"
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
 
 MOST_WORKERS = 4
 SHARED_SERVER = pytest.StashKey[str]()

@@ -299,14 +299,19 @@ async def cancel_one(engine: AsyncEngine, chance: random.Random) -> str:
     return "done"
 
 
+PHASES = {"waiting", "connecting", "executing", "fetching", "closing", "done"}
+
+
 async def cancel_many(engine: AsyncEngine) -> Counter[str]:
-    """Cancel REQUESTS, of which AT_ONCE are under way. Returns how far they came."""
+    """Cancel REQUESTS, of which AT_ONCE are under way. Returns how far they came.
+
+    On a busy machine some phase may be too short to be met: then more are cancelled.
+    """
     chance = random.Random(26)  # noqa: S311  (the same each time)
-    numbers = iter(range(REQUESTS))
     ends: Counter[str] = Counter()
 
     async def go_on() -> None:
-        for _ in numbers:
+        while ends.total() < REQUESTS or (ends.keys() < PHASES and ends.total() < 5 * REQUESTS):
             ends[await cancel_one(engine, chance)] += 1
 
     async with asyncio.TaskGroup() as tasks:
@@ -367,4 +372,4 @@ def test_ten_thousand_cancelled_requests_lose_nothing(
 
     ends = run(use())
 
-    assert set(ends) == {"waiting", "connecting", "executing", "fetching", "closing", "done"}
+    assert ends.keys() == PHASES
