@@ -69,7 +69,7 @@ def test_no_repository_is_made_inside_and_the_screen_says_how_to_commit(
     generated_inside: Outcome,
 ) -> None:
     assert not (generated_inside.project.path / ".git").exists()
-    assert re.search(r"- git: left out, .*git add \. && git commit", generated_inside.output)
+    assert re.search(r"- git: .*git add \. && git commit", generated_inside.output)
 
 
 def test_the_database_runs_and_the_check_passes(backend: Project) -> None:
