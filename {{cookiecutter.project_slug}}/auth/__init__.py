@@ -26,7 +26,7 @@ class AuthUnavailable(Exception):
 
 
 class TokenVerifier(Protocol):
-    """Finds the user that an access token belongs to: `OwnTokens` or `BetterAuth`."""
+    """Finds the user that an access token belongs to."""
 
     async def user_id(self, token: str) -> str:
         """Return the user's id. Raises InvalidToken, AuthUnavailable."""

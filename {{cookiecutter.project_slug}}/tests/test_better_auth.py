@@ -1,6 +1,6 @@
-"""Tokens of a Better Auth server, whose part a small server plays here: good ones and all others.
+"""Tokens of a Better Auth server, valid and invalid. tests/auth_server.py takes its place.
 
-Time is moved by hand where keys grow old; everything else is real, sockets included.
+The tests move the clock where keys grow old; everything else is real, sockets included.
 """
 
 import asyncio
@@ -8,21 +8,17 @@ import base64
 import gzip
 import hashlib
 import hmac
-import itertools
 import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Event
 from typing import Any
 
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi.testclient import TestClient
 from jwt.algorithms import get_default_algorithms
 
@@ -40,111 +36,18 @@ from auth.better_auth import (
 from config import Settings
 from main import create_app
 from postgres.url import DatabaseUrl
+from tests.auth_server import (
+    MAKE_KEY,
+    USER_ID,
+    Answer,
+    AuthServer,
+    Changes,
+    Key,
+    reply,
+    running_auth_server,
+)
 
 pytestmark = pytest.mark.anyio
-
-type Answer = Callable[[BaseHTTPRequestHandler], None]
-type Changes = dict[str, Any]
-
-USER_ID = "YxBiJmSNqN92fnT6ydGjtXRxox5c3zma"
-MAKE_KEY: dict[str, Callable[[], Any]] = {
-    "EdDSA": ed25519.Ed25519PrivateKey.generate,
-    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
-    "ES384": lambda: ec.generate_private_key(ec.SECP384R1()),
-    "ES512": lambda: ec.generate_private_key(ec.SECP521R1()),
-    "RS256": lambda: rsa.generate_private_key(65537, 2048),
-    "PS256": lambda: rsa.generate_private_key(65537, 2048),
-}
-key_ids = (f"key-{number}" for number in itertools.count())
-
-
-@dataclass(frozen=True)
-class Key:
-    id: str
-    algorithm: str
-    private: Any
-
-    @classmethod
-    def new(cls, algorithm: str = "EdDSA") -> "Key":
-        return cls(next(key_ids), algorithm, MAKE_KEY[algorithm]())
-
-    def published(self, **changes: object) -> Changes:
-        """Return the public key the way Better Auth publishes it."""
-        numbers = get_default_algorithms()[self.algorithm].to_jwk(
-            self.private.public_key(), as_dict=True
-        )
-        numbers.pop("key_ops", None)
-        return {"alg": self.algorithm, **numbers, "kid": self.id, **changes}
-
-    def pem(self) -> bytes:
-        pem: bytes = self.private.public_key().public_bytes(
-            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-        )
-        return pem
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: "AuthServer"
-
-    def do_GET(self) -> None:
-        self.server.requests.append(self.path)
-        self.server.answer(self)
-
-    def log_message(self, *_: object) -> None:
-        """Keep quiet."""
-
-
-class AuthServer(ThreadingHTTPServer):
-    """Publishes `keys`, or gives another `answer`; counts the requests, and signs tokens."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.origin = f"http://127.0.0.1:{self.server_port}"
-        self.keys: list[object] = []
-        self.requests: list[str] = []
-        self.answer: Answer = self.publish
-
-    def handle_error(self, *_: object) -> None:
-        """Keep quiet about clients that hang up."""
-
-    def publish(self, request: BaseHTTPRequestHandler) -> None:
-        reply(json.dumps({"keys": self.keys}).encode())(request)
-
-    def new_key(self, algorithm: str = "EdDSA") -> Key:
-        """Publish one more key."""
-        key = Key.new(algorithm)
-        self.keys.append(key.published())
-        return key
-
-    def token(self, key: Key, header: Changes | None = None, **changes: object) -> str:
-        """Sign a token such as Better Auth's. A change to None leaves a claim out."""
-        now = int(time.time())
-        claims = {
-            "iat": now,
-            "name": "Ada",
-            "email": "ada@example.com",
-            "sub": USER_ID,
-            "exp": now + 900,
-            "iss": self.origin,
-            "aud": self.origin,
-        } | changes
-        return jwt.encode(
-            {name: value for name, value in claims.items() if value is not None},
-            key.private,
-            key.algorithm,
-            {"kid": key.id, "typ": None} | (header or {}),
-        )
-
-
-def reply(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        for name, value in (headers or {}).items():
-            request.send_header(name, value)
-        request.end_headers()
-        request.wfile.write(body)
-
-    return answer
 
 
 def hang_up(request: BaseHTTPRequestHandler) -> None:
@@ -199,12 +102,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def auth_server() -> Iterator[AuthServer]:
-    with AuthServer() as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with running_auth_server() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -835,3 +734,16 @@ def test_the_auth_server_is_not_needed_to_start(
 ) -> None:
     assert app_client.get("/health").status_code == 200
     assert auth_server.requests == []
+
+
+def test_the_docs_ask_for_a_token(app_client: TestClient) -> None:
+    schema = app_client.get("/openapi.json").json()
+
+    (scheme,) = schema["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+
+
+def test_the_page_says_where_to_log_in(app_client: TestClient, auth_server: AuthServer) -> None:
+    app = app_client.get("/home/status").json()["app"]
+
+    assert (app["login"], app["better_auth_url"]) == ("better-auth", auth_server.origin)

@@ -9,10 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from typing import Annotated, Any, Protocol
-from uuid import uuid4
 
 import psycopg2
 import pytest
@@ -36,7 +34,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlmodel import Session, SQLModel, select
+from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import db
@@ -52,16 +50,12 @@ from db import (
 )
 from main import create_app
 from migrations import LOCK_KEY
-from models import RefreshToken, User
+from models import Task
 from postgres import dialect
 from postgres import engine as engine_module
 from postgres.url import DatabaseUrl
 
 NOTES = Table("notes", MetaData(), Column("id", Integer, primary_key=True), Column("text", Text))
-
-
-def ada() -> User:
-    return User(email="ada@example.com", password_hash="…", name="Ada")
 
 
 @pytest.fixture
@@ -110,7 +104,7 @@ def test_ping_fails_when_nothing_listens(server: DatabaseUrl) -> None:
 
 
 def test_a_session_commits_only_when_told(new_database: Callable[[], DatabaseUrl]) -> None:
-    users = select(func.count()).select_from(User)
+    tasks = select(func.count()).select_from(Task)
 
     async def use() -> list[int]:
         counts = []
@@ -118,41 +112,15 @@ def test_a_session_commits_only_when_told(new_database: Callable[[], DatabaseUrl
             await create_db_and_tables(engine)
             for commits in (False, True):
                 async with AsyncSession(engine) as session:
-                    session.add(ada())
+                    session.add(Task(owner_id="someone", title="Commit"))
                     await session.flush()
                     if commits:
                         await session.commit()
                 async with AsyncSession(engine) as session:
-                    counts.append((await session.exec(users)).one())
+                    counts.append((await session.exec(tasks)).one())
         return counts
 
     assert asyncio.run(use()) == [0, 1]
-
-
-def test_an_email_belongs_to_one_account(session: Session) -> None:
-    session.add(ada())
-    session.commit()
-    session.add(ada())
-
-    with pytest.raises(exc.IntegrityError, match="ix_users_email"):
-        session.commit()
-
-
-def test_a_deleted_account_takes_its_refresh_tokens_along(session: Session) -> None:
-    user = ada()
-    session.add(user)
-    session.commit()
-    user_id = user.id
-    tomorrow = datetime.now(UTC) + timedelta(days=1)
-    token = RefreshToken(id=uuid4(), user_id=user_id, token_hash=b"0" * 32, expires_at=tomorrow)
-    session.add(token)
-    session.commit()
-
-    session.delete(user)
-    session.commit()
-
-    own = select(RefreshToken).where(RefreshToken.user_id == user_id)
-    assert session.exec(own).all() == []
 
 
 def test_migrations_and_models_agree(database_url: DatabaseUrl) -> None:

@@ -551,12 +551,9 @@ def in_chunks(size: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("path", ["/probe/json", "/probe/form"])
 def test_a_large_body_is_refused(browser: TestClient, path: str, chunked: bool) -> None:
     size = MAX_BODY_BYTES + 1_000
+    body = in_chunks(size) if chunked else b"7" * size
 
-    answer = browser.post(
-        path,
-        content=in_chunks(size) if chunked else b"7" * size,
-        headers=JSON if path == "/probe/json" else FORM,
-    )
+    answer = browser.post(path, content=body, headers=JSON if path == "/probe/json" else FORM)
 
     assert answer.status_code == 413
     assert answer.json() == {"detail": f"the body is larger than {MAX_BODY_BYTES} bytes"}

@@ -292,14 +292,3 @@ def test_a_page_of_somebody_elses_name_reads_nothing(
 )
 def test_the_kind_of_database_is_told(url: str, kind: str) -> None:
     assert home.kind_of(parse(url)) == kind
-
-
-def test_with_better_auth_the_page_is_told_where_to_log_in(
-    database_url: DatabaseUrl, settings_for: Build
-) -> None:
-    origin = "https://auth.example.com"
-
-    status = status_of(settings_for(database_url, better_auth_url=origin))
-
-    assert status["app"]["login"] == "better-auth"
-    assert status["app"]["better_auth_url"] == origin

@@ -1,153 +1,40 @@
 """The log of a real server: every request has its one line there, and no secret has any."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import httpx2
 import pytest
 from starlette.types import Scope
 
-from config import PROJECT_DIR
+from config import Settings
 from logs import read_request_id, redact
 from postgres.url import DatabaseUrl
+from tests.logged_server import Run, served
 
-EMAIL = "ada.kangaroo@example.com"
-PASSWORD = "wallaby battery staple"
-NEW_PASSWORD = "wombat battery staple"
-TEXTS = "platypus"  # stands in titles, searches and paths
+TEXTS = "platypus"  # in titles, searches and paths
+USER_ID = str(uuid4())
 AT_ONCE = 50
-IN_BUG = "postgresql://owner:quokka@db.example.com/todo"
-BUG = f'''
-import structlog
-
-from fastapi import HTTPException
-from sqlalchemy import bindparam, select
-
-from auth import CurrentUserId
-from db import StatementDep
-from main import app
-from schemas.text import PlainText, Strict
-
-class Note(Strict):
-    text: PlainText
-
-@app.post("/notes", status_code=201)
-async def create_note(note: Note, user_id: CurrentUserId, statement: StatementDep) -> None:
-    await statement.all(select(bindparam("text")), text=note.text)
-
-@app.get("/notes")
-async def list_notes(q: str, user_id: CurrentUserId, statement: StatementDep) -> None:
-    await statement.all(select(bindparam("text")), text=q)
-
-@app.get("/notes/{{note_id}}")
-async def get_note(note_id: str) -> None:
-    raise HTTPException(404)
-
-@app.get("/odd")
-async def odd() -> None:
-    structlog.get_logger().info("no encoding has this", text="\\ud800")
-
-@app.get("/bug/{{number}}")
-async def bug(number: int) -> None:
-    a_local_variable = "numbat"
-    raise RuntimeError("{IN_BUG} says (email)=({EMAIL})")
-'''  # noqa: S608  (no SQL)
-
-
-@dataclass
-class Run:
-    """A server in production, and all that it logged until it was stopped."""
-
-    url: str
-    answers: dict[str, httpx2.Response] = field(default_factory=dict)
-    output: str = ""
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.output.splitlines()]
-
-    @property
-    def requests(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if line["event"] == "request"]
-
-    def line_of(self, name: str) -> dict[str, Any]:
-        """Return the line about an answer, by the request's id."""
-        request_id = self.answers[name].headers["X-Request-ID"]
-        (line,) = (line for line in self.requests if line["request_id"] == request_id)
-        return line
-
-
-@contextmanager
-def served(folder: Path, url: DatabaseUrl, **environment: str) -> Iterator[Run]:
-    """Run the app, with a route that has a bug, as a platform would run it."""
-    (folder / "with_bug.py").write_text(BUG, "utf-8")
-    settings = {
-        "PYTHONPATH": str(PROJECT_DIR),
-        "PYTHONUTF8": "1",
-        "DATABASE_URL": url.for_libpq(),
-        "BETTER_AUTH_SECRET": "a secret of the tests, numbat numbat numbat",
-        "ENVIRONMENT": "production",
-    }
-    command = [sys.executable, "-m", "uvicorn", "with_bug:app", "--port", "0"]
-    output = folder / "output"
-    with (
-        output.open("w", encoding="utf-8") as stdout,
-        subprocess.Popen(  # noqa: S603  (our own program)
-            command,
-            cwd=folder,
-            env=os.environ | settings | environment,
-            stdout=stdout,
-            stderr=subprocess.STDOUT,
-        ) as server,
-    ):
-        try:
-            while not (
-                found := re.search(r"running on (http://[\d.:]+)", output.read_text("utf-8"))
-            ):
-                assert server.poll() is None, output.read_text("utf-8")
-                time.sleep(0.05)
-            run = Run(found[1])
-            yield run
-        finally:
-            server.terminate()
-    run.output = output.read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, database_url: DatabaseUrl) -> Run:
-    """A day in the life: people register, log in, mistype, work, and meet a bug. SQL is echoed."""
-    with served(tmp_path_factory.mktemp("run"), database_url, DEBUG="true") as run:
-        tell_everything(run)
+def run(
+    tmp_path_factory: pytest.TempPathFactory, settings: Settings, token_for: Callable[[str], str]
+) -> Run:
+    """A day in the life: people work, mistype, and meet a bug. SQL statements are logged."""
+    with served(tmp_path_factory.mktemp("run"), settings, DEBUG="true") as run:
+        tell_everything(run, token_for(USER_ID))
     return run
 
 
-def tell_everything(run: Run) -> None:
+def tell_everything(run: Run, token: str) -> None:
     answers = run.answers
     with httpx2.Client(base_url=run.url) as client:
         answers["health"] = client.get("/health")
         answers["ready"] = client.get("/ready")
-        account = {"email": EMAIL, "password": PASSWORD, "name": "Ada Wallaby"}
-        answers["register"] = client.post("/auth/register", json=account)
-        answers["register again"] = client.post("/auth/register", json=account)
-        form = {"username": EMAIL, "password": NEW_PASSWORD}
-        answers["wrong password"] = client.post("/auth/login", data=form)
-        form["password"] = PASSWORD
-        answers["login"] = client.post("/auth/login", data=form)
-        answers["refresh"] = client.post(
-            "/auth/refresh", json={"refresh_token": answers["login"].json()["refresh_token"]}
-        )
-        token = answers["login"].json()["access_token"]
         answers["bad token"] = client.get(
             "/notes", params={"q": TEXTS}, headers={"Authorization": f"Bearer {token}x"}
         )
@@ -155,7 +42,7 @@ def tell_everything(run: Run) -> None:
         answers["create"] = client.post("/notes", json={"text": TEXTS})
         answers["search"] = client.get("/notes", params={"q": TEXTS})
         answers["one"] = client.get(f"/notes/{uuid4()}", headers={"X-Request-ID": "of-a-proxy"})
-        answers["mistake"] = client.post("/notes", json={TEXTS: PASSWORD})
+        answers["mistake"] = client.post("/notes", json={TEXTS: "wallaby"})
         answers["no route"] = client.get(f"/{TEXTS}", headers={"X-Request-ID": "not an id"})
         answers["large"] = client.post("/notes", content=TEXTS.encode() * 1_000_000)
         answers["bug"] = client.get("/bug/7")
@@ -163,25 +50,25 @@ def tell_everything(run: Run) -> None:
             "/notes",
             headers={"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"},
         )
-        answers["password"] = client.post(
-            "/auth/password", json={"current_password": PASSWORD, "new_password": NEW_PASSWORD}
-        )
 
 
 @pytest.fixture(scope="module")
 def run_without_database(
-    tmp_path_factory: pytest.TempPathFactory, database_url: DatabaseUrl
+    tmp_path_factory: pytest.TempPathFactory,
+    database_url: DatabaseUrl,
+    settings_for: Callable[..., Settings],
+    token_for: Callable[[str], str],
 ) -> Run:
     """A bad day: the database is away, and many people meet the bug at once."""
-    nowhere = database_url.replace(port=1, user="owner", password="quokka")
+    nowhere = settings_for(database_url.replace(port=1, user="owner", password="quokka"))
     with (
         served(tmp_path_factory.mktemp("run"), nowhere) as run,
         httpx2.Client(base_url=run.url) as client,
         ThreadPoolExecutor(10) as threads,
     ):
         run.answers["ready"] = client.get("/ready")
-        account = {"email": EMAIL, "password": PASSWORD, "name": "Ada Wallaby"}
-        run.answers["register"] = client.post("/auth/register", json=account)
+        token = token_for(USER_ID)
+        run.answers["list"] = client.get("/tasks", headers={"Authorization": f"Bearer {token}"})
         for number in range(AT_ONCE):
             headers = {"X-Request-ID": f"number-{number}"}
             threads.submit(client.get, f"/bug/{number}", headers=headers)
@@ -194,11 +81,6 @@ def test_the_day_went_as_it_should(run: Run) -> None:
     assert statuses == {
         "health": 200,
         "ready": 200,
-        "register": 201,
-        "register again": 409,
-        "wrong password": 401,
-        "login": 200,
-        "refresh": 200,
         "bad token": 401,
         "create": 201,
         "search": 200,
@@ -208,7 +90,6 @@ def test_the_day_went_as_it_should(run: Run) -> None:
         "large": 413,
         "bug": 500,
         "preflight": 200,
-        "password": 204,
     }
 
 
@@ -231,7 +112,6 @@ def test_every_request_has_one_line_and_probes_have_none(run: Run) -> None:
 def test_the_line_names_method_route_status_time_and_user(run: Run) -> None:
     line = run.line_of("create")
 
-    user_id = line["user_id"]
     assert line == {
         "event": "request",
         "level": "info",
@@ -241,11 +121,10 @@ def test_the_line_names_method_route_status_time_and_user(run: Run) -> None:
         "path": "/notes",
         "status": 201,
         "duration_ms": line["duration_ms"],
-        "user_id": user_id,
+        "user_id": USER_ID,
     }
-    assert user_id
     assert 0 < line["duration_ms"] < 60_000
-    assert run.line_of("search")["user_id"] == user_id
+    assert run.line_of("search")["user_id"] == USER_ID
     assert run.line_of("bad token")["user_id"] is None
 
 
@@ -269,21 +148,17 @@ def test_a_bug_leaves_its_traceback_under_the_id_of_the_answer(run: Run) -> None
     assert "with_bug.py" in line["exception"]
 
 
-def test_no_secret_is_in_any_line(
-    run: Run, run_without_database: Run, database_url: DatabaseUrl
-) -> None:
-    tokens = [run.answers[name].json() for name in ("login", "refresh")]
+def test_no_secret_is_in_any_line(run: Run, run_without_database: Run, settings: Settings) -> None:
+    token = run.answers["create"].request.headers["Authorization"].removeprefix("Bearer ")
     secrets = [
-        EMAIL,
-        PASSWORD,
-        NEW_PASSWORD,
         TEXTS,
         "kangaroo",
-        "Wallaby",
         "quokka",
         "numbat",
-        *(token[kind] for token in tokens for kind in ("access_token", "refresh_token")),
-        database_url.for_libpq(),
+        "wallaby",
+        token,
+        settings.better_auth_secret.get_secret_value(),
+        settings.database_url.for_libpq(),
     ]
 
     found = [secret for secret in secrets if secret in run.output + run_without_database.output]
@@ -293,9 +168,9 @@ def test_no_secret_is_in_any_line(
 
 
 def test_without_its_database_the_line_tells_why(run_without_database: Run) -> None:
-    line = run_without_database.line_of("register")
+    line = run_without_database.line_of("list")
 
-    assert run_without_database.answers["register"].status_code == line["status"] == 503
+    assert run_without_database.answers["list"].status_code == line["status"] == 503
     assert line["level"] == "error"
     assert "refused" in line["error"]
 
@@ -316,8 +191,8 @@ def test_requests_at_the_same_time_keep_their_ids_apart(run_without_database: Ru
         assert set(ids) == expected
 
 
-def test_in_development_lines_are_for_people(tmp_path: Path, database_url: DatabaseUrl) -> None:
-    with served(tmp_path, database_url, ENVIRONMENT="development", LOG_LEVEL="debug") as run:
+def test_in_development_lines_are_for_people(tmp_path: Path, settings: Settings) -> None:
+    with served(tmp_path, settings, ENVIRONMENT="development", LOG_LEVEL="debug") as run:
         httpx2.get(f"{run.url}/health")
         httpx2.get(f"{run.url}/bug/7")
         odd = httpx2.get(f"{run.url}/odd")

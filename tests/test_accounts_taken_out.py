@@ -1,0 +1,130 @@
+"""The page on keeping one kind of accounts, followed to the letter: what is left passes its checks.
+
+A step is a block of code, as in tests/test_extending.py, or a sentence that says what to delete.
+"""
+
+import ast
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from machine import Project
+from test_extending import Step, take
+
+SECTIONS = ["Remove our own accounts", "Remove Better Auth"]
+TEST_SECONDS = 240
+# All of its tests are collected. Not run are those about the database, but for its migrations.
+AFFECTED = "not (test_copying or test_manage or test_plans or test_db) or migration"
+DELETION = re.compile(r"[Ii]n `(?P<path>[\w./]+)`, delete the (?P<names>(?:class|function)[^.;,]+)")
+LEFT_BEHIND = {
+    "Remove our own accounts": r"auth\.passwords|Passwords|refresh_token|RefreshToken|OwnTokens",
+    "Remove Better Auth": r"settings\.better_auth_url|BetterAuth\b|import httpx2",
+}
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A class or a function that a sentence says to delete."""
+
+    path: str
+    name: str
+
+
+def read_instructions(page: str, section: str) -> Iterator[Step | Deletion]:
+    """Yield what a section says to do, in its order."""
+    heading, current, where = False, "", ""
+    for token in MarkdownIt().parse(page):
+        if token.type == "heading_open":
+            heading = token.tag == "h2"
+        elif token.type == "inline" and heading:
+            current, heading = token.content, False
+        elif token.type == "inline" and current == section:
+            where = token.content
+            for deletion in DELETION.finditer(where):
+                for name in re.findall(r"`(\w+)`", deletion["names"]):
+                    yield Deletion(deletion["path"], name)
+        elif token.type == "fence" and current == section:
+            yield Step(section, where, token.info, token.content)
+
+
+def delete(name: str, file: Path) -> None:
+    """Delete a class or a function of a module."""
+    text = file.read_text("utf-8")
+    (node,) = (node for node in ast.parse(text).body if getattr(node, "name", None) == name)
+    lines = text.splitlines(keepends=True)
+    del lines[node.lineno - 1 : node.end_lineno]
+    file.write_text("".join(lines), "utf-8")
+
+
+@pytest.fixture(scope="module", params=SECTIONS)
+def section(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def reduced(
+    project: Project, section: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Project]:
+    """A copy of the project, with a database of its own, in which a section was followed."""
+    folder = tmp_path_factory.mktemp("reduced") / "project"
+    shutil.copytree(project.path, folder, ignore=shutil.ignore_patterns(".postgres", ".venv"))
+    copy = replace(project, path=folder)
+    assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
+    try:
+        assert copy.run("uv", "run", "manage.py", "migrate").code == 0
+        for instruction in read_instructions(copy.read("docs/accounts.md"), section):
+            if isinstance(instruction, Deletion):
+                delete(instruction.name, folder / instruction.path)
+            else:
+                take(instruction, copy)
+        yield copy
+    finally:
+        copy.run("uv", "run", "manage.py", "postgres", "stop")
+
+
+def test_the_page_has_a_section_for_each_kind(project: Project) -> None:
+    page = project.read("docs/accounts.md")
+
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == SECTIONS
+    for section in SECTIONS:
+        kinds = [type(instruction) for instruction in read_instructions(page, section)]
+        assert kinds.count(Deletion) == 2
+        assert kinds.count(Step) > 5
+
+
+@pytest.mark.parametrize("task", ["lint", "types"])
+def test_its_checks_pass(reduced: Project, task: str) -> None:
+    outcome = reduced.run("uv", "run", "poe", task)
+
+    assert outcome.code == 0, outcome.output
+
+
+@pytest.mark.timeout(TEST_SECONDS + 60)
+def test_its_tests_pass(reduced: Project) -> None:
+    outcome = reduced.run(
+        "uv", "run", "pytest", "--quiet", "-k", AFFECTED, "tests", seconds=TEST_SECONDS
+    )
+
+    assert outcome.code == 0, outcome.output
+    assert re.search(r"^\d+ passed", outcome.output, re.MULTILINE), outcome.output
+
+
+def test_nothing_of_it_is_left_in_the_app(reduced: Project, section: str) -> None:
+    modules = [*reduced.path.glob("*.py"), *reduced.path.glob("[a-z]*/*.py")]
+    apps = [module for module in modules if module.parent.name != "tests"]
+
+    found = [
+        f"{module.relative_to(reduced.path)}: {line.strip()}"
+        for module in apps
+        for line in module.read_text("utf-8").splitlines()
+        if re.search(LEFT_BEHIND[section], line)
+    ]
+
+    assert len(apps) > 10
+    assert found == []

@@ -1,0 +1,82 @@
+"""The log of a real server on which people register, log in and mistype: it has no secret."""
+
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from config import Settings
+from postgres.url import DatabaseUrl
+from tests.logged_server import Run, served
+
+EMAIL = "ada.kangaroo@example.com"
+PASSWORD = "wallaby battery staple"
+NEW_PASSWORD = "wombat battery staple"
+ACCOUNT = {"email": EMAIL, "password": PASSWORD, "name": "Ada Wallaby"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Run:
+    """A server that logs SQL statements too."""
+    with (
+        served(tmp_path_factory.mktemp("run"), settings, DEBUG="true") as run,
+        httpx2.Client(base_url=run.url) as client,
+    ):
+        answers = run.answers
+        answers["register"] = client.post("/auth/register", json=ACCOUNT)
+        answers["register again"] = client.post("/auth/register", json=ACCOUNT)
+        form = {"username": EMAIL, "password": NEW_PASSWORD}
+        answers["wrong password"] = client.post("/auth/login", data=form)
+        form["password"] = PASSWORD
+        answers["login"] = client.post("/auth/login", data=form)
+        answers["refresh"] = client.post(
+            "/auth/refresh", json={"refresh_token": answers["login"].json()["refresh_token"]}
+        )
+        answers["password"] = client.post(
+            "/auth/password",
+            json={"current_password": PASSWORD, "new_password": NEW_PASSWORD},
+            headers={"Authorization": f"Bearer {answers['login'].json()['access_token']}"},
+        )
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_without_database(
+    tmp_path_factory: pytest.TempPathFactory,
+    database_url: DatabaseUrl,
+    settings_for: Callable[..., Settings],
+) -> Run:
+    nowhere = settings_for(database_url.replace(port=1))
+    with served(tmp_path_factory.mktemp("run"), nowhere, DEBUG="true") as run:
+        run.answers["register"] = httpx2.post(f"{run.url}/auth/register", json=ACCOUNT)
+    return run
+
+
+def test_no_secret_of_an_account_is_in_any_line(run: Run, run_without_database: Run) -> None:
+    tokens = [run.answers[name].json() for name in ("login", "refresh")]
+    secrets = [
+        EMAIL,
+        PASSWORD,
+        NEW_PASSWORD,
+        "kangaroo",
+        "Wallaby",
+        *(token[kind] for token in tokens for kind in ("access_token", "refresh_token")),
+    ]
+
+    found = [secret for secret in secrets if secret in run.output + run_without_database.output]
+
+    assert found == []
+
+
+def test_every_request_has_its_line(run: Run, run_without_database: Run) -> None:
+    lines = {name: run.line_of(name)["status"] for name in run.answers}
+
+    assert lines == {
+        "register": 201,
+        "register again": 409,
+        "wrong password": 401,
+        "login": 200,
+        "refresh": 200,
+        "password": 204,
+    }
+    assert run_without_database.line_of("register")["status"] == 503
