@@ -4,6 +4,7 @@ Both run on the event loop: a request that waits for the database, or for a conn
 up no thread and no other request.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy import Engine, Executable, text
+from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlmodel import SQLModel
@@ -83,10 +85,21 @@ async def get_engine(request: Request) -> AsyncEngine:
 EngineDep = Annotated[AsyncEngine, Depends(get_engine)]
 
 
+class RequestSession(AsyncSession):
+    """An AsyncSession that closes even if another task still uses it, as in asyncio.gather()."""
+
+    async def close(self) -> None:
+        while True:
+            try:
+                return await super().close()
+            except IllegalStateChangeError:  # the other task is getting a connection
+                await asyncio.sleep(0.01)
+
+
 async def get_session(engine: EngineDep, request: Request) -> AsyncIterator[AsyncSession]:
     """Yield a session of the request's own, which commits when it is told to."""
     with time_limit(deadline_of(request, engine)):
-        async with AsyncSession(engine, expire_on_commit=False) as session:
+        async with RequestSession(engine, expire_on_commit=False) as session:
             yield session
 
 

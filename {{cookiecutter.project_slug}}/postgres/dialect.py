@@ -66,6 +66,7 @@ class Connection(psycopg2.extensions.connection):
     _loop: asyncio.AbstractEventLoop | None = None
     _watched: int | None = None  # the socket's descriptor while it is watched
     _answer: "asyncio.Future[bool] | None" = None  # pending while a statement waits
+    pending: "asyncio.Future[bool] | None" = None  # while psycopg2 waits, and holds its lock
 
     def answer(self) -> "asyncio.Future[bool]":
         """Return a future that becomes true when the server has sent something."""
@@ -102,9 +103,33 @@ class Connection(psycopg2.extensions.connection):
                 self._loop.remove_reader(self._watched)
             self._watched = None
 
+    # While a task waits for the server, psycopg2 locks the connection. If another task committed,
+    # rolled back or closed it, that would wait for the lock, and the event loop with it, forever.
+
+    def commit(self) -> None:
+        if self.pending:
+            raise psycopg2.ProgrammingError("cannot commit while another task sends a statement")
+        super().commit()
+
+    def rollback(self) -> None:
+        if self.pending:
+            self.interrupt()
+        else:
+            super().rollback()
+
     def close(self) -> None:
+        if self.pending:
+            self.interrupt()
         self.unwatch()
         super().close()
+
+    def interrupt(self) -> None:
+        """Raise an error in the task that waits, which makes psycopg2 close the connection."""
+        while self.pending:
+            if not self.pending.done():
+                error = psycopg2.ProgrammingError("another task closed this connection or session")
+                self.pending.set_exception(error)
+            await_(asyncio.sleep(0))
 
 
 def is_readable(connection: Connection) -> bool:
@@ -142,9 +167,11 @@ def wait_for(connection: Connection, state: int) -> None:
         ready, descriptor = loop.create_future(), connection.fileno()
         loop.add_writer(descriptor, finish, ready)
     timer = loop.call_at(limit, finish, ready, False) if limit is not None else None
+    connection.pending = ready
     try:
         in_time = await_(ready)
     finally:
+        connection.pending = None
         connection.forget_answer()
         if state != POLL_READ:
             loop.remove_writer(descriptor)

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import AsyncAdaptedQueuePool, Dialect, PoolProxiedConnection, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -268,7 +269,10 @@ def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
 
 def check_in(connection: Connection | None, record: Any) -> None:
     if connection is not None and not connection.closed:
-        connection.autocommit = False
+        if connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+            connection.autocommit = False
+        else:  # a transaction that SQLAlchemy did not end: the next request must not get into it
+            connection.close()
     record.info["returned_at"] = time.monotonic()
     if hold := record.record_info.pop("hold", None):
         hold.is_held = False

@@ -546,6 +546,23 @@ def test_a_session_that_has_committed_leaves_its_connection_to_a_statement(
         assert client.get("/in-turn").status_code == 200
 
 
+def test_a_session_that_two_tasks_use_at_once_costs_an_error_and_no_connection(
+    app_of_size: AppOfSize,
+) -> None:
+    app = app_of_size(1, db_queue_seconds=0.1)
+
+    @app.get("/gather")
+    async def gather(session: SessionDep) -> None:
+        await asyncio.gather(*(session.scalar(text("SELECT 1")) for _ in range(2)))
+
+    with TestClient(app) as client:
+        for error in (exc.InvalidRequestError, exc.ProgrammingError):  # no connection yet, and one
+            with pytest.raises(error):
+                client.get("/gather")
+
+            assert client.get("/slow").status_code == 200
+
+
 def test_an_error_of_one_connection_leaves_the_others(app_of_size: AppOfSize) -> None:
     app = app_of_size(2)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from contextvars import Context
+from operator import methodcaller
 from typing import Any
 from uuid import uuid4
 
@@ -332,6 +333,40 @@ def test_a_server_that_hangs_up_between_two_statements_is_noticed_at_once(
     error, seconds = run(use())
     assert explain(error, embedded_server).name == "server-stopped"
     assert seconds < 2
+
+
+# Two tasks on one connection.
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal"),
+    [
+        ("commit", "cannot commit while another task sends a statement"),
+        ("rollback", "None"),
+        ("close", "None"),
+        ("invalidate", "None"),
+    ],
+)
+def test_a_connection_is_given_up_while_another_task_waits_for_its_answer(
+    run: Run, server: DatabaseUrl, name: str, refusal: str
+) -> None:
+    async def share(engine: AsyncEngine) -> list[object]:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            waiting = asyncio.create_task(connection.execute(text("SELECT pg_sleep(60)")))
+            await asyncio.sleep(0.05)
+            end = await asyncio.gather(methodcaller(name)(connection), return_exceptions=True)
+        return [*end, *await asyncio.gather(waiting, return_exceptions=True)]
+
+    async def use() -> list[object]:
+        async with open_engine(server) as engine, asyncio.timeout(10):
+            return [*await asyncio.create_task(share(engine)), await scalar(engine)]
+
+    end, error, answer = run(use())
+
+    assert refusal in str(end)
+    assert "another task closed this connection" in str(error)
+    assert answer == 42
 
 
 # The wait callback: one for the process.

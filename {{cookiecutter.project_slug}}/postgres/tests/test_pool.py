@@ -232,6 +232,21 @@ def test_a_task_may_hold_a_connection_of_each_engine_but_no_second_one(
     assert run(use()) == 42
 
 
+def test_a_transaction_that_psycopg2_knows_nothing_of_ends_with_its_request(
+    run: Run, server: DatabaseUrl
+) -> None:
+    async def use() -> None:
+        async with open_engine(server) as engine, open_engine(server) as other:
+            for statement in ("BEGIN", "CREATE TABLE kept (id integer)"):
+                async with engine.connect() as connection:
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                    await connection.execute(text(statement))
+            async with other.begin() as connection:
+                await connection.execute(text("SET LOCAL lock_timeout = '5s'; DROP TABLE kept"))
+
+    run(use())
+
+
 # Nothing is lost.
 
 REQUESTS = 10_000
