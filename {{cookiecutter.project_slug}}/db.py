@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.routing import APIRoute, iter_route_contexts
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Engine, Executable, text
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -157,8 +158,12 @@ def send(engine: Engine, statement: AnyStatement, parameters: Row) -> list[Row]:
         assert driver_connection is not None  # noqa: S101  (it is, until it is given back)
         driver_connection.autocommit = True  # sends nothing; check_in() switches it off
         if isinstance(statement, CompiledStatement):
-            return statement.execute(connection, parameters)
-        return execute(connection, statement, parameters)
+            rows = statement.execute(connection, parameters)
+        else:
+            rows = execute(connection, statement, parameters)
+        if driver_connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+            raise RuntimeError("a BEGIN needs a session: ask for `session: SessionDep`")
+        return rows
 
 
 def refuse_threads(app: FastAPI) -> None:

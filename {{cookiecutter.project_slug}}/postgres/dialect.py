@@ -20,7 +20,13 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2.extensions import POLL_OK, POLL_READ, STATUS_BEGIN, STATUS_READY
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    STATUS_BEGIN,
+    STATUS_READY,
+    TRANSACTION_STATUS_ACTIVE,
+)
 from psycopg2.extras import wait_select
 from sqlalchemy import URL, AsyncAdaptedQueuePool, Pool
 from sqlalchemy.dialects import registry
@@ -152,6 +158,11 @@ def wait(connection: Any) -> None:
     try:
         while (state := connection.poll()) != POLL_OK:
             wait_for(connection, state)
+        if connection.get_transaction_status() == TRANSACTION_STATUS_ACTIVE:
+            raise psycopg2.NotSupportedError(
+                "the app's process cannot COPY, not even in a thread: use a command of manage.py,"
+                " or another process of its own"
+            )
     except BaseException:
         connection.unwatch()
         raise

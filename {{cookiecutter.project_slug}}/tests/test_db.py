@@ -531,6 +531,17 @@ def test_a_request_cannot_wait_for_a_second_connection(app_of_size: AppOfSize) -
         client.get("/both")
 
 
+def test_a_begin_that_nothing_ends_is_refused(app_of_size: AppOfSize) -> None:
+    app = app_of_size(1)
+
+    @app.get("/begin")
+    async def begin(statement: StatementDep) -> None:
+        await statement.all(text("BEGIN"))
+
+    with TestClient(app) as client, pytest.raises(RuntimeError, match="ask for `session"):
+        client.get("/begin")
+
+
 def test_a_session_that_has_committed_leaves_its_connection_to_a_statement(
     app_of_size: AppOfSize,
 ) -> None:

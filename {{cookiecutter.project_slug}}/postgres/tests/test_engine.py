@@ -556,6 +556,21 @@ def test_errors_keep_their_class_and_code(
     assert error.pgcode == code
 
 
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "READ COMMITTED"])
+@pytest.mark.parametrize("sql", ["COPY (SELECT 1) TO STDOUT", "COPY items FROM STDIN"])
+def test_copy_is_refused_and_costs_no_connection(
+    run: Run, items_url: DatabaseUrl, sql: str, level: str
+) -> None:
+    async def use() -> int:
+        async with open_engine(items_url, queue_seconds=0.1) as engine:
+            with pytest.raises(exc.DBAPIError, match="cannot COPY"):
+                await ask_at_level(engine, level, sql)
+            answer: int = await scalar(engine)
+            return answer
+
+    assert run(use()) == 42
+
+
 def test_a_session_streams_rows_from_the_server(
     run: Run, proxy: CountingProxy, embedded_server: DatabaseUrl
 ) -> None:
