@@ -100,12 +100,15 @@ class RequestSession(AsyncSession):
 async def get_session(engine: EngineDep, request: Request) -> AsyncIterator[AsyncSession]:
     """Yield a session of the request's own, which commits when it is told to."""
     with time_limit(deadline_of(request, engine)):
-        async with RequestSession(engine, expire_on_commit=False) as session:
+        async with RequestSession(
+            engine, expire_on_commit=False, close_resets_only=False
+        ) as session:
             yield session
 
 
 # "function": the connection is back in the pool before the response is sent, so that a client
-# that reads slowly holds none.
+# that reads slowly holds none. Later use, in a background task or a stream, is an error
+# (close_resets_only), because nothing would close the session then.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 

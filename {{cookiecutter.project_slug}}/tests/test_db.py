@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from alembic import command
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
+from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from sqlalchemy import (
     Column,
@@ -299,6 +300,24 @@ def test_no_connection_is_held_after_an_answer(app_of_size: AppOfSize) -> None:
         client.get("/slow")
 
         assert app.state.resources.engine.pool.checkedout() == 0
+
+
+def test_a_session_cannot_be_used_after_its_request(app_of_size: AppOfSize) -> None:
+    app = app_of_size(1)
+
+    @app.get("/export")
+    async def export(session: SessionDep) -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            for number in await session.exec(select(func.generate_series(1, 3))):
+                yield f"{number}\n"
+
+        return StreamingResponse(lines())
+
+    with TestClient(app) as client:
+        with pytest.raises(exc.InvalidRequestError, match="permanently closed"):
+            client.get("/export")
+
+        assert app.state.engine.pool.checkedout() == 0
 
 
 def test_a_frozen_server_costs_a_503_and_no_connection(
