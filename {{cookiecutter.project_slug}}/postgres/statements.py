@@ -8,7 +8,7 @@ is done once. Types convert values, and errors are handled, as everywhere in SQL
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Dialect, Executable
+from sqlalchemy import ClauseElement, Connection, Dialect, Executable, TextualSelect
 from sqlalchemy.schema import ColumnDefault
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -83,6 +83,11 @@ class Form:
         ]
         columns = getattr(statement, "exported_columns", ())
         self._types = [column.type.dialect_impl(dialect) for column in columns]
+        self._types_by_name: dict[str, Any] = {}
+        if isinstance(statement, TextualSelect) and not statement.positional:
+            # The text decides on the order of its columns, and may have others.
+            self._types_by_name = dict(zip(columns.keys(), self._types, strict=True))
+            self._types = []
         self._dialect = dialect
         self._names: list[str] = []  # of the result's columns, known after the first execution
         self._readers: Converters = []
@@ -106,7 +111,7 @@ class Form:
     def _read(self, cursor: Any) -> list[Row]:
         if cursor.description is None or not self._returns_rows:
             return []
-        if not self._names:
+        if not (self._names and self._types):  # a migration may change what SELECT * returns
             self._learn(cursor.description)
         rows = [dict(zip(self._names, row, strict=True)) for row in cursor]
         for name, convert in self._readers:
@@ -115,10 +120,11 @@ class Form:
         return rows
 
     def _learn(self, description: Any) -> None:
-        """Take the names and types of the columns from the first result."""
+        """Take the names and types of the columns from a result."""
+        types = self._types or [self._types_by_name.get(column.name) for column in description]
         self._readers = [
             (column.name, convert)
-            for column, kind in zip(description, self._types, strict=bool(self._types))
-            if (convert := kind.result_processor(self._dialect, column.type_code))
+            for column, kind in zip(description, types, strict=True)
+            if kind and (convert := kind.result_processor(self._dialect, column.type_code))
         ]
         self._names = [column.name for column in description]

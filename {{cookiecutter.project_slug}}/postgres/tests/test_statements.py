@@ -277,6 +277,30 @@ def test_any_statement_gives_what_it_gives_everywhere(
     execute_both(connection, statement)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        text("SELECT * FROM changing"),
+        text("SELECT * FROM changing").columns(color=COLOR),
+        text("SELECT * FROM changing").columns(moment=THINGS.c.moment.type, color=COLOR),
+        select(text("*")).select_from(text("changing")),
+    ],
+    ids=["text", "text with a type", "text with types", "select(text)"],
+)
+def test_columns_that_are_not_named_may_change(
+    connection: Connection, statement: Executable
+) -> None:
+    compiled = CompiledStatement(statement)
+    connection.execute(text("CREATE TABLE changing (a integer, color color, b integer)"))
+    connection.execute(text("INSERT INTO changing VALUES (1, 'red', 2)"))
+    before = execute_both(connection, compiled)
+
+    connection.execute(text("ALTER TABLE changing DROP a, ADD c integer DEFAULT 3"))
+    after = execute_both(connection, compiled)
+
+    assert [list(row) for row in before + after] == [["a", "color", "b"], ["color", "b", "c"]]
+
+
 def test_names_that_a_parameter_cannot_have_pass(connection: Connection) -> None:
     create = insert(PARTS).returning(PARTS.c["full name"])
 
