@@ -25,7 +25,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from postgres import dialect
 from postgres import engine as engine_module
 from postgres.engine import open_engine
 from postgres.explain import explain
@@ -150,17 +149,19 @@ def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 
 @contextmanager
-def silent_address(port: int) -> Iterator[str]:
-    """Reserve an address that drops what comes: its queue is full."""
+def silent_addresses(port: int) -> Iterator[list[str]]:
+    """Reserve addresses that drop what comes: their queues are full."""
+    addresses = [f"127.0.0.{number}" for number in range(2, 6)]
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.2", port))
-        listener.listen(0)
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.2", port))
-        yield "127.0.0.2"
+        for address in addresses:
+            listener = stack.enter_context(socket.socket())
+            listener.bind((address, port))
+            listener.listen(0)
+            for _ in range(3):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex((address, port))
+        yield addresses
 
 
 async def address_in_use(url: DatabaseUrl) -> tuple[str, str]:
@@ -183,13 +184,11 @@ def test_an_address_that_refuses_is_passed_over_and_tls_keeps_the_name(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fills a queue as Linux counts it")
-def test_an_address_that_says_nothing_is_passed_over(
+def test_addresses_that_say_nothing_do_not_use_up_the_time(
     embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialect, "PROBE_SECONDS", 0.2)
-
-    with silent_address(embedded_server.port) as silent:
-        resolve(monkeypatch, silent, "127.0.0.1")
+    with silent_addresses(embedded_server.port) as silent:
+        resolve(monkeypatch, *silent, "127.0.0.1")
         found = asyncio.run(address_in_use(embedded_server.replace(host="db.example.com")))
 
     assert found == ("db.example.com", "127.0.0.1")
