@@ -227,9 +227,11 @@ def connect_patiently(
     """Connect. Until the deadline, retry while the database wakes up or is flooded."""
     limit = current_deadline()
     clock = asyncio.get_running_loop().time
+    at_most = float(parameters.get("connect_timeout", 0))  # from the URL
+    at_most = min(at_most, CONNECT_SECONDS) if at_most > 0 else CONNECT_SECONDS
     retries = 0
     while True:
-        seconds = CONNECT_SECONDS if limit is None else min(CONNECT_SECONDS, limit - clock())
+        seconds = at_most if limit is None else min(at_most, limit - clock())
         try:
             return dialect.connect(*arguments, **parameters | {"connect_timeout": seconds})
         except psycopg2.OperationalError as error:

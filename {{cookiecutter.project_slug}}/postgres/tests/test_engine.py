@@ -209,18 +209,26 @@ def test_a_name_without_an_address_is_an_unknown_host(
     assert run(use()) == "host-unknown"
 
 
+@pytest.mark.parametrize(
+    ("connect_seconds", "timeout_in_url"), [(0.2, "60"), (0.2, "0"), (60.0, "1")]
+)
 def test_a_server_that_says_nothing_ends_an_attempt_in_time(
-    run: Run, embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    embedded_server: DatabaseUrl,
+    monkeypatch: pytest.MonkeyPatch,
+    connect_seconds: float,
+    timeout_in_url: str,
 ) -> None:
-    monkeypatch.setattr(engine_module, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(engine_module, "CONNECT_SECONDS", connect_seconds)
 
     async def use(url: DatabaseUrl) -> tuple[str, float]:
         async with open_engine(url) as engine:
             error, seconds = await measure(scalar(engine))
             return explain(error, url).name, seconds
 
+    options = (*embedded_server.options, ("connect_timeout", timeout_in_url))
     with scripted_server(SILENCE) as silent:
-        finding, seconds = run(use(embedded_server.replace(port=silent.port)))
+        finding, seconds = run(use(embedded_server.replace(port=silent.port, options=options)))
 
     assert finding == "no-answer"
     assert seconds < 2
