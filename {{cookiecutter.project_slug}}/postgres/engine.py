@@ -3,8 +3,9 @@
 import asyncio
 import math
 import time
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -173,7 +174,7 @@ class OrderedPool(AsyncAdaptedQueuePool):
     def __init__(self, creator: Any, queue_size: int = 2000, **options: Any) -> None:
         super().__init__(creator, **options)
         self.connecting = 0
-        self._hold: ContextVar[Hold | None] = ContextVar("hold", default=None)
+        self._held: ContextVar[Callable[[], Any]] = ContextVar("held", default=lambda: None)
         self._pool.limit = queue_size
         self._pool.pool = self
 
@@ -201,24 +202,15 @@ class OrderedPool(AsyncAdaptedQueuePool):
         Raises RuntimeError if the current request already holds one: requests that hold a
         connection and wait for another could deadlock.
         """
-        hold = self._hold.get()
-        if hold is not None and hold.is_held:
+        held = self._held.get()()
+        if held is not None and held.is_valid and not held.is_detached:
             raise RuntimeError("this request holds a connection already: use its session for all")
         try:
             connection = super().connect()
         except exc.TimeoutError:
             raise DatabaseBusy("all connections are in use") from None
-        hold = Hold()
-        self._hold.set(hold)
-        assert connection.record_info is not None  # noqa: S101  (it belongs to the pool)
-        connection.record_info["hold"] = hold
+        self._held.set(weakref.ref(connection))
         return connection
-
-
-class Hold:
-    """Marks that a task holds a connection of a pool."""
-
-    is_held = True
 
 
 def connect_patiently(
@@ -276,8 +268,6 @@ def check_in(connection: Connection | None, record: Any) -> None:
         else:  # a transaction that SQLAlchemy did not end: the next request must not get into it
             connection.close()
     record.info["returned_at"] = time.monotonic()
-    if hold := record.record_info.pop("hold", None):
-        hold.is_held = False
 
 
 def keep_other_connections(context: Any) -> None:

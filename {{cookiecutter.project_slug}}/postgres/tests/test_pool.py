@@ -1,6 +1,7 @@
 """How requests share connections: in the order in which they came, and without losing any."""
 
 import asyncio
+import gc
 import random
 import sys
 from collections import Counter
@@ -245,6 +246,24 @@ def test_a_transaction_that_psycopg2_knows_nothing_of_ends_with_its_request(
                 await connection.execute(text("SET LOCAL lock_timeout = '5s'; DROP TABLE kept"))
 
     run(use())
+
+
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+@pytest.mark.parametrize("way", ["forgotten", "detached"])
+def test_a_task_that_gave_its_connection_up_may_take_another(
+    run: Run, server: DatabaseUrl, way: str
+) -> None:
+    async def use() -> object:
+        async with open_engine(server) as engine:
+            connection = await engine.connect()
+            raw = await connection.get_raw_connection()
+            if way == "detached":
+                raw.detach()
+            del connection, raw
+            gc.collect()
+            return await scalar(engine)
+
+    assert run(use()) == 42
 
 
 # Nothing is lost.
