@@ -193,6 +193,9 @@ def wait_for(connection: Connection, state: int) -> None:
         raise psycopg2.OperationalError("timeout expired: the server did not answer in time")
 
 
+open_engines = 0
+
+
 @contextmanager
 def waiting_on_event_loop() -> Iterator[None]:
     """Set the wait callback while an engine is in use.
@@ -206,12 +209,15 @@ def waiting_on_event_loop() -> Iterator[None]:
             "this event loop cannot watch psycopg2's sockets: use `uv run main.py`, or"
             " `uvicorn --loop asyncio:SelectorEventLoop`"
         )
-    before = psycopg2.extensions.get_wait_callback()
+    global open_engines  # noqa: PLW0603  (as the callback, it is one for the process)
+    open_engines += 1
     psycopg2.extensions.set_wait_callback(wait)
     try:
         yield
     finally:
-        psycopg2.extensions.set_wait_callback(before)
+        open_engines -= 1
+        if not open_engines:
+            psycopg2.extensions.set_wait_callback(None)
 
 
 def finish(future: "asyncio.Future[bool]", result: bool = True) -> None:

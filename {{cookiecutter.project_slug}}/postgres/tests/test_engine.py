@@ -9,7 +9,7 @@ import io
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from contextvars import Context
 from operator import methodcaller
 from typing import Any
@@ -408,6 +408,20 @@ def test_after_the_engine_psycopg2_is_as_it_was(run: Run, server: DatabaseUrl) -
     with closing(psycopg2.connect(server.for_libpq())) as connection:
         connection.cursor().copy_expert("COPY (SELECT 42) TO STDOUT", copy)
     assert copy.getvalue() == "42\n"
+
+
+def test_an_engine_goes_on_when_one_that_was_opened_before_it_is_closed(
+    run: Run, server: DatabaseUrl
+) -> None:
+    async def use() -> object:
+        async with AsyncExitStack() as first, AsyncExitStack() as second:
+            await first.enter_async_context(open_engine(server))
+            engine = await second.enter_async_context(open_engine(server))
+            await first.aclose()
+            return await scalar(engine)
+
+    assert run(use()) == 42
+    assert get_wait_callback() is None
 
 
 def test_a_synchronous_connection_works_in_a_thread_meanwhile(
