@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from inspect import isasyncgenfunction, iscoroutinefunction, isfunction
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Request
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi import Depends, FastAPI
+from fastapi.requests import HTTPConnection
+from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Engine, Executable, text
 from sqlalchemy.exc import IllegalStateChangeError
@@ -79,7 +80,7 @@ def time_limit(limit: Deadline) -> Iterator[None]:
         deadline.reset(reset)
 
 
-async def get_engine(request: Request) -> AsyncEngine:
+async def get_engine(request: HTTPConnection) -> AsyncEngine:
     return resources(request).engine
 
 
@@ -97,7 +98,7 @@ class RequestSession(AsyncSession):
                 await asyncio.sleep(0.01)
 
 
-async def get_session(engine: EngineDep, request: Request) -> AsyncIterator[AsyncSession]:
+async def get_session(engine: EngineDep, request: HTTPConnection) -> AsyncIterator[AsyncSession]:
     """Yield a session of the request's own, which commits when it is told to."""
     with time_limit(deadline_of(request, engine)):
         async with RequestSession(
@@ -112,8 +113,12 @@ async def get_session(engine: EngineDep, request: Request) -> AsyncIterator[Asyn
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 
 
-def deadline_of(request: Request, engine: AsyncEngine) -> Deadline:
-    """Return the one deadline for all that a request asks of the database."""
+def deadline_of(request: HTTPConnection, engine: AsyncEngine) -> Deadline:
+    """Return the one deadline for all that a request, or a WebSocket, asks of the database.
+
+    A WebSocket that is open for longer opens a session for each message: `AsyncSession(engine)`,
+    of an `EngineDep`, within a `time_limit(…)`.
+    """
     assert isinstance(engine.pool, OrderedPool)  # noqa: S101  (that of open_engine)
     limit = Deadline(engine.pool.timeout() + USE_SECONDS)
     shared: Deadline = request.scope.setdefault("database_deadline", limit)
@@ -175,7 +180,8 @@ def refuse_threads(app: FastAPI) -> None:
     FastAPI runs it in a thread, where it could use neither.
     """
     for context in iter_route_contexts(app.routes):
-        unseen = [context.dependant] if isinstance(context.original_route, APIRoute) else []
+        route = context.original_route
+        unseen = [context.dependant] if isinstance(route, APIRoute | APIWebSocketRoute) else []
         while unseen:
             dependant = unseen.pop()
             unseen += dependant.dependencies
@@ -189,7 +195,9 @@ def refuse_threads(app: FastAPI) -> None:
                 )
 
 
-async def get_statement(request: Request) -> OneStatement:  # FastAPI runs a class in a thread
+async def get_statement(
+    request: HTTPConnection,
+) -> OneStatement:  # FastAPI runs a class in a thread
     engine = resources(request).engine
     return OneStatement(engine, deadline_of(request, engine))
 

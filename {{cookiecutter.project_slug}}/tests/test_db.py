@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 import uvicorn
 from alembic import command
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from sqlalchemy import (
@@ -253,12 +253,20 @@ async def use_dependency(it: Annotated[None, Depends(use_session)]) -> None:
     assert it is None
 
 
-@pytest.mark.parametrize("route", [use_session, use_statement, use_dependency])
+@pytest.mark.parametrize(
+    ("kind", "route"),
+    [
+        ("get", use_session),
+        ("get", use_statement),
+        ("get", use_dependency),
+        ("websocket", use_dependency),
+    ],
+)
 def test_a_route_in_a_thread_that_asks_for_the_database_is_refused_at_the_start(
-    settings: Settings, route: Callable[..., Any]
+    settings: Settings, kind: str, route: Callable[..., Any]
 ) -> None:
     router = APIRouter(prefix="/threads")
-    router.get("/use")(route)
+    getattr(router, kind)("/use")(route)
     app = create_app(settings)
     app.include_router(router)
 
@@ -317,7 +325,21 @@ def test_a_session_cannot_be_used_after_its_request(app_of_size: AppOfSize) -> N
         with pytest.raises(exc.InvalidRequestError, match="permanently closed"):
             client.get("/export")
 
-        assert app.state.engine.pool.checkedout() == 0
+        assert app.state.resources.engine.pool.checkedout() == 0
+
+
+def test_a_websocket_may_use_a_session_and_a_statement(app_of_size: AppOfSize) -> None:
+    app = app_of_size(1)
+
+    @app.websocket("/socket")
+    async def talk(socket: WebSocket, session: SessionDep, statement: StatementDep) -> None:
+        await socket.accept()
+        number = await session.scalar(text("SELECT 1"))
+        await session.commit()
+        await socket.send_json([number, *await statement.all(text("SELECT 2 AS two"))])
+
+    with TestClient(app) as client, client.websocket_connect("/socket") as socket:
+        assert socket.receive_json() == [1, {"two": 2}]
 
 
 def test_a_frozen_server_costs_a_503_and_no_connection(
