@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from alembic import context
-from alembic.operations.ops import DropColumnOp, DropTableOp
+from alembic.operations.ops import AddColumnOp, DropColumnOp, DropTableOp, ExecuteSQLOp
+from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import Enum, NullPool, create_engine, inspect, text
 from sqlmodel import SQLModel
 
 import models  # noqa: F401  (autogenerate must know the tables)
@@ -23,15 +24,36 @@ def database() -> DatabaseUrl:
     return url or get_settings().migration_url
 
 
-def refuse_to_lose_rows(_context: Any, _revision: Any, directives: Sequence[Any]) -> None:
+def improve(migration: MigrationContext, _revision: Any, directives: Sequence[Any]) -> None:
+    """Change what autogenerate is about to write."""
+    if "drop" not in context.get_x_argument():
+        refuse_to_lose_rows(directives[0])
+    create_enums(directives[0], inspect(migration.connection))
+
+
+def create_enums(script: Any, inspector: Any) -> None:
+    """Create the type of a new column that is an Enum: autogenerate forgets it."""
+    known = {enum["name"] for enum in inspector.get_enums()}
+    added = {
+        change.column.type.name: change.column.type
+        for operation in script.upgrade_ops.ops
+        for change in getattr(operation, "ops", [])
+        if isinstance(change, AddColumnOp) and isinstance(change.column.type, Enum)
+    }
+    for name, kind in added.items():
+        if name not in known:
+            values = ", ".join("'{}'".format(value.replace("'", "''")) for value in kind.enums)
+            script.upgrade_ops.ops.insert(0, ExecuteSQLOp(f"CREATE TYPE {name} AS ENUM ({values})"))
+            script.downgrade_ops.ops.append(ExecuteSQLOp(f"DROP TYPE {name}"))
+
+
+def refuse_to_lose_rows(script: Any) -> None:
     """Stop autogenerate where it would drop what may only have another name now."""
-    if "drop" in context.get_x_argument():
-        return
     lost = [
         f"{change.table_name}.{change.column_name}"
         if isinstance(change, DropColumnOp)
         else change.table_name
-        for operation in directives[0].upgrade_ops.ops
+        for operation in script.upgrade_ops.ops
         for change in getattr(operation, "ops", [operation])
         if isinstance(change, DropColumnOp | DropTableOp)
     ]
@@ -64,7 +86,7 @@ def run_online() -> None:
         context.configure(
             connection=connection,
             target_metadata=SQLModel.metadata,
-            process_revision_directives=refuse_to_lose_rows,
+            process_revision_directives=improve,
         )
         with context.begin_transaction():
             # Replicas that start together take turns. The lock ends with the transaction, so it

@@ -91,7 +91,7 @@ BAD_BODIES: dict[str, bytes] = {
 
 NO_TEXT = [7, True, [SENT], {SENT: SENT}]
 BAD_TEXT = [f"{SENT} \ud800", f"{SENT} \udfff\ud800", f"{SENT} \0"]
-BAD_DATES = [SENT, "", "2030-02-30", "2030-13-01", "1893456000"]
+BAD_DATES = [SENT, "", "2030-02-30", "2030-13-01"]
 BAD_TIMES = [
     SENT,
     "",
@@ -122,6 +122,8 @@ def bad_values(schema: Schema) -> list[Any]:
                 values += BAD_TIMES + NO_TEXT
             case {"type": "string", "format": "date"}:
                 values += BAD_DATES + NO_TEXT
+            case {"type": "string"} if "number" in types:  # a Decimal may be text, too
+                values += [SENT, [SENT], {SENT: SENT}]
             case {"type": "string"}:
                 values += BAD_TEXT + NO_TEXT + too_long(option)
             case {"type": "integer"}:
@@ -324,6 +326,8 @@ def test_a_bad_parameter_is_refused_by_name(
 ) -> None:
     name, place, full = parameter["name"], parameter["in"], address(method, path)
     for value in bad_parameters(parameter["schema"]):
+        if place == "path" and not value:
+            continue  # the address of another route
         in_query, in_path = f"{full}?{name}={value}", path.replace(f"{{{name}}}", value)
 
         answer = caller.request(method, in_query if place == "query" else in_path)

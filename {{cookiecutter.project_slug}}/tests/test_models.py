@@ -1,6 +1,8 @@
 """What holds for every table that there is or will be."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +18,7 @@ from sqlmodel import SQLModel
 import main
 import migrations
 import models  # noqa: F401  (the tables)
-from config import Settings
+from config import PROJECT_DIR, Settings
 from db import StatementDep
 from postgres.url import DatabaseUrl
 
@@ -178,3 +180,30 @@ def test_a_migration_that_would_lose_a_column_is_not_written(
 
     with pytest.raises(CommandError, match=r"no model has nicknames, users\.nickname"):
         command.revision(migrations.alembic_config(url), "Rename it", autogenerate=True)
+
+
+def test_a_migration_creates_the_type_of_a_new_enum_column(
+    new_database: Callable[[], DatabaseUrl], tmp_path: Path
+) -> None:
+    url = new_database()
+    migrations.upgrade(url)
+    connection = psycopg2.connect(url.for_libpq())
+    with connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE parcels (id integer NOT NULL PRIMARY KEY)")
+    connection.close()
+    size = sa.Enum("small", "cat's", name="size")
+    columns = [sa.Column("id", sa.Integer, primary_key=True), sa.Column("size", size)]
+    parcels = sa.Table("parcels", SQLModel.metadata, *columns)
+    config = migrations.alembic_config(url)
+    folders = [str(PROJECT_DIR / "migrations" / "versions"), str(tmp_path)]
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("version_locations", os.pathsep.join(folders).replace("%", "%%"))
+
+    try:
+        command.revision(config, "Add sizes", autogenerate=True, version_path=str(tmp_path))
+        command.upgrade(config, "head")
+        command.check(config)
+        command.downgrade(config, "-1")
+        command.upgrade(config, "head")
+    finally:
+        SQLModel.metadata.remove(parcels)

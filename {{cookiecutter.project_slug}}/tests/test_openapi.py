@@ -79,6 +79,9 @@ def scalars(value: Any) -> Iterator[Schema]:
             yield from scalars(SCHEMAS[value["$ref"].split("/")[-1]])
         elif value.get("type") in {"string", "integer", "number"}:
             yield value
+        elif any(option.get("type") == "number" for option in value.get("anyOf", [])):
+            # A Decimal may be text, too.
+            yield from (option for option in value["anyOf"] if option["type"] == "number")
         else:
             for key, inner in value.items():
                 if key not in {"example", "examples", "default"}:
