@@ -221,7 +221,7 @@ def test_a_schema_that_is_behind_is_told_with_what_to_type(visitor: Visitor) -> 
         route.fulfill(json=answer.json() | {"migrations": behind})
 
     visitor.page.route("**/home/status", age)
-    visitor.button("Look again").click()
+    visitor.button("Check again").click()
 
     expect(visitor.page.locator("#schema")).to_have_text("✗ behind the code")
     expect(visitor.page.locator("#trouble")).to_contain_text("uv run manage.py migrate")
@@ -422,8 +422,8 @@ def test_tasks_are_filtered_and_searched(ada: Visitor) -> None:
     ada.page.get_by_label("All").check(force=True)
     ada.sees("Buy bread", "Buy milk")
     ada.page.get_by_label("Search").fill("100 %")
-    expect(ada.page.locator("#empty")).to_have_text("No task is like that.")
-    expect(ada.said).to_have_text("No task is like that.")
+    expect(ada.page.locator("#empty")).to_have_text("No matching tasks.")
+    expect(ada.said).to_have_text("No matching tasks.")
     expect(ada.page.get_by_label("Search")).to_be_focused()
 
 
@@ -561,7 +561,7 @@ def test_a_log_in_that_has_ended_leads_back_to_the_form(ada: Visitor, stage: Sta
 
     ada.button("Add").click()
 
-    expect(ada.problem).to_have_text("Your log-in has ended. Log in again.")
+    expect(ada.problem).to_have_text("Your login has expired. Log in again.")
     expect(ada.page.get_by_label("E-mail")).to_be_focused()
     expect(ada.button("Log in")).to_be_visible()
 
@@ -577,7 +577,7 @@ def test_a_database_that_stops_is_told_and_work_goes_on_when_it_is_back(
         ada.page.get_by_role("checkbox", name="Buy milk").click()
         expect(ada.problem).to_have_text(re.compile(r"Try again in \d+ s\.$"))
         expect(ada.page.get_by_role("checkbox", name="Buy milk")).not_to_be_checked()
-        expect(ada.page.locator("#database")).to_have_text("✗ not usable")
+        expect(ada.page.locator("#database")).to_have_text("✗ unavailable")
         expect(ada.page.locator("#trouble")).to_contain_text("nothing listens", ignore_case=True)
     finally:
         stage.server.start()

@@ -1,7 +1,7 @@
 """The database, and the two ways in which requests use it: a session, or one statement.
 
-Both run on the event loop: a request that waits for the database, or for a connection to it, holds
-up no thread and no other request.
+Both run on the event loop: a request that waits for the database, or for a connection, blocks no
+thread and no other request.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from postgres.engine import DatabaseBusy, OrderedPool, open_engine
 from postgres.statements import CompiledStatement, Row, execute
 from resources import resources
 
-# All that the rest of the app needs, wherever it is defined.
+# Everything that the rest of the app needs, wherever it is defined.
 __all__ = [
     "CompiledStatement",
     "DatabaseBusy",
@@ -44,22 +44,22 @@ __all__ = [
     "time_limit",
 ]
 
-USE_SECONDS = 10.0  # how long a request may use the database, beside waiting for a connection
+USE_SECONDS = 10.0  # how long a request may use the database, after it has waited for a connection
 
 type AnyStatement = Executable | CompiledStatement
 
 
 async def create_db_and_tables(engine: AsyncEngine) -> None:
-    """Create the tables that are missing, straight from the models: for a scratch database.
+    """Create missing tables directly from the models: for a temporary database.
 
-    A database that is to live gets its tables from migrations: `uv run manage.py migrate`.
+    Any other database gets its tables from migrations: `uv run manage.py migrate`.
     """
     async with engine.begin() as connection:
         await connection.run_sync(SQLModel.metadata.create_all)
 
 
 async def ping(engine: AsyncEngine) -> float:
-    """Ask the database for an answer. Returns seconds. Raises sqlalchemy.exc.DBAPIError."""
+    """Return how many seconds the database takes to answer. Raises sqlalchemy.exc.DBAPIError."""
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         start = time.perf_counter()
@@ -69,9 +69,9 @@ async def ping(engine: AsyncEngine) -> float:
 
 @contextmanager
 def time_limit(limit: Deadline) -> Iterator[None]:
-    """Limit all database work of this task inside the block.
+    """Limit the time of all database work inside the block, for the current asyncio task.
 
-    What takes longer raises sqlalchemy.exc.OperationalError, and the server cancels it too.
+    Work that takes longer raises sqlalchemy.exc.OperationalError, and the server cancels it too.
     """
     reset = deadline.set(limit)
     try:
@@ -99,7 +99,7 @@ class RequestSession(AsyncSession):
 
 
 async def get_session(engine: EngineDep, request: HTTPConnection) -> AsyncIterator[AsyncSession]:
-    """Yield a session of the request's own, which commits when it is told to."""
+    """Yield the request's own session. It commits only on `await session.commit()`."""
     with time_limit(deadline_of(request, engine)):
         async with RequestSession(
             engine, expire_on_commit=False, close_resets_only=False
@@ -126,10 +126,10 @@ def deadline_of(request: HTTPConnection, engine: AsyncEngine) -> Deadline:
 
 
 class OneStatement:
-    """The right to send one statement, for a request that needs no more.
+    """Sends one statement, for a request that needs no more.
 
-    One is atomic by itself and costs one round trip. Two of them would be two transactions, and
-    a failure between them would leave half the work done: the second is refused.
+    One statement is atomic by itself and costs one round trip. Two would be two transactions, and a
+    failure between them would leave half of the work done, so a second one raises an error.
     """
 
     def __init__(self, engine: AsyncEngine, limit: Deadline) -> None:
@@ -138,16 +138,16 @@ class OneStatement:
         self._sent = False
 
     async def all(self, statement: AnyStatement, **parameters: object) -> list[Row]:
-        """Send it, without BEGIN and COMMIT around it. Returns all its rows.
+        """Send it without BEGIN and COMMIT. Returns all its rows.
 
-        parameters: what the statement's `bindparam`s stand for, and for an INSERT or UPDATE
-        without `values`, the columns to write. VACUUM and the like cannot be sent, since the time
-        limit is put before it. Raises RuntimeError at a second call, and
+        parameters: values of the statement's `bindparam`s, and for an INSERT or UPDATE without
+        `values`, of its columns. VACUUM and similar commands do not work, because the time limit is
+        sent along with the statement. Raises RuntimeError on a second call, and
         sqlalchemy.exc.DBAPIError.
         """
         if self._sent:
             raise RuntimeError(
-                "this request has sent its statement: for several that belong together, ask for"
+                "this request has already sent its one statement: to send several, ask for"
                 " `session: SessionDep`, then `await session.exec(…)` and `await session.commit()`"
             )
         self._sent = True
@@ -155,7 +155,7 @@ class OneStatement:
             return await greenlet_spawn(send, self._engine.sync_engine, statement, parameters)
 
     async def first(self, statement: AnyStatement, **parameters: object) -> Row | None:
-        """Send it. Returns its first row, None if it has none."""
+        """Send it. Returns its first row, or None."""
         rows = await self.all(statement, **parameters)
         return rows[0] if rows else None
 
@@ -163,7 +163,7 @@ class OneStatement:
 def send(engine: Engine, statement: AnyStatement, parameters: Row) -> list[Row]:
     with engine.connect() as connection:
         driver_connection = connection.connection.driver_connection
-        assert driver_connection is not None  # noqa: S101  (it is, until it is given back)
+        assert driver_connection is not None  # noqa: S101  (until it is returned to the pool)
         driver_connection.autocommit = True  # sends nothing; check_in() switches it off
         if isinstance(statement, CompiledStatement):
             rows = statement.execute(connection, parameters)
@@ -175,9 +175,9 @@ def send(engine: Engine, statement: AnyStatement, parameters: Row) -> list[Row]:
 
 
 def refuse_threads(app: FastAPI) -> None:
-    """Raise TypeError for a route or dependency by `def` that asks for a session or a statement.
+    """Raise TypeError if a route or dependency without `async` uses a session or a statement.
 
-    FastAPI runs it in a thread, where it could use neither.
+    FastAPI would run it in a thread, where neither works.
     """
     for context in iter_route_contexts(app.routes):
         route = context.original_route

@@ -1,7 +1,7 @@
-"""Logs: one line a request, JSON in production, readable in development, and no secret in them.
+"""Logs: one line per request, JSON in production, readable in development, without secrets.
 
 Log with `structlog.get_logger().info("task imported", count=3)`: a constant text, and values by
-name. The request's id is added to every line that is written while the request is answered.
+name. Every line that is written during a request also gets the request's id.
 """
 
 import io
@@ -20,18 +20,18 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 
 from config import Settings
 
-# Probes come every few seconds: they get a line only when the answer is bad, or at level DEBUG.
+# Probes come every few seconds: they are logged only if they fail, or at level DEBUG.
 PROBES = {"/health", "/ready"}
-REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)  # one of a proxy's, not just any text
+REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)  # what proxies send
 
-# What may stand in the texts of errors. Lengths are bounded, so that the search is linear.
+# Secrets that texts of errors may contain. Lengths are bounded, so that the search is linear.
 SECRETS = re.compile(
     r"""
     (?<=://) [^\s/@]{0,256} : [^\s@]{0,256} (?=@)      # user:password@ in a URL
     | \b eyJ [\w-]{4,} (?: \. [\w-]* ){1,2}            # a JSON Web Token
     | (?i: \b (?: bearer | basic ) [ ] ) [\w.~+/=-]+   # the Authorization header
-    | (?<= DETAIL: ) .*                                # PostgreSQL quotes the row at fault
-    | (?i: \b (?: password | secret ) = ) [^\s&]+      # libpq's way to write a connection
+    | (?<= DETAIL: ) .*                                # PostgreSQL quotes the row
+    | (?i: \b (?: password | secret ) = ) [^\s&]+      # a connection string of libpq
     | [\w.+-]{1,64} @ [\w-]{1,63} (?: \. [\w-]{1,63} ){1,8}  # an e-mail address
     """,
     re.VERBOSE,
@@ -39,7 +39,7 @@ SECRETS = re.compile(
 
 
 def as_json(event: EventDict, **_: object) -> str:
-    """Write a line as JSON; what UTF-8 cannot hold is escaped, which takes three times as long."""
+    """Return a line as JSON. Text that UTF-8 cannot encode is escaped, which is slower."""
     try:
         return to_json(event, fallback=str).decode()
     except PydanticSerializationError:
@@ -47,7 +47,7 @@ def as_json(event: EventDict, **_: object) -> str:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Take secrets out of texts that we did not write: exceptions, and other people's lines."""
+    """Remove secrets from texts that are not ours: exceptions, and the lines of libraries."""
     for key in ("event", "exception", "error"):
         if key in event:
             event[key] = SECRETS.sub("***", str(event[key]))
@@ -59,15 +59,15 @@ def redact_errors(logger: WrappedLogger, method: str, event: EventDict) -> Event
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send our lines, uvicorn's and SQLAlchemy's to standard output, in one format."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # no text makes a line, or its route, fail
+    """Send the lines of the app, uvicorn and SQLAlchemy to standard output, in one format."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no text can make a line, or its route, fail
         sys.stdout.reconfigure(errors="backslashreplace")
     level = logging.getLevelNamesMapping()[settings.log_level]
     common: list[Processor] = [
         merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,  # as Python prints it: without variables' values
+        structlog.processors.format_exc_info,  # without the values of variables
     ]
     renderer: Processor
     if settings.environment == "production":
@@ -81,7 +81,7 @@ def configure_logging(settings: Settings) -> None:
     structlog.configure(
         processors=[*common, redact_errors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Straight to the stream: through the standard library's logging it takes twice as long.
+        # Directly to the stream: going through the standard library's logging takes twice as long.
         logger_factory=structlog.WriteLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
     )
@@ -94,26 +94,26 @@ def configure_logging(settings: Settings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):  # came with handlers of their own
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):  # they have handlers of their own
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
-    # They would tell of each plugin, pool that closes, request that is sent, file that changes.
+    # They log every plugin, closed pool, sent request and changed file at level INFO.
     for name in ("alembic", "httpx2", "postgres.engine", "watchfiles"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    access = logging.getLogger("uvicorn.access")  # RequestLog tells more
+    access = logging.getLogger("uvicorn.access")  # RequestLog logs more
     access.handlers.clear()
     access.propagate = False
-    # Where DEBUG has its engine echo statements, it would add a handler, and say all twice.
+    # Without a handler here, an engine with echo=True adds its own, and logs every statement twice.
     logging.getLogger("sqlalchemy.engine.Engine").addHandler(logging.NullHandler())
 
 
 class RequestLog:
-    """Give each request an id, and write one line about it.
+    """Give each request an id, and log one line about it.
 
-    The id is the `X-Request-ID` that came, or a new one, and goes back in the same header. What a
-    route adds with `structlog.contextvars.bind_contextvars` stands in the line too.
+    The id is the request's `X-Request-ID`, or a new one; the response has it in the same header.
+    The line also has what a route adds with `structlog.contextvars.bind_contextvars`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -128,7 +128,7 @@ class RequestLog:
         status = None
         request_id = read_request_id(scope)
         header = (b"x-request-id", request_id.encode())
-        clear_contextvars()  # a connection's requests may run in one context
+        clear_contextvars()  # the requests of a connection may share a context
         bind_contextvars(request_id=request_id)
 
         async def send_with_id(message: Message) -> None:
@@ -141,8 +141,8 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            # The path as the route spells it: no ids, no tokens, and few different ones. None
-            # where no route matched. A prefix belongs into `APIRouter(prefix=…)` to be seen here.
+            # The path of the route, without ids: few different values. None if no route matched. It
+            # has the prefix of `APIRouter(prefix=…)`, but not that of `include_router(prefix=…)`.
             path = getattr(scope.get("route"), "path", None)
             if status is None or status >= 500:
                 write = self.log.error
@@ -154,7 +154,7 @@ class RequestLog:
                 "request",
                 method=scope["method"],
                 path=path,
-                status=status,  # None: the client hung up, or the server had to stop
+                status=status,  # None: the client disconnected, or the server stopped
                 duration_ms=round((time.perf_counter() - start) * 1000, 2),
                 user_id=scope.get("state", {}).get("user_id"),
             )

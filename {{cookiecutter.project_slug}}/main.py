@@ -1,4 +1,4 @@
-"""The app. `uv run main.py` serves it, in development anew after each change of a file."""
+"""The app. `uv run main.py` serves it; in development, it restarts after each change of a file."""
 
 import gc
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -24,7 +24,7 @@ from server import Pacing, serve
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the app. The database is reached when the first request needs it, not before."""
+    """Build the app. It connects to the database when the first request needs it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,13 +66,13 @@ def create_app(settings: Settings) -> FastAPI:
         version=VERSION,
         lifespan=lifespan,
         openapi_url="/openapi.json" if settings.serves_docs else None,
-        docs_url=None,  # pages.docs has these two, without files from elsewhere
+        docs_url=None,  # pages/docs.py serves both, without files from a CDN
         redoc_url=None,
-        redirect_slashes=False,  # a redirect loses the body of some clients' requests
-        # Client generators make function names of these: get_health, getHealth.
+        redirect_slashes=False,  # some clients lose the body in a redirect
+        # Client generators name their functions after these: get_health, getHealth.
         generate_unique_id_function=lambda route: route.name,
     )
-    app.include_router(tasks.router)  # first: the routers are looked through in this order
+    app.include_router(tasks.router)  # first: routers are searched in this order
     app.include_router(health.router)
     if settings.better_auth_url:
         document_bearer_tokens(app)
@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.environment == "development":
         app.include_router(home.router)
 
-    # The last one added is the outermost: the log sees all that the others answer.
+    # The middleware added last is the outermost: the log sees what the others answer.
     add_error_handlers(app)
     app.add_middleware(
         CORSMiddleware,
@@ -106,10 +106,10 @@ def known_schema() -> tuple[Sequence[str], Collection[str]]:
 
 
 def spare_garbage_collector() -> None:
-    """Leave what lives as long as the app out of each collection, and collect more rarely.
+    """Exclude what lives as long as the app from garbage collection, and collect less often.
 
-    A request makes thousands of objects, nearly all of which go without a collection: by default
-    it would look through them after each few requests, for up to a tenth of the processor's time.
+    A request creates thousands of objects, nearly all of which are freed without a collection. With
+    Python's defaults, collections after every few requests take up to a tenth of the CPU time.
     """
     gc.collect()
     gc.freeze()

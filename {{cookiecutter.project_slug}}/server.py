@@ -1,4 +1,4 @@
-"""How the app is served: on which port, in how many processes, and in what order requests begin."""
+"""How the app is served: its port, its processes, and the order in which requests begin."""
 
 import asyncio
 import errno
@@ -13,18 +13,19 @@ from config import ENV_FILE, PROJECT_DIR, get_settings
 from logs import PROBES
 from postgres.outage_log import look_once
 
-# No request takes longer than 15 s, and platforms kill what has not ended 30 s after SIGTERM.
+# Requests take at most 15 s, and platforms kill a process 30 s after SIGTERM.
 SHUTDOWN_SECONDS = 20
-# Longer than proxies keep idle connections (60 s): a request could meet a close of ours.
+# Longer than proxies keep idle connections (60 s): otherwise a proxy could send a request just as
+# the app closes the connection.
 KEEP_ALIVE_SECONDS = 75
-# A worker imports the app before it answers uvicorn for the first time. After 5 s, uvicorn's own
-# limit, a slow or busy machine would have it killed, and the next one, and none would ever serve.
+# A worker first imports the app, and only then answers uvicorn's health check. With uvicorn's
+# default, 5 s, a slow or busy machine would kill every worker before it could serve.
 WORKER_SECONDS = 60
-AT_ONCE = 4  # requests that begin in one turn; uvloop also takes one new connection in each
+AT_ONCE = 4  # requests that begin per turn; uvloop also accepts one new connection per turn
 
 
 def serve() -> None:
-    """Serve the app: in WEB_CONCURRENCY processes, or in one that starts anew after each change."""
+    """Serve the app: in WEB_CONCURRENCY processes, or in development in one that reloads."""
     settings = get_settings()
     if settings.database_url.is_embedded:
         try:
@@ -34,16 +35,17 @@ def serve() -> None:
             )
         except ModuleNotFoundError:
             raise SystemExit(
-                "DATABASE_URL is that of the embedded PostgreSQL, which is for development only"
+                "DATABASE_URL is the embedded PostgreSQL, which is only for development: set it to"
+                " the URL of another server"
             ) from None
         try:
             ensure_running(ENV_FILE)
-            get_settings.cache_clear()  # its port may have changed
+            get_settings.cache_clear()  # the server's port may have changed
         except LocalPostgresError as error:
             raise SystemExit(f"Cannot start the embedded PostgreSQL: {error}") from None
     reload = settings.environment == "development"
     if reload:
-        import migrations  # noqa: PLC0415  (the app itself has no need of Alembic)
+        import migrations  # noqa: PLC0415  (the app itself does not need Alembic)
 
         look_once(get_settings().database_url, migrations.history, migrations.columns)
     refuse_port_in_use(settings.host, settings.port)
@@ -56,9 +58,9 @@ def serve() -> None:
         reload=reload,
         reload_dirs=[str(PROJECT_DIR)] if reload else None,
         reload_includes=["*.py", ".env"] if reload else None,
-        # The only loop on Windows that can watch psycopg2's sockets.
+        # On Windows, the only event loop that can watch psycopg2's sockets.
         loop="asyncio:SelectorEventLoop" if sys.platform == "win32" else "auto",
-        log_config=None,  # configure_logging() has done that
+        log_config=None,  # configure_logging() does that
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         timeout_worker_healthcheck=WORKER_SECONDS,
@@ -66,26 +68,24 @@ def serve() -> None:
 
 
 def refuse_port_in_use(host: str, port: int) -> None:
-    """Say what to type: uvicorn would say neither which port it is nor what helps."""
+    """Exit with a message that says what to do; uvicorn's own does not name the port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SystemExit(
-                f"Port {port} is taken by another program: end it, or write another PORT into .env"
+                f"Port {port} is taken by another program: end it, or set another PORT in .env"
             ) from None
 
 
 class Pacing:
-    """Let at most AT_ONCE requests begin in one turn of the event loop, in order; probes pass.
+    """Let at most AT_ONCE requests begin per turn of the event loop, in order; probes do not wait.
 
-    A burst of requests begins a few at a time, and a probe in its middle is answered.
-
-    The event loop runs all that is ready before it looks for what is new. When 2,000 clients ask at
-    once, that is half a second in which nobody else is heard, and a platform may take the process
-    for dead. No request is refused here, and none waits for another one to end: it waits for turns
-    of the loop only.
+    The event loop runs everything that is ready before it accepts anything new. When 2,000 requests
+    come at once, that takes half a second in which no probe is answered, and a platform may
+    consider the process dead. Nothing is refused here, and a request does not wait for others to
+    finish: it only waits for its turn to begin.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -113,7 +113,7 @@ class Pacing:
         self._begun = 0
         while self._waiting and self._begun < AT_ONCE:
             turn = self._waiting.popleft()
-            if not turn.done():  # it is, where the client has gone
+            if not turn.done():  # it is, if the client has disconnected
                 turn.set_result(None)
                 self._begun += 1
         if self._begun:

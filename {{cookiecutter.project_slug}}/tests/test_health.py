@@ -120,7 +120,7 @@ def test_one_query_serves_all_who_ask_at_once(settings: Settings) -> None:
 def test_a_port_that_another_program_has_is_told_by_its_number() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"^Port {port} is taken .* PORT into .env$"):
+        with pytest.raises(SystemExit, match=f"^Port {port} is taken .* PORT in .env$"):
             refuse_port_in_use("127.0.0.1", port)
 
     refuse_port_in_use("127.0.0.1", port)
