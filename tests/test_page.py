@@ -801,14 +801,14 @@ def test_with_better_auth_a_token_is_asked_for_and_taken(
         field.fill("no token")
         visitor.button("Use this token").click()
         expect(field).to_have_attribute("aria-invalid", "true")
-        expect(field).to_have_accessible_description(re.compile("not valid"))
+        expect(field).to_have_accessible_description(re.compile("is invalid"))
 
         token = issuer.token("somebody-elsewhere")
         field.fill(token)
         visitor.button("Use this token").click()
         visitor.add("Buy milk")
         visitor.sees("Buy milk")
-        expect(visitor.page.locator("#who")).to_have_text("with a token of Better Auth")
+        expect(visitor.page.locator("#who")).to_have_text("with a Better Auth token")
         assert token not in visitor.page.content()
         visitor.page.close()
 

@@ -1,8 +1,8 @@
-"""Refresh tokens: each works once; using one again ends its login.
+"""Refresh tokens: each works once; using one again ends its login session.
 
-A login is one row, which stores the hash of its newest refresh token. Each token contains the id
-of its login, so earlier tokens are recognized too. Statements that change a row wait for its lock,
-so a login that has ended never yields another token.
+A login session is one row, which stores the hash of its newest refresh token. Each token contains
+the id of its session, so earlier tokens are recognized too. Statements that change a row wait for
+its lock, so a session that has ended never yields another token.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from sqlmodel import col
 
 from models import RefreshToken, User
 
-LIFETIME = timedelta(days=30)  # of each token: a login that is not used for longer ends
+LIFETIME = timedelta(days=30)  # of each token: a session that is not used for longer ends
 # Two tabs of a browser may use one token at the same time. The second one gets a 401, but does not
-# end the login as a thief would.
+# end the session as a thief would.
 SAME_TIME = timedelta(seconds=5)
 
 
 def new_token(login: UUID | None = None) -> str:
-    """Return a refresh token of a login, or of a new login if None.
+    """Return a refresh token of a login session, or of a new one if None.
 
-    The id is random, not a UUIDv7: anybody who knows it can end the login.
+    The id is random, not a UUIDv7: anybody who knows it can end the session.
     """
     return f"{(login or uuid4()).hex}.{secrets.token_urlsafe(32)}"
 
@@ -34,7 +34,7 @@ def login_of(token: str) -> UUID:
     try:
         return UUID(hex=token.partition(".")[0])
     except ValueError:
-        return UUID(int=0)  # no login has this id
+        return UUID(int=0)  # no session has this id
 
 
 def hash_token(token: str) -> bytes:
@@ -43,7 +43,7 @@ def hash_token(token: str) -> bytes:
 
 
 def start(token: str, user_id: UUID, verified: ColumnElement[bool]) -> Executable:
-    """Return a statement that stores a new login and deletes the user's expired ones.
+    """Return a statement that stores a new session and deletes the user's expired ones.
 
     It returns a row if `verified` still holds for the user. If the password is being changed at the
     same time, it waits for that change and sees it.
@@ -65,7 +65,7 @@ def start(token: str, user_id: UUID, verified: ColumnElement[bool]) -> Executabl
 
 
 def replace(token: str, successor: str) -> Executable:
-    """Return a statement that replaces the newest token of a login with its successor.
+    """Return a statement that replaces the newest token of a session with its successor.
 
     It returns the user's id if the token was the newest. If two requests use the same token, the
     second one waits for the first, and its token is no longer the newest.
@@ -87,9 +87,9 @@ def replace(token: str, successor: str) -> Executable:
 
 
 def end_if_reused(token: str) -> Executable:
-    """Return a statement that ends a login if the token is one of its earlier ones.
+    """Return a statement that ends a session if the token is one of its earlier ones.
 
-    It returns the user's id if the login was ended.
+    It returns the user's id if the session was ended.
     """
     return (
         end(token)
@@ -102,5 +102,5 @@ def end_if_reused(token: str) -> Executable:
 
 
 def end(token: str) -> Delete:
-    """Return a statement that ends the login of a token, which need not be its newest."""
+    """Return a statement that ends the session of a token, which need not be its newest."""
     return delete(RefreshToken).where(col(RefreshToken.id) == login_of(token))

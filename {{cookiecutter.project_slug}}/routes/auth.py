@@ -1,7 +1,7 @@
 """Our own accounts. With Better Auth, which has its own, main.py does not include these routes.
 
-Changing the password or deleting the account ends all its logins. Access tokens that were issued
-before stay valid for up to 15 minutes: to revoke them, each request would need a database lookup.
+Changing the password or deleting the account ends all its login sessions. Access tokens that were
+issued before stay valid for up to 15 minutes: to revoke them, each request would need a lookup.
 """
 
 from typing import Annotated
@@ -128,7 +128,7 @@ async def refresh_token(
 ) -> TokenPair:
     """Exchange a refresh token for the next pair of tokens. Each refresh token works once.
 
-    Using one again ends the login, because somebody else may have stolen it.
+    Using one again ends the login session, because somebody else may have stolen it.
     """
     token = body.refresh_token.get_secret_value()
     successor = refresh_tokens.new_token(refresh_tokens.login_of(token))
@@ -136,13 +136,13 @@ async def refresh_token(
         return token_pair(tokens, login["user_id"], successor, response)
     if login := await end_if_reused.first(refresh_tokens.end_if_reused(token)):
         user_id = str(login["user_id"])
-        structlog.get_logger().warning("refresh token reused, login ended", user_id=user_id)
+        structlog.get_logger().warning("refresh token reused, login session ended", user_id=user_id)
     raise unauthorized("the refresh token is invalid, has expired or was used before")
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=problems(503, *BODY))
 async def logout(body: RefreshRequest, statement: StatementDep) -> None:
-    """End a login: its refresh tokens stop working. Its access token expires by itself."""
+    """End a login session. Its refresh tokens stop working; its access token expires by itself."""
     await statement.all(refresh_tokens.end(body.refresh_token.get_secret_value()))
 
 
@@ -158,7 +158,7 @@ async def change_password(
     session: SessionDep,
     guard: PasswordGuardDep,
 ) -> None:
-    """Change the password. This ends all logins, including the current one."""
+    """Change the password. This ends all login sessions, including the current one."""
     users = select(col(User.password_hash)).where(col(User.id) == user_id)
     user = await statement.first(users)
     if user is None:
@@ -171,7 +171,7 @@ async def change_password(
 
     same = (col(User.id) == user_id) & (col(User.password_hash) == stored)
     new = update(User).where(same).values(password_hash=new_hash).returning(col(User.id))
-    # In this order, a login at the same moment is ended too, or fails because of the new hash.
+    # In this order, a login at the same time is ended too, or fails because of the new hash.
     if (await session.exec(new)).first() is None:
         raise changed_meanwhile()
     await session.exec(delete(RefreshToken).where(col(RefreshToken.user_id) == user_id))

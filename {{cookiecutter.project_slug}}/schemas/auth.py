@@ -65,7 +65,7 @@ class PasswordChange(Strict):
 
 
 class TokenPair(BaseModel):
-    """The tokens of a login: one for requests, and one that gets the next pair, once."""
+    """The tokens of a login session: one for requests, and one that gets the next pair, once."""
 
     access_token: str
     token_type: Literal["bearer"] = "bearer"  # noqa: S105  (OAuth2's name for this type)

@@ -1,4 +1,4 @@
-"""The page at /: who gets it, what it may do, and what it tells of the database."""
+"""The page at /: who gets it, what it may load, and what it says about the database."""
 
 import re
 import socket
@@ -25,7 +25,7 @@ HOME = ["/", "/home/status"]
 
 @pytest.fixture
 def nowhere(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
-    """A database that is away: nothing listens on its port, and nothing else can take it."""
+    """A database that is away: its port is reserved, and nothing listens there."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield database_url.replace(port=reserved.getsockname()[1], password="hunter2-hunter2")
@@ -40,7 +40,7 @@ def status_of(settings: Settings) -> dict[str, dict[str, object]]:
 
 
 def mark(database: DatabaseUrl, revision: str) -> None:
-    """Have a migrated database be at another revision."""
+    """Set the revision of a migrated database."""
     engine = create_engine(database.for_sqlalchemy())
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :new"), {"new": revision})
@@ -184,7 +184,7 @@ def test_migrations_that_cannot_be_read_are_told(
     assert "0002_broken.py, line 3" in str(status["migrations"]["cause"])
 
 
-def test_a_database_that_is_away_is_told_with_what_to_do(
+def test_a_database_that_is_away_is_reported_with_what_to_do(
     nowhere: DatabaseUrl, settings_for: Build
 ) -> None:
     status = status_of(settings_for(nowhere))
@@ -197,7 +197,7 @@ def test_a_database_that_is_away_is_told_with_what_to_do(
     assert status["migrations"]["state"] == "not known"
 
 
-def test_a_frozen_database_is_told_within_the_limit_and_holds_up_nobody(
+def test_a_frozen_database_is_reported_within_the_limit_and_blocks_nobody(
     database_url: DatabaseUrl, settings_for: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(home, "QUERY_SECONDS", 1.0)
@@ -233,7 +233,7 @@ def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Setti
     assert len(queries) == 1
 
 
-def test_no_secret_is_told(nowhere: DatabaseUrl, settings_for: Build) -> None:
+def test_no_secret_is_reported(nowhere: DatabaseUrl, settings_for: Build) -> None:
     database = nowhere.replace(user="hunter1-hunter1")
     settings = settings_for(database)
 
@@ -290,5 +290,5 @@ def test_a_page_of_somebody_elses_name_reads_nothing(
         ("postgresql://me:pw@db.example.com/todo", "PostgreSQL"),
     ],
 )
-def test_the_kind_of_database_is_told(url: str, kind: str) -> None:
+def test_the_kind_of_database_is_reported(url: str, kind: str) -> None:
     assert home.kind_of(parse(url)) == kind
