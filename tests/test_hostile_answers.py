@@ -349,7 +349,7 @@ class Judge:
         self.tried["tried"] += 1
         try:
             path = self.oven.bake(answers, typed=typed)
-        except (FailedHookException, ValueError) as refusal:
+        except (FailedHookException, SystemExit) as refusal:
             self.tried["refused"] += 1
             assert self.oven.listing() == before
             assert not list((self.oven.root / "temp").glob("tmp*"))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine
 from sqlmodel import Session
@@ -23,10 +24,10 @@ config.ENV_FILE = None  # type: ignore[assignment]
 os.environ["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/nothing"
 os.environ["BETTER_AUTH_SECRET"] = SECRET = secrets.token_urlsafe(48)
 
+import main
 import migrations
 from auth.tokens import OwnTokens
 from config import Settings
-from main import create_app
 from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl
 
@@ -80,9 +81,23 @@ def settings(database_url: DatabaseUrl, settings_for: Callable[..., Settings]) -
     return settings_for(database_url)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _usual_garbage_collection() -> Iterator[None]:
+    """Leave out what an app does once, at its start: before each test it would take the longest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "spare_garbage_collector", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def app(settings: Settings) -> FastAPI:
+    """The app that most tests share. Each starts it again; tests that change it build their own."""
+    return main.create_app(settings)
+
+
 @pytest.fixture
-def client(settings: Settings) -> Iterator[TestClient]:
-    with TestClient(create_app(settings)) as client:
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app) as client:
         yield client
 
 

@@ -498,11 +498,11 @@ def test_a_server_that_freezes_ends_the_copy_in_time(
         server.freezes_at = b"COPY"
         behind = frozen.replace(port=server.port)
         code, output = copy(
-            *((behind, plain) if end == "source" else (filled, behind)), "--timeout", "3"
+            *((behind, plain) if end == "source" else (filled, behind)), "--timeout", "2"
         )
 
     assert code == 1
-    assert "gave up after 3 s" in output
+    assert "gave up after 2 s" in output
     assert rows(plain) == {table: [] for table in TABLES}
 
 
@@ -524,7 +524,7 @@ def test_a_source_that_falls_silent_early_is_not_called_slow(
 def test_a_commit_without_an_answer_leaves_it_open_what_was_copied(
     copy: Copy, filled: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "TOTAL_SECONDS", 5)
+    monkeypatch.setattr(connect, "TOTAL_SECONDS", 2)
     copy_rows = vars(copy_data)["copy_rows"]
     with scripted_server(behind=plain) as server:
 

@@ -87,6 +87,14 @@ def app_of_size(database_url: DatabaseUrl, settings_for: Callable[..., Settings]
     return build
 
 
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Let requests use the database for less time: those that should fail, and no others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "USE_SECONDS", seconds)
+        yield
+
+
 def test_ping_tells_the_seconds_of_a_round_trip(database_url: DatabaseUrl) -> None:
     async def ask() -> float:
         async with open_engine(database_url) as engine:
@@ -277,7 +285,6 @@ def test_a_route_in_a_thread_that_asks_for_the_database_is_refused_at_the_start(
 def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "USE_SECONDS", 0.3)
     app = app_of_size(1, db_queue_seconds=0.1)
     answers_names = asyncio.Event()
 
@@ -292,7 +299,8 @@ def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
     choose_address = dialect.choose_address
     monkeypatch.setattr(dialect, "choose_address", look_up)
     with TestClient(app) as client:
-        lost = client.get("/one")
+        with time_limit(0.3):
+            lost = client.get("/one")
         answers_names.set()
         afterwards = client.get("/one")
 
@@ -342,10 +350,7 @@ def test_a_websocket_may_use_a_session_and_a_statement(app_of_size: AppOfSize) -
         assert socket.receive_json() == [1, {"two": 2}]
 
 
-def test_a_frozen_server_costs_a_503_and_no_connection(
-    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(db, "USE_SECONDS", 0.3)
+def test_a_frozen_server_costs_a_503_and_no_connection(app_of_size: AppOfSize) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
 
     @app.get("/endless")
@@ -357,7 +362,8 @@ def test_a_frozen_server_costs_a_503_and_no_connection(
         await session.scalar(text("SELECT pg_sleep(60)"))
 
     with TestClient(app) as client:
-        endless_ones = [client.get("/endless"), client.get("/endless-session")]
+        with time_limit(0.3):
+            endless_ones = [client.get("/endless"), client.get("/endless-session")]
 
         assert [answer.status_code for answer in endless_ones] == [503, 503]
         assert client.get("/slow").status_code == 200
@@ -408,7 +414,6 @@ def test_a_savepoint_that_fails_leaves_the_transaction_whole(
 def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     app_of_size: AppOfSize, embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "USE_SECONDS", 0.5)
     # A pooler would invent the number of the process.
     app = app_of_size(1, db_queue_seconds=0.1, database_url=embedded_url)
     frozen: list[int] = []
@@ -429,7 +434,8 @@ def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     try:
         with TestClient(app) as client:
             # SQLAlchemy asks its first connection some questions, before anybody gets it.
-            lost = client.get("/one")
+            with time_limit(0.5):
+                lost = client.get("/one")
             afterwards = client.get("/one")
     finally:
         os.kill(frozen[0], signal.SIGCONT)
@@ -438,10 +444,7 @@ def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     assert afterwards.status_code == 200
 
 
-def test_a_request_of_several_statements_has_one_limit_for_all(
-    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(db, "USE_SECONDS", 0.4)
+def test_a_request_of_several_statements_has_one_limit_for_all(app_of_size: AppOfSize) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
 
     @app.get("/several")
@@ -451,7 +454,8 @@ def test_a_request_of_several_statements_has_one_limit_for_all(
             await session.commit()
 
     with TestClient(app) as client:
-        answer = client.get("/several")
+        with time_limit(0.4):
+            answer = client.get("/several")
         afterwards = client.get("/slow")
 
     assert answer.status_code == 503
@@ -479,34 +483,35 @@ def served(app: FastAPI) -> Iterator[HTTPConnection]:
 
 
 def test_each_request_of_a_client_has_its_own_limit_and_what_follows_it_has_none(
-    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
+    app_of_size: AppOfSize,
 ) -> None:
-    monkeypatch.setattr(db, "USE_SECONDS", 0.4)
     app = app_of_size(2, db_queue_seconds=0.1)
     followed: list[int | None] = []
 
-    async def follow(engine: AsyncEngine) -> None:
+    async def follow(engine: AsyncEngine, seconds: float) -> None:
         async with AsyncSession(engine) as session:
-            followed.append(await session.scalar(text("SELECT 42 FROM pg_sleep(0.4)")))
+            sleep = text("SELECT 42 FROM pg_sleep(:seconds)")
+            followed.append(await session.scalar(sleep, {"seconds": seconds}))
 
     @app.get("/work")
     async def work(
-        session: SessionDep, engine: EngineDep, tasks: BackgroundTasks, seconds: float
+        session: SessionDep, engine: EngineDep, tasks: BackgroundTasks, seconds: float, after: float
     ) -> None:
-        tasks.add_task(follow, engine)
+        tasks.add_task(follow, engine, after)
         await session.scalar(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
 
     statuses = []
     with served(app) as client:
-        for seconds in (0.3, 0.3, 60, 0.3):
-            client.request("GET", f"/work?seconds={seconds}")
-            answer = client.getresponse()
-            answer.read()
+        for limit, seconds, after in ((0.3, 60, 0), (10, 0, 0), (0.7, 0, 1)):
+            with time_limit(limit):
+                client.request("GET", f"/work?seconds={seconds}&after={after}")
+                answer = client.getresponse()
+                answer.read()
             statuses.append(answer.status)
             assert client.sock, "the app has hung up"
 
-    assert statuses == [200, 200, 503, 200]
-    assert followed == [42, 42, 42]
+    assert statuses == [503, 200, 200]
+    assert followed == [42, 42]
 
 
 def test_who_waits_for_a_database_that_wakes_up_waits_longer(
@@ -519,7 +524,7 @@ def test_who_waits_for_a_database_that_wakes_up_waits_longer(
         await statement.all(text("SELECT 1"))
 
     async def wake_up(*arguments: Any) -> Any:
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.4)
         return await choose_address(*arguments)
 
     choose_address = dialect.choose_address
@@ -538,7 +543,6 @@ def test_a_frozen_connection_costs_a_503_and_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
     idle_seconds: float,
 ) -> None:
-    monkeypatch.setattr(db, "USE_SECONDS", 0.3)
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", idle_seconds)
     app = app_of_size(1, db_queue_seconds=0.1, database_url=embedded_url)
 
@@ -550,7 +554,8 @@ def test_a_frozen_connection_costs_a_503_and_is_replaced(
         pid = client.get("/pid").json()
         os.kill(pid, signal.SIGSTOP)
         try:
-            frozen = client.get("/pid")
+            with time_limit(0.3):
+                frozen = client.get("/pid")
             following = client.get("/pid")
         finally:
             os.kill(pid, signal.SIGCONT)

@@ -1,18 +1,21 @@
 """Liveness and readiness, as a load balancer asks for them."""
 
+import asyncio
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event, text
+from sqlalchemy import event
 from structlog.testing import capture_logs
 
 from config import PYPROJECT, Settings
-from db import StatementDep
+from db import SessionDep
 from main import create_app
 from postgres.url import DatabaseUrl
+from routes import health
 from server import refuse_port_in_use
 
 
@@ -82,19 +85,26 @@ def test_not_ready_within_the_limit_when_the_database_is_frozen(
 
 
 def test_a_busy_database_is_not_told_to_be_lost(
-    database_url: DatabaseUrl, settings_for: Callable[..., Settings]
+    database_url: DatabaseUrl,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(health, "ANSWER_SECONDS", 0.2)
     app = create_app(settings_for(database_url, db_pool_size=1))
+    was_asked = threading.Event()
 
     @app.get("/slow")
-    async def slow(statement: StatementDep) -> None:
-        await statement.all(text("SELECT pg_sleep(3)"))
+    async def slow(session: SessionDep) -> None:
+        await session.connection()
+        while not was_asked.is_set():  # noqa: ASYNC110  (another thread sets it)
+            await asyncio.sleep(0.01)
 
     with TestClient(app) as client, ThreadPoolExecutor(1) as thread, capture_logs() as log:
         other = thread.submit(client.get, "/slow")
         while not app.state.resources.engine.pool.checkedout():
             assert not other.done(), "nothing was asked"
         answer = client.get("/ready")
+        was_asked.set()
 
         assert other.result().status_code == 200
 

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import migrations
 from postgres import connect
 from postgres.check import STEPS
 from postgres.console import Waiting
-from postgres.embedded import temporary_server
 from postgres.env_file import get_value, set_value
 from postgres.findings import Retry
 from postgres.tests.scripted_server import error, scripted_server
+from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl
 
 NOWHERE = {"host": "127.0.0.1", "port": 1, "options": ()}
@@ -332,10 +332,9 @@ def test_migrate_waits_for_a_server_that_wakes_up(
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[DatabaseUrl]:
-    """A server that is reached without TLS, so that a script can stand before it."""
-    with temporary_server() as url:
-        yield url
+def plain(embedded_server: DatabaseUrl) -> DatabaseUrl:
+    """A database that is reached without TLS, so that a script can stand before it."""
+    return create_database(embedded_server)
 
 
 def test_migrate_gives_up_on_a_server_that_freezes(
@@ -344,10 +343,10 @@ def test_migrate_gives_up_on_a_server_that_freezes(
     with scripted_server(behind=plain) as server:
         server.freezes_at = b"alembic_version"
         use(plain.replace(port=server.port))
-        code, output = run("migrate", "--timeout", "2")
+        code, output = run("migrate", "--timeout", "1")
 
     assert code == 1
-    assert "given up after 2 s" in output
+    assert "given up after 1 s" in output
     assert "Traceback" not in output
 
 

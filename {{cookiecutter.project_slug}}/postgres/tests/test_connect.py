@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
 import psycopg2
@@ -12,8 +11,8 @@ from postgres import check as check_module
 from postgres import connect
 from postgres.check import Check, check_connection
 from postgres.connect import TimeBudget, abort, log_in
-from postgres.embedded import temporary_server
 from postgres.tests.scripted_server import SILENCE, error, scripted_server
+from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl
 
 WAKING = error("Couldn't connect to compute node")
@@ -21,12 +20,12 @@ REFUSED = error("password authentication failed for user 'ada'")
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[DatabaseUrl]:
+def plain(embedded_server: DatabaseUrl) -> DatabaseUrl:
     """A database at revision 1, reached without TLS, so that a script can stand before it."""
-    with temporary_server() as url:
-        with closing(psycopg2.connect(url.for_libpq())) as connection, connection:
-            connection.cursor().execute("CREATE TABLE alembic_version AS SELECT '1' version_num")
-        yield url
+    url = create_database(embedded_server)
+    with closing(psycopg2.connect(url.for_libpq())) as connection, connection:
+        connection.cursor().execute("CREATE TABLE alembic_version AS SELECT '1' version_num")
+    return url
 
 
 def history() -> list[str]:
@@ -40,7 +39,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         retry: tuple(pause / 20 for pause in pauses) for retry, pauses in connect.PAUSES.items()
     }
     monkeypatch.setattr(connect, "PAUSES", pauses)
-    monkeypatch.setattr(connect, "STEP_SECONDS", 0.5)
+    monkeypatch.setattr(connect, "STEP_SECONDS", 0.3)
 
 
 def check(url: DatabaseUrl) -> tuple[dict[str, Check], list[float]]:
@@ -126,7 +125,7 @@ def test_pauses_grow_and_stay_within_their_bounds(
 def test_a_server_that_freezes_after_the_log_in_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, silent_after: bytes, step: str
 ) -> None:
-    monkeypatch.setattr(check_module, "QUERY_SECONDS", 2.0)
+    monkeypatch.setattr(check_module, "QUERY_SECONDS", 1.0)
 
     with scripted_server(behind=plain) as server:
         server.freezes_at = silent_after
@@ -152,7 +151,7 @@ def test_a_server_that_says_nothing_to_a_log_in_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "LOG_IN_SECONDS", 2.0)
-    monkeypatch.setattr(connect, "TOTAL_SECONDS", 3.0)
+    monkeypatch.setattr(connect, "TOTAL_SECONDS", 1.5)
 
     with scripted_server(SILENCE) as server:
         steps, waits = check(plain.replace(port=server.port))

@@ -92,7 +92,7 @@ def test_a_wait_in_the_line_ends_in_time(run: Run, server: DatabaseUrl, limit: s
             await taken.close()
             return seconds
 
-    assert 0.1 < run(use()) < 2
+    assert 0.1 < run(use()) < FOREVER / 3
 
 
 def test_each_in_the_line_tries_at_once_when_a_connection_cannot_be_made(
@@ -268,7 +268,7 @@ def test_a_task_that_gave_its_connection_up_may_take_another(
 
 # Nothing is lost.
 
-REQUESTS = 10_000
+REQUESTS = 5_000  # on each of the two event loops
 AT_ONCE = 60
 POOL_SIZE = 3
 NUMBERS = CompiledStatement(text("SELECT generate_series(1, 20) FROM pg_sleep(0.001)"))
