@@ -39,7 +39,8 @@ PARTS = (LOOP, FRAMEWORK, CHECKS, OURS, STATEMENTS, THREADS, ORM, DRIVER, LOGS)
 # A frame says `Class.function (/path/of/file.py:12)`. The first pattern that fits tells its part.
 PATTERNS = (
     (DRIVER, r"\b(do_execute|do_rollback|do_commit|fetch\w+) \(.*/sqlalchemy/"),  # they call it
-    (DRIVER, r"/site-packages/psycopg2/|/todo-backend/(postgres/dialect|psycopg2_asyncio)\.py"),
+    (DRIVER, r"/site-packages/psycopg2/|/todo-backend/psycopg2_asyncio\.py"),
+    (DRIVER, r"/todo-backend/postgres/(dialect|deadline)\.py"),
     (ORM, r"/site-packages/sql(alchemy|model)/"),
     (CHECKS, r"/site-packages/(pydantic\w*/|fastapi/_compat/v2\.py)"),
     (CHECKS, r"\b(render|json|serialize\w*) \(.*/site-packages/(fastapi|starlette)/"),

@@ -6,8 +6,7 @@ thread and no other request.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from inspect import isasyncgenfunction, iscoroutinefunction, isfunction
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
-from postgres.dialect import Deadline, deadline
+from postgres.deadline import Deadline, time_limit
 from postgres.engine import DatabaseBusy, OrderedPool, open_engine
 from postgres.statements import CompiledStatement, Row, execute
 from resources import resources
@@ -65,19 +64,6 @@ async def ping(engine: AsyncEngine) -> float:
         start = time.perf_counter()
         await connection.execute(text("SELECT 1"))
         return time.perf_counter() - start
-
-
-@contextmanager
-def time_limit(limit: Deadline) -> Iterator[None]:
-    """Limit the time of all database work inside the block, for the current asyncio task.
-
-    Work that takes longer raises sqlalchemy.exc.OperationalError, and the server cancels it too.
-    """
-    reset = deadline.set(limit)
-    try:
-        yield
-    finally:
-        deadline.reset(reset)
 
 
 async def get_engine(request: HTTPConnection) -> AsyncEngine:

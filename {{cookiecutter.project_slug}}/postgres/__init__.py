@@ -15,7 +15,8 @@ only from these modules (tests/test_structure.py); all others may change:
 - explain: finds out what an error means
 - outage_log: logs when the database is lost and when it is back
 - engine: SQLAlchemy's asynchronous engine, and the queue for its connections
-- dialect: psycopg2 on the event loop, and time limits for statements
+- deadline: time limits for what a request does in the database
+- dialect: psycopg2 on the event loop
 - statements: statements that are compiled only once
 - tests.servers, tests.scripted_server, tests.counting_proxy: for the app's tests
 

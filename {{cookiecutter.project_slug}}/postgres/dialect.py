@@ -13,9 +13,8 @@ import asyncio
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -35,31 +34,10 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
+from postgres.deadline import current_deadline
+
 DRIVER = "psycopg2_asyncio"
-CONNECT_SECONDS = 9.0  # for one attempt: a compute may take that long to wake up
-
-
-class Deadline:
-    """When a task's database work must be done: some seconds after it began."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._at: float | None = None
-
-    def at(self) -> float:
-        """Return the deadline on the event loop's clock. The seconds count from the first call."""
-        if self._at is None:
-            self._at = asyncio.get_running_loop().time() + self._seconds
-        return self._at
-
-
-deadline: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
-
-
-def current_deadline() -> float | None:
-    """Return the current task's deadline on the event loop's clock, None for no limit."""
-    limit = deadline.get()
-    return limit.at() if limit else None
+ATTEMPT_SECONDS = 9.0  # for one attempt: a compute may take that long to wake up
 
 
 class Connection(psycopg2.extensions.connection):
@@ -83,7 +61,7 @@ class Connection(psycopg2.extensions.connection):
         self.watch()
         self._answer = loop.create_future()
         if is_readable(self):  # uvloop reports a reset connection only once
-            loop.call_soon(finish, self._answer)
+            loop.call_soon(resolve, self._answer)
         return self._answer
 
     def watch(self) -> None:
@@ -93,7 +71,7 @@ class Connection(psycopg2.extensions.connection):
 
     def _notice(self) -> None:
         if self._answer is not None:
-            finish(self._answer)
+            resolve(self._answer)
         elif is_readable(self):  # not an outdated event for data that was read already
             self.has_news = True
             self.unwatch()
@@ -177,8 +155,8 @@ def wait_for(connection: Connection, state: int) -> None:
         ready = connection.answer()
     else:
         ready, descriptor = loop.create_future(), connection.fileno()
-        loop.add_writer(descriptor, finish, ready)
-    timer = loop.call_at(limit, finish, ready, False) if limit is not None else None
+        loop.add_writer(descriptor, resolve, ready)
+    timer = loop.call_at(limit, resolve, ready, False) if limit is not None else None
     connection.pending = ready
     try:
         in_time = await_(ready)
@@ -220,7 +198,7 @@ def waiting_on_event_loop() -> Iterator[None]:
             psycopg2.extensions.set_wait_callback(None)
 
 
-def finish(future: "asyncio.Future[bool]", result: bool = True) -> None:
+def resolve(future: "asyncio.Future[bool]", result: bool = True) -> None:
     if not future.done():
         future.set_result(result)
 
@@ -285,21 +263,29 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
             raise RuntimeError(
                 "psycopg2 would block the event loop: use the engine within open_engine(…)"
             )
-        seconds = float(parameters.pop("connect_timeout", CONNECT_SECONDS))
+        seconds = float(parameters.pop("connect_timeout", ATTEMPT_SECONDS))
+        return await_(self.connect_in_time(seconds, arguments, parameters))
 
-        def connect() -> Any:
-            factories = {"connection_factory": Connection, "cursor_factory": Cursor}
-            try:
-                connection = super(AsyncPsycopg2Dialect, self).connect(
-                    *arguments, **factories, **parameters
-                )
-            except BaseException as error:
-                error.__traceback__ = None  # its frames would keep the connection open
-                raise
-            connection.watch()
-            return connection
+    async def connect_in_time(self, seconds: float, arguments: Any, parameters: Any) -> Any:
+        try:
+            async with asyncio.timeout(seconds):
+                if address := await choose_address(parameters):
+                    parameters["hostaddr"] = address  # beside the host, which TLS needs
+                return await greenlet_spawn(self.connect_to_address, *arguments, **parameters)
+        except TimeoutError:
+            raise psycopg2.OperationalError("timeout expired: could not connect in time") from None
 
-        return await_(within(seconds, connect, parameters))
+    def connect_to_address(self, *arguments: Any, **parameters: Any) -> Any:
+        factories = {"connection_factory": Connection, "cursor_factory": Cursor}
+        try:
+            connection = super().connect(*arguments, **factories, **parameters)
+        except BaseException as error:
+            # It leads to the frames of wait(), and they to the connection: the socket would stay
+            # open for as long as anybody keeps the error.
+            error.__traceback__ = None
+            raise
+        connection.watch()
+        return connection
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         dbapi_connection.close()  # sends one small packet and does not wait
@@ -312,16 +298,6 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
         if level != "AUTOCOMMIT":
             is_default = level == self.default_isolation_level
             dbapi_connection.isolation_level = None if is_default else level
-
-
-async def within(seconds: float, connect: Callable[[], Any], parameters: dict[str, Any]) -> Any:
-    try:
-        async with asyncio.timeout(seconds):
-            if address := await choose_address(parameters):
-                parameters["hostaddr"] = address  # beside the host, which TLS needs
-            return await greenlet_spawn(connect)
-    except TimeoutError:
-        raise psycopg2.OperationalError("timeout expired: could not connect in time") from None
 
 
 async def choose_address(parameters: dict[str, Any]) -> str | None:

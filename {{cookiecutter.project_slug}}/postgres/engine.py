@@ -20,18 +20,14 @@ from sqlalchemy.util.concurrency import await_
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
 from postgres.connect import TCP_OPTIONS, pause_before
-from postgres.dialect import (
-    CONNECT_SECONDS,
-    DRIVER,
-    Connection,
-    current_deadline,
-    waiting_on_event_loop,
-)
+from postgres.deadline import current_deadline
+from postgres.dialect import ATTEMPT_SECONDS, DRIVER, Connection, waiting_on_event_loop
 from postgres.explain import explain
 from postgres.findings import Retry
 from postgres.url import DatabaseUrl
 
 ATTEMPT_RESERVE_SECONDS = 2.0  # a retry needs at least this much time before the deadline
+WAKE_UP_SECONDS = 9.0  # how long to wait in the queue while all connections are being made
 IDLE_SECONDS = 30.0  # a connection that was idle for longer is tested before use
 READ_ONLY = "25006"  # PostgreSQL's code for a server that does not accept writes
 
@@ -79,7 +75,7 @@ def create_db_engine(
     )
     sync_engine = engine.sync_engine
 
-    def connect(dialect: Dialect, _record: Any, arguments: Any, parameters: Any) -> Any:
+    def do_connect(dialect: Dialect, _record: Any, arguments: Any, parameters: Any) -> Any:
         pool = sync_engine.pool
         assert isinstance(pool, OrderedPool)  # noqa: S101  (as asked for above)
         pool.connecting += 1
@@ -88,7 +84,7 @@ def create_db_engine(
         finally:
             pool.connecting -= 1
 
-    event.listen(sync_engine, "do_connect", connect)
+    event.listen(sync_engine, "do_connect", do_connect)
     event.listen(sync_engine, "checkout", check_out)
     event.listen(sync_engine, "checkin", check_in)
     event.listen(sync_engine, "handle_error", keep_other_connections)
@@ -131,7 +127,7 @@ class OrderedQueue(AsyncAdaptedQueue[ConnectionPoolEntry]):
         place = loop.create_future()
         self._line.append(place)
         now, limit = loop.time(), current_deadline() or math.inf
-        at_latest = min(now + CONNECT_SECONDS, limit)
+        at_latest = min(now + WAKE_UP_SECONDS, limit)
         timer = loop.call_at(min(now + (timeout or 0), limit), self._give_up, place, at_latest)
         try:
             item: ConnectionPoolEntry = await_(place)
@@ -220,7 +216,7 @@ def connect_patiently(
     limit = current_deadline()
     clock = asyncio.get_running_loop().time
     at_most = float(parameters.get("connect_timeout", 0))  # from the URL
-    at_most = min(at_most, CONNECT_SECONDS) if at_most > 0 else CONNECT_SECONDS
+    at_most = min(at_most, ATTEMPT_SECONDS) if at_most > 0 else ATTEMPT_SECONDS
     retries = 0
     while True:
         seconds = at_most if limit is None else min(at_most, limit - clock())

@@ -1,14 +1,14 @@
 """How these tests ask an engine: on an event loop, and within a time limit."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from postgres.dialect import Deadline, deadline
+from postgres import deadline
 
 
 class Run(Protocol):
@@ -17,14 +17,9 @@ class Run(Protocol):
     def __call__[T](self, main: Coroutine[Any, Any, T]) -> T: ...
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> AbstractContextManager[None]:
     """Limit what is asked within, as for a request."""
-    reset = deadline.set(Deadline(seconds))
-    try:
-        yield
-    finally:
-        deadline.reset(reset)
+    return deadline.time_limit(deadline.Deadline(seconds))
 
 
 async def scalar(engine: AsyncEngine, sql: str = "SELECT 42", **values: object) -> Any:

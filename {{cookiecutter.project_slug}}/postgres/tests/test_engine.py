@@ -220,7 +220,7 @@ def test_a_server_that_says_nothing_ends_an_attempt_in_time(
     connect_seconds: float,
     timeout_in_url: str,
 ) -> None:
-    monkeypatch.setattr(engine_module, "CONNECT_SECONDS", connect_seconds)
+    monkeypatch.setattr(engine_module, "ATTEMPT_SECONDS", connect_seconds)
 
     async def use(url: DatabaseUrl) -> tuple[str, float]:
         async with open_engine(url) as engine:
