@@ -22,7 +22,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
-from postgres.deadline import Deadline, time_limit
+from postgres.deadline import Deadline, deadline, time_limit
 from postgres.engine import DatabaseBusy, OrderedPool, open_engine
 from postgres.statements import CompiledStatement, Row, execute
 from resources import resources
@@ -137,7 +137,7 @@ class OneStatement:
                 " `session: SessionDep`, then `await session.exec(…)` and `await session.commit()`"
             )
         self._sent = True
-        with time_limit(self._limit):
+        with time_limit(deadline.get() or self._limit):
             return await greenlet_spawn(send, self._engine.sync_engine, statement, parameters)
 
     async def first(self, statement: AnyStatement, **parameters: object) -> Row | None:

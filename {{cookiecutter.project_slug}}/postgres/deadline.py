@@ -33,7 +33,8 @@ def current_deadline() -> float | None:
 def time_limit(limit: Deadline) -> Iterator[None]:
     """Limit all database work of this task inside the block.
 
-    What takes longer raises sqlalchemy.exc.OperationalError, and the server cancels it too.
+    What takes longer raises sqlalchemy.exc.OperationalError, and the server cancels it too. There,
+    it replaces any other statement_timeout, such as the role's or one in the URL.
     """
     reset = deadline.set(limit)
     try:

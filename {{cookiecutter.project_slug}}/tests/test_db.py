@@ -42,12 +42,14 @@ import db
 import migrations
 from config import PROJECT_DIR, Settings
 from db import (
+    Deadline,
     EngineDep,
     SessionDep,
     StatementDep,
     create_db_and_tables,
     open_engine,
     ping,
+    time_limit,
 )
 from main import create_app
 from migrations import LOCK_KEY
@@ -461,6 +463,27 @@ def test_a_request_of_several_statements_has_one_limit_for_all(app_of_size: AppO
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
     assert afterwards.status_code == 200
+
+
+@pytest.mark.parametrize("way", ["session", "statement"])
+def test_a_route_may_set_a_shorter_limit(app_of_size: AppOfSize, way: str) -> None:
+    app = app_of_size(1)
+    sleep = text("SELECT pg_sleep(60)")
+
+    @app.get("/session")
+    async def use_session(session: SessionDep) -> None:
+        with time_limit(Deadline(0.2)):
+            await session.scalar(sleep)
+
+    @app.get("/statement")
+    async def use_statement(statement: StatementDep) -> None:
+        with time_limit(Deadline(0.2)):
+            await statement.all(sleep)
+
+    start = time.monotonic()
+    with TestClient(app) as client:
+        assert client.get(f"/{way}").status_code == 503
+    assert time.monotonic() - start < 5
 
 
 @contextmanager
