@@ -90,7 +90,7 @@ def app_of_size(database_url: DatabaseUrl, settings_for: Callable[..., Settings]
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def short_requests(seconds: float) -> Iterator[None]:
     """Let requests use the database for less time: those that should fail, and no others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(db, "USE_SECONDS", seconds)
@@ -301,7 +301,7 @@ def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
     choose_address = dialect.choose_address
     monkeypatch.setattr(dialect, "choose_address", look_up)
     with TestClient(app) as client:
-        with time_limit(0.3):
+        with short_requests(0.3):
             lost = client.get("/one")
         answers_names.set()
         afterwards = client.get("/one")
@@ -364,7 +364,7 @@ def test_a_frozen_server_costs_a_503_and_no_connection(app_of_size: AppOfSize) -
         await session.scalar(text("SELECT pg_sleep(60)"))
 
     with TestClient(app) as client:
-        with time_limit(0.3):
+        with short_requests(0.3):
             endless_ones = [client.get("/endless"), client.get("/endless-session")]
 
         assert [answer.status_code for answer in endless_ones] == [503, 503]
@@ -436,7 +436,7 @@ def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     try:
         with TestClient(app) as client:
             # SQLAlchemy asks its first connection some questions, before anybody gets it.
-            with time_limit(0.5):
+            with short_requests(0.5):
                 lost = client.get("/one")
             afterwards = client.get("/one")
     finally:
@@ -456,7 +456,7 @@ def test_a_request_of_several_statements_has_one_limit_for_all(app_of_size: AppO
             await session.commit()
 
     with TestClient(app) as client:
-        with time_limit(0.4):
+        with short_requests(0.4):
             answer = client.get("/several")
         afterwards = client.get("/slow")
 
@@ -526,7 +526,7 @@ def test_each_request_of_a_client_has_its_own_limit_and_what_follows_it_has_none
     statuses = []
     with served(app) as client:
         for limit, seconds, after in ((0.3, 60, 0), (10, 0, 0), (0.7, 0, 1)):
-            with time_limit(limit):
+            with short_requests(limit):
                 client.request("GET", f"/work?seconds={seconds}&after={after}")
                 answer = client.getresponse()
                 answer.read()
@@ -577,7 +577,7 @@ def test_a_frozen_connection_costs_a_503_and_is_replaced(
         pid = client.get("/pid").json()
         os.kill(pid, signal.SIGSTOP)
         try:
-            with time_limit(0.3):
+            with short_requests(0.3):
                 frozen = client.get("/pid")
             following = client.get("/pid")
         finally:
