@@ -120,7 +120,7 @@ def load_settings(env_file: Path | None) -> Settings:
         raise SettingsError(f"{env_file} cannot be read, save it as UTF-8: {error}") from None
     else:
         return settings
-    required = {"database_url", "better_auth_secret"}
+    required = {name for name, field in Settings.model_fields.items() if field.is_required()}
     missing = {mistake["loc"][0] for mistake in mistakes if mistake["type"] == "missing"}
     if env_file and not env_file.exists() and missing == required:
         raise SettingsError(f"there is no {env_file.name} yet; run: uv run manage.py setup")

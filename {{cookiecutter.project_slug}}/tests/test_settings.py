@@ -14,6 +14,7 @@ from postgres.url import PLACEHOLDER
 
 SECRET = "correct-horse-battery-staple-0123456789"
 URL = "postgresql://me:pass-word@127.0.0.1:5432/todo"
+REQUIRED = {"DATABASE_URL": URL, "BETTER_AUTH_SECRET": SECRET}
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +23,16 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def load(tmp_path: Path, **values: str) -> Settings:
+def load(tmp_path: Path, **changes: str) -> Settings:
+    """Load settings from a file that has the required ones, and these."""
+    values = REQUIRED | changes
     env_file = tmp_path / ".env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in values.items()), "utf-8")
     return load_settings(env_file)
 
 
-def test_two_settings_are_enough(tmp_path: Path) -> None:
-    settings = load(tmp_path, DATABASE_URL=URL, BETTER_AUTH_SECRET=SECRET)
+def test_the_required_settings_are_enough(tmp_path: Path) -> None:
+    settings = load(tmp_path)
 
     assert settings.database_url.host == "127.0.0.1"
     assert settings.frontend_url == ("http://localhost:3000",)
@@ -41,7 +44,7 @@ def test_the_environment_goes_before_the_file(
 ) -> None:
     monkeypatch.setenv("PORT", "9000")
 
-    settings = load(tmp_path, DATABASE_URL=URL, BETTER_AUTH_SECRET=SECRET, PORT="8001")
+    settings = load(tmp_path, PORT="8001")
 
     assert settings.port == 9000
 
@@ -53,17 +56,17 @@ def test_what_libpq_is_told_of_another_server_does_not_reach_the_embedded_one(
     remote = URL.replace("127.0.0.1", "db.example.com")
     embedded = URL.replace("//me:", "//embedded:")
 
-    clear_libpq_variables(load(tmp_path, DATABASE_URL=remote, BETTER_AUTH_SECRET=SECRET))
+    clear_libpq_variables(load(tmp_path, DATABASE_URL=remote))
     assert "PGHOSTADDR" in os.environ
 
-    clear_libpq_variables(load(tmp_path, DATABASE_URL=embedded, BETTER_AUTH_SECRET=SECRET))
+    clear_libpq_variables(load(tmp_path, DATABASE_URL=embedded))
     assert "PGHOSTADDR" not in os.environ
 
 
 def test_several_front_ends_are_separated_by_commas(tmp_path: Path) -> None:
     origins = "https://App.example.com:443/, http://localhost:3000"
 
-    settings = load(tmp_path, DATABASE_URL=URL, BETTER_AUTH_SECRET=SECRET, FRONTEND_URL=origins)
+    settings = load(tmp_path, FRONTEND_URL=origins)
 
     assert settings.frontend_url == ("https://app.example.com", "http://localhost:3000")
 
@@ -71,7 +74,7 @@ def test_several_front_ends_are_separated_by_commas(tmp_path: Path) -> None:
 def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
     pooled = "postgresql://me:pw@ep-calm-sky-a1b2c3d4-pooler.eu-central-1.aws.neon.tech/todo"
 
-    settings = load(tmp_path, DATABASE_URL=pooled, BETTER_AUTH_SECRET=SECRET)
+    settings = load(tmp_path, DATABASE_URL=pooled)
 
     assert settings.migration_url.host == "ep-calm-sky-a1b2c3d4.eu-central-1.aws.neon.tech"
 
@@ -105,10 +108,8 @@ def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
 def test_a_mistake_is_told_in_one_line_without_the_value(
     tmp_path: Path, name: str, value: str, expected: str
 ) -> None:
-    values = {"DATABASE_URL": URL, "BETTER_AUTH_SECRET": SECRET} | {name: value}
-
     with pytest.raises(SettingsError) as caught:
-        load(tmp_path, **values)
+        load(tmp_path, **{name: value})
 
     message = str(caught.value)
     assert message.startswith(expected)
