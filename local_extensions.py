@@ -20,6 +20,8 @@ Answers = MutableMapping[str, Any]
 # The hook applies the same rules to answers from a replay file.
 rules = SimpleNamespace(**run_path(str(Path(__file__).parent / "hooks" / "pre_gen_project.py")))
 
+*_, LAST = rules.RULES  # in the order of the questions
+
 
 class AnswerChecks(Extension):
     """Adds `ready()` and the filter `checked` to the templates of cookiecutter.json."""
@@ -62,10 +64,13 @@ def find_mistakes(options: dict[str, Any]) -> Iterator[str]:
 
 
 def checked(answers: Answers, name: str) -> str:
-    """Ask again until an answer can work, or end the command where nobody is asked."""
+    """Ask again until an answer can work. Where nobody is asked, end with all problems at once."""
     command = click.get_current_context(silent=True)
+    if command is None or command.params.get("no_input", True):
+        problems = rules.find_problems(answers) if name == LAST else []
+        if problems:
+            raise SystemExit("\n".join([*problems, "Nothing was created."]))
+        return ""
     while problem := rules.find_problem(answers, name):
-        if command is None or command.params.get("no_input", True):
-            raise SystemExit(f"{problem}\nNothing was created.")
         answers[name] = read_user_variable(name, ..., {name: f"        {problem}"})
     return ""
