@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import stat
@@ -138,13 +139,23 @@ def test_nothing_is_left_to_commit(project: Project) -> None:
         "ruff format --check",
         "mypy .",
         "alembic check",
-        "pytest --quiet",
     ],
 )
 def test_its_own_checks_pass(project: Project, command: str) -> None:
-    outcome = project.run("uv", "run", *command.split(), seconds=480)
+    outcome = project.run("uv", "run", *command.split())
 
     assert outcome.code == 0, outcome.output
+
+
+@pytest.mark.timeout(660)
+def test_its_own_tests_pass_with_other_examples_each_time(project: Project) -> None:
+    """A project's Hypothesis tests always try the same examples. Here they look for new ones."""
+    seed = secrets.randbelow(2**32)
+    search = f"--hypothesis-profile=random --hypothesis-seed={seed}"
+
+    outcome = project.run("uv", "run", "pytest", "--quiet", *search.split(), seconds=600)
+
+    assert outcome.code == 0, f"uv run pytest {search}\n{outcome.output}"
 
 
 def test_health_says_what_runs(served: Served) -> None:

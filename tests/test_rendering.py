@@ -171,11 +171,12 @@ def test_every_package_has_a_wheel_for_the_newest_python(project: Project) -> No
     assert without == []
 
 
+@pytest.mark.timeout(720)
 @pytest.mark.skipif(not python_is_installed(PYTHONS[-1]), reason="no Python 3.14 is installed here")
 def test_a_project_on_the_newest_python_passes_its_own_checks(machine: Machine) -> None:
     outcome = machine.generate(f"python_version={PYTHONS[-1]}")
 
     assert "It is ready." in outcome.output
     for command in ("ruff check", "ruff format --check", "mypy .", "pytest --quiet"):
-        checked = outcome.project.run("uv", "run", *command.split(), seconds=240)
+        checked = outcome.project.run("uv", "run", *command.split(), seconds=600)
         assert checked.code == 0, checked.output
