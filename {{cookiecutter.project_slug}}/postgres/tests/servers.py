@@ -54,7 +54,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-MOST_WORKERS = 4
+MOST_WORKERS = 6
 SHARED_SERVER = pytest.StashKey[str]()
 
 
@@ -65,7 +65,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     picks = (config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "stepwise"))
     if not is_all or any(picks) or config.getoption("capture") == "no":  # what -s asks to see
         return 0
-    return min(os.process_cpu_count() or 1, MOST_WORKERS)
+    return min(2 * (os.process_cpu_count() or 1), MOST_WORKERS)  # tests wait half of their time
 
 
 @pytest.hookimpl(optionalhook=True)
