@@ -181,10 +181,8 @@ def refuse_threads(app: FastAPI) -> None:
                 )
 
 
-async def get_statement(
-    request: HTTPConnection,
-) -> OneStatement:  # FastAPI runs a class in a thread
-    engine = resources(request).engine
+async def get_statement(request: HTTPConnection) -> OneStatement:
+    engine = resources(request).engine  # FastAPI would run the class in a thread
     return OneStatement(engine, deadline_of(request, engine))
 
 

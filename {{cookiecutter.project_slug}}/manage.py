@@ -69,12 +69,26 @@ def setup(*, local: Local = False) -> None:
     string yet, it comes from NEON_DATABASE_URL, or the terminal asks for one.
     """
     ignore_in_shell({name.upper() for name in Settings.model_fields})
-    new_url = choose_database(local=local) if not env_file.has_database_url(ENV_FILE) else None
+    complete_env_file()
+    is_new = not env_file.has_database_url(ENV_FILE)
+    new_url = choose_database(local=local) if is_new else None
     with timed_step("settings"):
-        complete_env_file()
         if new_url:
             env_file.set_database_url(ENV_FILE, new_url)
         url = settings_or_fail().database_url
+    if local and not url.is_embedded:
+        typer.echo(
+            f"! .env keeps {url}. To use the embedded PostgreSQL instead, type:"
+            " uv run manage.py env --local"
+        )
+    try:
+        prepare_database(url)
+    except typer.Exit:
+        typer.echo("  → another connection string: uv run manage.py env", err=True)
+        raise
+
+
+def prepare_database(url: DatabaseUrl) -> None:
     if url.is_embedded:
         with timed_step("database"), embedded_server() as embedded:
             embedded.ensure_running(ENV_FILE)
@@ -102,7 +116,6 @@ def choose_database(*, local: bool) -> DatabaseUrl:
     try:
         url = None if local else prompt.find_database_url(empty="the embedded PostgreSQL")
     except DatabaseUrlError as error:
-        complete_env_file()
         fail(f"settings: {error}")
     return url or new_embedded_url()
 

@@ -82,7 +82,7 @@ def test_repeating_it_keeps_what_is_there(clone: Path, monkeypatch: pytest.Monke
     before = clone.read_text("utf-8")
     monkeypatch.setenv("NEON_DATABASE_URL", "postgresql://me:pw@another.example.com/todo")
 
-    code, output = setup("--local")
+    code, output = setup()
 
     assert code == 0, output
     assert clone.read_text("utf-8") == before
@@ -141,6 +141,28 @@ def test_a_string_that_cannot_be_read_is_refused_unseen(
     assert get_value(clone, "DATABASE_URL") == PLACEHOLDER
 
 
+def test_a_damaged_file_is_not_made_worse(clone: Path) -> None:
+    clone.write_bytes(b"PORT=8000\n\xdd\xfe")
+
+    code, output = setup("--local")
+
+    assert code == 1
+    assert "save it as UTF-8, or start again: mv .env .env.old" in output
+    assert clone.read_bytes() == b"PORT=8000\n\xdd\xfe"
+
+
+@pytest.mark.usefixtures("new_url")
+def test_local_does_not_replace_another_database(clone: Path) -> None:
+    setup()
+    before = clone.read_text("utf-8")
+
+    code, output = setup("--local")
+
+    assert code == 0, output
+    assert "To use the embedded PostgreSQL instead, type: uv run manage.py env --local" in output
+    assert clone.read_text("utf-8") == before
+
+
 def test_the_database_of_the_shell_is_left_alone(
     clone: Path, new_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,5 +194,6 @@ def test_a_migration_that_fails_on_the_direct_host_says_why_it_goes_there(
     assert code == 1
     assert host.replace("-pooler", "") in output
     assert "migrations use the direct host, since a transaction pooler would mix up" in output
+    assert "→ another connection string: uv run manage.py env" in output
     assert "pass-word" not in output
     assert done(output) == ["settings"]
