@@ -452,7 +452,7 @@ def test_the_embedded_server_is_refused_plainly(containers: Containers) -> None:
     done = containers.run(*containers.image.command, DATABASE_URL=url)
 
     assert done.returncode == 1
-    assert done.stdout.startswith("DATABASE_URL is that of the embedded PostgreSQL")
+    assert done.stdout.startswith("DATABASE_URL is the embedded PostgreSQL")
 
 
 def test_a_container_can_write_nowhere(containers: Containers) -> None:

@@ -327,7 +327,8 @@ def test_a_project_whose_database_refuses_is_whole_and_says_what_to_do(
     endpoint, outcome = generations[state]
 
     assert outcome.code == 0
-    assert re.search(r"✗ ep-.*\n  → .*\n  error: .*\n✗ setup: .*\n    again: ", outcome.output)
+    assert re.search(r"✗ ep-.*\n  → .*\n  error: .*\n  → another .*: uv run", outcome.output)
+    assert re.search(r"✗ setup: .*\n    again: uv run manage.py setup\n", outcome.output)
     assert told in outcome.output
     assert "migrations use the direct host" in outcome.output
     assert "\n    uv run manage.py setup\n" in outcome.output
