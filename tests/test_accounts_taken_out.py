@@ -18,8 +18,6 @@ from test_extending import Step, take
 
 SECTIONS = ["Remove our own accounts", "Remove Better Auth"]
 TEST_SECONDS = 240
-# All of its tests are collected. Not run are those about the database, but for its migrations.
-AFFECTED = "not (test_copying or test_manage or test_plans or test_db) or migration"
 DELETION = re.compile(r"[Ii]n `(?P<path>[\w./]+)`, delete the (?P<names>(?:class|function)[^.;,]+)")
 LEFT_BEHIND = {
     "Remove our own accounts": r"auth\.passwords|Passwords|refresh_token|RefreshToken|OwnTokens",
@@ -57,7 +55,9 @@ def delete(name: str, file: Path) -> None:
     text = file.read_text("utf-8")
     (node,) = (node for node in ast.parse(text).body if getattr(node, "name", None) == name)
     lines = text.splitlines(keepends=True)
-    del lines[node.lineno - 1 : node.end_lineno]
+    parts: list[ast.stmt | ast.expr] = [node, *getattr(node, "decorator_list", [])]
+    first = min(part.lineno for part in parts)
+    del lines[first - 1 : node.end_lineno]
     file.write_text("".join(lines), "utf-8")
 
 
@@ -94,7 +94,7 @@ def test_the_page_has_a_section_for_each_kind(project: Project) -> None:
     assert re.findall(r"^## (.+)$", page, re.MULTILINE) == SECTIONS
     for section in SECTIONS:
         kinds = [type(instruction) for instruction in read_instructions(page, section)]
-        assert kinds.count(Deletion) == 2
+        assert kinds.count(Deletion) >= 2
         assert kinds.count(Step) > 5
 
 
@@ -107,9 +107,7 @@ def test_its_checks_pass(reduced: Project, task: str) -> None:
 
 @pytest.mark.timeout(TEST_SECONDS + 60)
 def test_its_tests_pass(reduced: Project) -> None:
-    outcome = reduced.run(
-        "uv", "run", "pytest", "--quiet", "-k", AFFECTED, "tests", seconds=TEST_SECONDS
-    )
+    outcome = reduced.run("uv", "run", "pytest", "--quiet", "tests", seconds=TEST_SECONDS)
 
     assert outcome.code == 0, outcome.output
     assert re.search(r"^\d+ passed", outcome.output, re.MULTILINE), outcome.output

@@ -162,12 +162,12 @@ def test_a_database_that_newer_code_has_migrated_is_ahead(
 def test_models_that_no_migration_knows_are_told(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrations, "columns", lambda: {"users.colour"})
+    monkeypatch.setattr(migrations, "columns", lambda: {"tasks.colour"})
 
     status = status_of(settings)
 
     assert status["migrations"]["state"] == "behind the models"
-    assert status["migrations"]["cause"] == "no migration creates the column users.colour"
+    assert status["migrations"]["cause"] == "no migration creates the column tasks.colour"
 
 
 def test_migrations_that_cannot_be_read_are_told(

@@ -283,14 +283,14 @@ def test_check_asks_for_the_migration_that_nobody_has_written(
     url = new_database()
     migrations.upgrade(url)
     with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE users DROP COLUMN name")  # as if the model were ahead by it
+        cursor.execute("ALTER TABLE tasks DROP COLUMN completed")  # as if the model were ahead by it
         connection.commit()
     use(url)
 
     code, output = run("check")
 
     assert code == 1
-    assert "no migration creates the column users.name" in output
+    assert "no migration creates the column tasks.completed" in output
     assert "uv run alembic revision --autogenerate" in output
 
 
