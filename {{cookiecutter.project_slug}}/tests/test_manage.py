@@ -283,7 +283,9 @@ def test_check_asks_for_the_migration_that_nobody_has_written(
     url = new_database()
     migrations.upgrade(url)
     with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE tasks DROP COLUMN completed")  # as if the model were ahead by it
+        cursor.execute(
+            "ALTER TABLE tasks DROP COLUMN completed"
+        )  # as if the model were ahead by it
         connection.commit()
     use(url)
 
