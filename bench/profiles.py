@@ -24,7 +24,7 @@ from .project import generate
 from .report import table
 from .subjects import World
 
-OPERATIONS = ("list", "create")
+OPERATIONS = ("list", "get", "create")
 CLIENTS = 16
 ROUNDS, ROUND_SECONDS = 3, 3  # without py-spy: what an answer costs
 SAMPLED_SECONDS = 20
