@@ -32,7 +32,7 @@ def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str)
             process.wait(timeout=LONGEST)
         finally:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=5)  # Ctrl-C reached it too, and it may have to clean up
+                process.wait(timeout=20)  # Ctrl-C reached it too, and it may have to clean up
             process.kill()
     if process.returncode:
         raise subprocess.SubprocessError("see above")
@@ -97,6 +97,7 @@ def main(answers: dict[str, str]) -> None:
     steps: dict[str, Callable[[], str | None]] = {"dependencies": install}
     steps["setup"] = lambda: run(UV, *setup.split()[1:], stdin=None, **neon)
     steps |= {} if by_cruft else {"git": commit}  # cruft has yet to write .cruft.json
+    way = find_way()  # before the steps: after Ctrl-C, Cookiecutter does not wait for this hook
     print(f"\n{answers['project_name']}, in {here}")
     try:
         for name, step in steps.items():
@@ -111,10 +112,10 @@ def main(answers: dict[str, str]) -> None:
             print(f"- {name}: {note}" if note else f"✓ {name} ({time.monotonic() - start:.1f} s)")
             del commands[name]
     except KeyboardInterrupt:
-        print("\nStopped. What was done stays. The same command with -f goes on from here.")
-    print("\nTo finish the project, type:\n" if commands else "\nIt is ready. Type:\n")
-    for command in (*find_way(), *commands.values(), "uv run main.py", "uv run pytest"):
-        print(f"    {command}")
+        print("\nStopped. Finished steps stay. To continue, type the same command with -f.")
+    next_steps = [*way, *commands.values(), "uv run main.py", "uv run pytest"]
+    title = "To finish the project, type:" if commands else "It is ready. Type:"
+    print("\n    ".join([f"\n{title}\n", *next_steps]))
 
 
 if __name__ == "__main__":

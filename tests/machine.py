@@ -195,7 +195,8 @@ class Machine:
         """Return a PATH with a shell script before a program; it knows the program as "$REAL"."""
         folder = self.root / f"with-{program}"
         folder.mkdir(exist_ok=True)
-        real = shutil.which(program, path=self.environment["PATH"]) or UV
+        # A shim would look for the program on the PATH, and start this script again.
+        real = UV if program == "uv" else shutil.which(program, path=self.environment["PATH"])
         (folder / program).write_text(f"#!/bin/sh\nREAL='{real}'\n{script}\n", "utf-8")
         (folder / program).chmod(0o755)
         return os.pathsep.join([str(folder), self.environment["PATH"]])

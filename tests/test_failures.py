@@ -174,7 +174,7 @@ def test_ctrl_c_leaves_a_whole_project_and_says_how_to_go_on(machine: Machine) -
 
     output = machine.press_ctrl_c(terminal)
 
-    assert "Stopped. What was done stays." in output
+    assert "Stopped. Finished steps stay." in output
     assert commands_at_the_end(output)[:2] == AGAIN
     assert is_whole(machine.project())
 

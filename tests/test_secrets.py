@@ -102,11 +102,11 @@ def test_the_search_sees_command_lines_and_environments(machine: Machine) -> Non
     environment = machine.environment
 
     with watching(machine) as watch:
-        subprocess.run(["sleep", "0.1"], check=True, env=environment | {"A": url_with(secret)})
-        command = ["sh", "-c", 'sleep 0.1; echo "$@" >/dev/null', "sh", secret]
+        subprocess.run(["sleep", "1"], check=True, env=environment | {"A": url_with(secret)})
+        command = ["sh", "-c", 'sleep 1; echo "$@" >/dev/null', "sh", secret]
         subprocess.run(command, check=True, env=environment)
 
-    assert watch.leaks(secret) == {"the environment of sleep 0.1", "the command line of sh"}
+    assert watch.leaks(secret) == {"the environment of sleep 1", "the command line of sh"}
 
 
 # After success
@@ -222,7 +222,7 @@ def test_after_ctrl_c_the_secret_that_was_typed_is_in_env_alone(
         output = (terminal.before or "") + machine.press_ctrl_c(terminal)
 
     secret = secret_of(machine.project())
-    assert "Stopped. What was done stays." in output
+    assert "Stopped. Finished steps stay." in output
     assert leaks(machine.root, output, server.password, secret) == []
     assert watch.leaks(server.password, secret) == set()
     assert machine.orphans() == []

@@ -661,7 +661,7 @@ def test_ctrl_c_in_every_step_says_what_to_type_next(interruptions: list[Mishap]
 
     assert "Aborted!" in rendering.outcome.output  # cookiecutter's own word: no hook runs yet
     for stop in stops:
-        assert "Stopped. What was done stays." in stop.outcome.output, stop.moment
+        assert "Stopped. Finished steps stay." in stop.outcome.output, stop.moment
         rest = [*COMMANDS.values()][[*COMMANDS].index(STEP_OF.get(stop.moment, stop.moment)) :]
         assert commands(stop.outcome.output)[: len(rest)] == rest
 

@@ -70,22 +70,34 @@ def setup(*, local: Local = False) -> None:
     """
     ignore_in_shell({name.upper() for name in Settings.model_fields})
     complete_env_file()
+    try:
+        url = complete_settings(local=local)
+        try:
+            prepare_database(url)
+        except typer.Exit:
+            again = "uv run manage.py env, then this command again"
+            typer.echo(f"  → to use another connection string: {again}", err=True)
+            raise
+    except (KeyboardInterrupt, typer.Abort):  # a prompt turns Ctrl-C into Abort
+        stopped("finished steps stay; to continue: uv run manage.py setup")
+
+
+def complete_settings(*, local: bool) -> DatabaseUrl:
+    """Return the DATABASE_URL in .env, which is added if it is missing."""
     is_new = not env_file.has_database_url(ENV_FILE)
     new_url = choose_database(local=local) if is_new else None
     with timed_step("settings"):
         if new_url:
             env_file.set_database_url(ENV_FILE, new_url)
         url = settings_or_fail().database_url
+    typer.echo(f"  DATABASE_URL is {url}")
     if local and not url.is_embedded:
-        typer.echo(
-            f"! .env keeps {url}. To use the embedded PostgreSQL instead, type:"
-            " uv run manage.py env --local"
+        fail(
+            ".env does not name the embedded PostgreSQL, but this database\n"
+            "  → to set it up: uv run manage.py setup\n"
+            "  → to use the embedded PostgreSQL instead: uv run manage.py env --local"
         )
-    try:
-        prepare_database(url)
-    except typer.Exit:
-        typer.echo("  → another connection string: uv run manage.py env", err=True)
-        raise
+    return url
 
 
 def prepare_database(url: DatabaseUrl) -> None:
@@ -227,8 +239,10 @@ def run_checks(on_wait: "OnWait") -> Iterator["Check"]:
         settings = load_settings(ENV_FILE)
     except SettingsError as error:
         for line in str(error).splitlines():
-            problem, _, advice = line.partition("; ")
-            yield Check("settings", False, problem, advice, BY_NAME["settings-wrong"])
+            problem, run, command = line.partition("run: ")
+            yield Check(
+                "settings", False, problem.rstrip("; "), run + command, BY_NAME["settings-wrong"]
+            )
         return
     clear_libpq_variables(settings)
     source = "the environment" if "DATABASE_URL" in os.environ else ".env"

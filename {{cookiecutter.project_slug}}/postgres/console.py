@@ -87,8 +87,8 @@ class Waiting:
             return
         self._next = seconds + 5
         self._line = f"  {self.what}, {seconds:.0f} s so far"
-        ends = ("\r", "") if self._live else ("", "\n")
-        print(self._line.join(ends), end="", file=sys.stderr, flush=True)
+        text = f"\r{self._line}" if self._live else f"{self._line}\n"
+        print(text, end="", file=sys.stderr, flush=True)
 
     def update(self, what: str, seconds: float) -> None:
         """Show the seconds of another wait."""

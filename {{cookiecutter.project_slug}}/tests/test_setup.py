@@ -4,14 +4,16 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import psycopg2
 import pytest
 from typer.testing import CliRunner
 
 import manage
 from config import PROJECT_DIR
-from postgres import embedded
+from postgres import embedded, env_file
 from postgres.env_file import EXAMPLE_SECRET, get_value, set_value
 from postgres.tests.scripted_server import error, scripted_server
 from postgres.tests.servers import create_database, run_alone
@@ -88,6 +90,19 @@ def test_repeating_it_keeps_what_is_there(clone: Path, monkeypatch: pytest.Monke
     assert clone.read_text("utf-8") == before
 
 
+@pytest.mark.usefixtures("clone")
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def press_ctrl_c(**_empty: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("postgres.prompt.find_database_url", press_ctrl_c)
+
+    code, output = setup()
+
+    assert code == 130
+    assert "stopped: finished steps stay; to continue: uv run manage.py setup" in output
+
+
 @pytest.mark.usefixtures("new_url")
 @pytest.mark.parametrize(
     ("name", "unusable"),
@@ -151,16 +166,25 @@ def test_a_damaged_file_is_not_made_worse(clone: Path) -> None:
     assert clone.read_bytes() == b"PORT=8000\n\xdd\xfe"
 
 
-@pytest.mark.usefixtures("new_url")
-def test_local_does_not_replace_another_database(clone: Path) -> None:
-    setup()
+def test_local_neither_replaces_nor_changes_another_database(
+    clone: Path, new_url: DatabaseUrl
+) -> None:
+    env_file.complete(clone, PROJECT_DIR / ".env.example")
+    env_file.set_database_url(clone, new_url)
     before = clone.read_text("utf-8")
 
     code, output = setup("--local")
 
-    assert code == 0, output
-    assert "To use the embedded PostgreSQL instead, type: uv run manage.py env --local" in output
+    assert code == 1
+    assert "to use the embedded PostgreSQL instead: uv run manage.py env --local" in output
     assert clone.read_text("utf-8") == before
+    assert done(output) == ["settings"]
+    with (
+        closing(psycopg2.connect(new_url.for_libpq())) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SELECT to_regclass('alembic_version')")
+        assert cursor.fetchone() == (None,)
 
 
 def test_the_database_of_the_shell_is_left_alone(
@@ -194,6 +218,6 @@ def test_a_migration_that_fails_on_the_direct_host_says_why_it_goes_there(
     assert code == 1
     assert host.replace("-pooler", "") in output
     assert "migrations use the direct host, since a transaction pooler would mix up" in output
-    assert "→ another connection string: uv run manage.py env" in output
+    assert "→ to use another connection string: uv run manage.py env" in output
     assert "pass-word" not in output
     assert done(output) == ["settings"]
