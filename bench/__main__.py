@@ -21,23 +21,23 @@ from .project import REPOSITORY
 RESULTS = Path(__file__).parent / "results"
 README = REPOSITORY / "README.md"
 EPILOG = """\
-run      measures, and writes table, plots and figures; a full run puts them into the README
-tell     writes all that anew from the figures of an earlier run: --figures FILE
-profile  tells by py-spy what the time of lists and creations is spent for; with --before COMMIT,
-         also for the template as it was then
+run      measure, and write tables, plots and figures; a full run also updates the README
+tell     write them again from the figures of an earlier run: --figures FILE
+profile  profile list and create requests with py-spy; with --before COMMIT, also those of the
+         template at that commit
 """
 
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure a generated project next to other apps, in turn.",
+        description="Benchmark a generated project against other apps.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("task", nargs="?", choices=("run", "tell", "profile"), default="run")
     parser.add_argument(
-        "--quick", action="store_true", help="run: about 5 minutes in place of 13, and less exact"
+        "--quick", action="store_true", help="run: 5 minutes instead of 13, less precise"
     )
     parser.add_argument(
         "--only",
@@ -55,14 +55,14 @@ def read_arguments() -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where it all goes: bench/results after a full run and a profile, else a new temporary"
-        " folder, so that what the README shows is always a full run",
+        help="output folder; default: bench/results for a full run and for a profile, otherwise a"
+        " new temporary folder, so that the README always shows a full run",
     )
     return parser.parse_args()
 
 
 class Screen:
-    """Shows how far a run is: a bar on a terminal, a line for each step in a log."""
+    """Progress display: a bar on a terminal, one line per step in a log."""
 
     def __init__(self, seconds: float) -> None:
         description = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
@@ -87,7 +87,7 @@ class Screen:
 
 @contextmanager
 def at_work(seconds: float) -> Iterator[tuple[Screen, Path]]:
-    """Yield a display for so many seconds of load, and a folder that is gone afterwards."""
+    """Yield a progress display and a temporary folder. seconds: of load, for the progress bar."""
     screen = Screen(seconds)
     with (
         tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder,
@@ -97,7 +97,7 @@ def at_work(seconds: float) -> Iterator[tuple[Screen, Path]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Carry out a plan. What was found is kept even if the run ends early."""
+    """Run a plan. Results are kept even if the run ends early."""
     plan = select(quick_plan() if arguments.quick else full_plan(), arguments.only)
     full = not (arguments.quick or arguments.only)
     results = Results(describe_machine())
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def tell(arguments: argparse.Namespace) -> None:
-    """Write table and plots from figures, and the README, if these are the ones it shows."""
+    """Write tables and plots from figures, and update the README if it shows these figures."""
     try:
         results = Results.from_data(json.loads(arguments.figures.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -127,7 +127,7 @@ def tell(arguments: argparse.Namespace) -> None:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write figures, table and plots, and show the table."""
+    """Write figures, tables and plots, and print the tables."""
     folder.mkdir(parents=True, exist_ok=True)
     text = report.markdown(results)
     (folder / "results.json").write_text(as_json(results), "utf-8")
@@ -139,7 +139,7 @@ def write(results: Results, folder: Path) -> None:
 
 
 def as_json(results: Results) -> str:
-    """Return all figures, each measurement on a line of its own."""
+    """Return all figures as JSON, one line per measurement."""
     data = results.as_data()
     lines = ",\n".join(json.dumps(one) for one in data.pop("measurements"))
     rest = json.dumps(data, ensure_ascii=False).removesuffix("}")
@@ -148,7 +148,7 @@ def as_json(results: Results) -> str:
 
 def tell_readers(results: Results) -> None:
     readme.write(README, readme.summary(results, RESULTS, REPOSITORY))
-    print(f"{README.name} shows them.")
+    print(f"Updated {README.name}.")
 
 
 def profile(arguments: argparse.Namespace) -> None:
@@ -163,7 +163,7 @@ def new_folder() -> Path:
 
 
 def end_orderly(number: int, _frame: object) -> None:
-    """Have all programs ended that were started: as after Ctrl-C."""
+    """Exit as after Ctrl-C, so that every program we started is stopped."""
     sys.exit(128 + number)
 
 
@@ -172,7 +172,8 @@ TASKS = {"run": run, "tell": tell, "profile": profile}
 
 def main() -> None:
     arguments = read_arguments()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a script put us behind it
+    # A shell script starts background commands with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_orderly)
     try:
@@ -180,7 +181,7 @@ def main() -> None:
     except BenchError as error:
         sys.exit(f"✗ {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped; nothing runs any more.")
+        sys.exit("\nStopped; nothing is left running.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The *async floor*: the least that Python can do on the event loop. Nobody should write an app so.
+"""The *async floor*: the minimum work on the event loop. Not a way to write an app.
 
 The floor without its threads: psycopg2's asynchronous connections, each watched by the event loop.
-There are as many as the generated project has, and requests wait for one in order. A connection
+There are as many as in the generated project's pool, and requests queue for them. A connection
 that has its rows sends the next statement at once.
 
-Runs in the generated project's environment, so that both have the same packages.
+Runs in the generated project's environment, so that both use the same packages.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Answer = asyncio.Future[Rows]
 
 
 class Connection:
-    """A connection to the database, on which one statement runs at a time."""
+    """A database connection that runs one statement at a time."""
 
     def __init__(self) -> None:
         connection = psycopg2.connect(URL, async_=1)
@@ -33,12 +33,12 @@ class Connection:
         asyncio.get_running_loop().add_reader(connection.fileno(), self.read)
 
     def execute(self, statement: str, values: tuple[Any, ...], answer: Answer) -> None:
-        """Send a statement. It is small, so the socket takes all of it at once."""
+        """Send a statement. It is small, so the socket accepts it in one write."""
         self.answer = answer
         self.cursor.execute(statement, values)
 
     def read(self) -> None:
-        """Take what the server has sent, and hand over the rows when they are complete."""
+        """Read from the server, and resolve the future once all rows have arrived."""
         try:
             if self.poll() != POLL_OK:
                 return

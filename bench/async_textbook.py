@@ -1,9 +1,10 @@
-"""The *async textbook app*: the textbook app on the event loop, the way tutorials write that.
+"""The *async textbook app*: the textbook app on the event loop, as tutorials write it.
 
-`async def` routes; SQLModel's `AsyncSession` by `yield`, whose objects last beyond a commit; and
-asyncpg, the driver that most tutorials choose. All else is as in the textbook app.
+`async def` routes; a `yield` dependency with SQLModel's `AsyncSession` and
+`expire_on_commit=False`; and asyncpg, the driver that most tutorials choose. Everything else is as
+in the textbook app.
 
-Runs in the generated project's environment, with asyncpg added for this app alone.
+Runs in the generated project's environment, with asyncpg added for this app only.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The rows that all apps read and write: owners of few tasks and of many, in one table."""
+"""Test data shared by all apps: owners with few and with many tasks, in one table."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ import psycopg2
 from .plan import USUAL_TASKS, Cell
 
 PAGE = 20  # tasks, the apps' default
-CROWD = 10_000  # owners beside each other
-CROWD_TASKS = 100  # of each of them
-WRITERS_FIRST = 10_000_000  # number of the writer's first task, behind all others
-BATCH = 100_000  # rows that are made between two steps of the progress display
+CROWD = 10_000  # owners
+CROWD_TASKS = 100  # per owner
+WRITERS_FIRST = 10_000_000  # number of the writer's first task, after all others
+BATCH = 100_000  # rows per step of the progress display
 
-# Ids that grow with time, as the apps make them: UUIDs of version 7, one each millisecond.
+# Time-ordered ids, as the apps create them: version 7 UUIDs, one per millisecond.
 UUID7 = """(lpad(to_hex(1700000000000 + {n}), 12, '0') || '7' || substr(md5({n}::text), 1, 3)
     || '8' || substr(md5({n}::text), 4, 15))::uuid"""
 INSERT_TASKS = f"""
@@ -33,7 +33,7 @@ FROM generate_series(%(first)s, %(first)s + %(count)s - 1) AS n
 
 @dataclass(frozen=True)
 class Owner:
-    """A user with so many tasks."""
+    """A user, with the number of their tasks."""
 
     id: str
     tasks: int
@@ -44,18 +44,18 @@ class Owner:
 
 
 def named(name: str, tasks: int) -> Owner:
-    """Return the same owner for the same name, in every run."""
+    """Return an owner whose id depends only on the name, so that it is the same in every run."""
     return Owner(str(uuid5(NAMESPACE_DNS, name)), tasks)
 
 
 READER = named("reader", USUAL_TASKS)
-WRITER = named("writer", 0)  # creates, changes and deletes, so that nobody else's tasks change
+WRITER = named("writer", 0)  # all creates, updates and deletes, so that other tasks do not change
 CROWD_OWNERS = tuple(named(f"one of many, {number}", CROWD_TASKS) for number in range(CROWD))
-VISITORS = tuple(named(f"visitor {number}", 0) for number in range(200))  # log in, again and again
+VISITORS = tuple(named(f"visitor {number}", 0) for number in range(200))  # log in repeatedly
 
 
 def owners_of(cell: Cell) -> tuple[Owner, ...]:
-    """Return who reads in turn. Where data grows, they write, too: each size has its own owner."""
+    """Return the owners who read. In "growth" they also write, so each size has its own owner."""
     if cell.owners > 1:
         return CROWD_OWNERS
     return (named(f"owner of {cell.tasks}", cell.tasks) if cell.chapter == "growth" else READER,)
@@ -66,7 +66,7 @@ def email_of(owner: Owner) -> str:
 
 
 class Data:
-    """A connection to the database, past all proxies and apps."""
+    """A direct connection to the database, bypassing proxies and apps."""
 
     def __init__(self, url: str) -> None:
         self._connection = psycopg2.connect(url)
@@ -93,7 +93,7 @@ class Data:
         )
 
     def add_tasks(self, owners: Sequence[Owner], count: int) -> Iterable[int]:
-        """Share out `count` new tasks among owners. Yields, step by step, how many are left."""
+        """Add `count` tasks, spread over the owners. Yields after each batch how many are left."""
         while count:
             step = min(count, BATCH)
             self._insert(owners, self._next, step)
@@ -108,7 +108,7 @@ class Data:
 
     @contextmanager
     def without_indexes(self) -> Iterator[None]:
-        """Take the indexes away, and make them anew at the end: for many rows, that is faster."""
+        """Drop the indexes and recreate them at the end: faster for many rows."""
         statement = """
             SELECT indexname, indexdef FROM pg_indexes
             WHERE tablename = 'tasks' AND NOT EXISTS
@@ -123,7 +123,7 @@ class Data:
             self.execute(definition)
 
     def settle(self) -> None:
-        """Do now what the server would do at some moment of a measurement."""
+        """Vacuum and checkpoint now, so that the server does not do it during a measurement."""
         self.execute("VACUUM (ANALYZE) tasks")
         self.execute("VACUUM (ANALYZE) users")
         self.execute("CHECKPOINT")
@@ -136,9 +136,9 @@ class Data:
         return [row[0] for row in self.execute(statement, (owner.id, limit))]
 
     def before_last_page(self, owners: Sequence[Owner]) -> list[tuple[datetime, str]]:
-        """Return date and id of the task behind which each owner's last page begins.
+        """Return date and id of the last task before each owner's last page.
 
-        Owners whose tasks fill one page at most have none.
+        Owners with at most one page are left out.
         """
         statement = """
             SELECT task.created_at, task.id::text
@@ -151,14 +151,14 @@ class Data:
         return [(created_at, task) for created_at, task in self.execute(statement, (ids, PAGE))]
 
     def reset(self, owner: Owner) -> None:
-        """Delete what the apps have created, which is newer than what we have."""
+        """Delete the tasks that the apps created: they are newer than ours."""
         statement = (
             "DELETE FROM tasks WHERE owner_id = %s AND created_at > now() - interval '1 day'"
         )
         self.execute(statement, (owner.id,))
 
     def reset_writer(self, tasks: int) -> list[str]:
-        """Leave the writer with so many tasks, all new. Returns their ids."""
+        """Replace the writer's tasks by `tasks` new ones. Returns their ids."""
         self.execute("DELETE FROM tasks WHERE owner_id = %s", (WRITER.id,))
         if tasks:
             self._insert([WRITER], WRITERS_FIRST, tasks)

@@ -1,9 +1,10 @@
-"""The *floor*: the least that Python can do in threads. Nobody should write an app so.
+"""The *floor*: the minimum work in threads. Not a way to write an app.
 
-Starlette and psycopg2, one statement a request. It checks the token and nothing else: a wrong body
-is a 500. As many threads as the generated project has connections, each with one of its own.
+Starlette and psycopg2, one statement per request. It checks the token and nothing else: an invalid
+body is a 500. It has as many threads as the generated project has connections, and one connection
+per thread.
 
-Runs in the generated project's environment, so that both have the same packages.
+Runs in the generated project's environment, so that both use the same packages.
 """
 
 import asyncio

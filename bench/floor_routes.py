@@ -1,7 +1,7 @@
-"""What both floors have in common: their statements, routes and answers.
+"""Statements, routes and responses of both floors.
 
-They differ in how a statement reaches the database: `floor.py` sends it in a thread, and
-`async_floor.py` on the event loop.
+They differ in how they send a statement to the database: `floor.py` in a thread, `async_floor.py`
+on the event loop.
 """
 
 import json
@@ -67,7 +67,7 @@ def answer_one(request: Request, rows: Rows, status: int = 200) -> Response:
 
 
 class Tasks:
-    """The routes: each sends one statement."""
+    """The routes. Each sends one statement."""
 
     def __init__(self, send: Send) -> None:
         self.send = send

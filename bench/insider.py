@@ -1,15 +1,15 @@
-"""Asks the generated project, from inside its own environment, for what no client could have.
+"""Read what no client can know from inside the generated project.
 
-Run in the project's folder, with its Python and its modules, and with a word that says what to
-tell, as JSON on standard output.
+Run it in the project's folder, with its Python and modules, and one of two commands. Output is
+JSON.
 
-`world` reads a JSON object from standard input, with `users`, a list of ids, `tasks`, the time of
-creation by id, and a `password`. It tells the key and issuer of tokens, the number of connections
-to the database, the password's hash, a token for each user, for each task the cursor of the page
-behind it, and the versions of what answers requests. The database is not asked.
+`world` reads a JSON object from standard input: `users`, a list of ids; `tasks`, creation times by
+id; and a `password`. It prints the tokens' key and issuer, the number of database connections, the
+hash of the password, a token for each user, the cursor after each task, and package versions. It
+does not query the database.
 
-`sessions` tells seconds: `connect`, for a first connection and a query on it, and `session`, the
-median of taking a session with its connection, and giving it back.
+`sessions` prints seconds: `connect`, for a first connection and a query on it, and `session`, the
+median of opening and closing a session with its connection.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def sessions() -> dict[str, float]:
 
 
 async def time_sessions() -> dict[str, float]:
-    # Imported here, so that `world` also works on earlier versions: profiles compare with them.
+    # Imported here, so that `world` also works on the earlier versions that `profile` compares.
     from db import get_session, open_engine, ping  # noqa: PLC0415
     from starlette.requests import Request  # noqa: PLC0415
 

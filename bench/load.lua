@@ -1,9 +1,9 @@
--- Has wrk send prepared requests for a while, then wait for the last answers, then report in JSON.
+-- Send prepared requests for a while, wait for the last responses, then report as JSON.
 --
--- wrk alone stops in the middle: a request that was never answered would be in no figure. Here a
--- client that has nothing more to send gets an empty request. Writing nothing succeeds, so wrk
--- goes on listening on its connection, and what is missing at the end was never answered. Who
--- started wrk hears a sign of life while there are answers, and ends it when none comes any more.
+-- By itself, wrk stops abruptly, and a request that is never answered appears in no figure. Here a
+-- client with nothing more to send gets an empty request. Writing nothing succeeds, so wrk keeps
+-- listening on that connection, and any response still missing at the end never came. The parent
+-- process reads a sign of life while responses arrive, and stops wrk when there are no more.
 
 local ffi = require("ffi")
 ffi.cdef([[
@@ -14,7 +14,7 @@ ffi.cdef([[
 ]])
 
 local MONOTONIC = ffi.os == "OSX" and 6 or 1
-local SIGINT = 2 -- asks wrk for its report
+local SIGINT = 2 -- makes wrk stop and report
 local SIGN_SECONDS = 0.25 -- between two signs of life
 
 local now = ffi.new("moment")
@@ -24,7 +24,7 @@ local function seconds()
     return tonumber(now.seconds) + tonumber(now.nanoseconds) / 1e9
 end
 
--- One thread's part: it sends.
+-- The worker thread sends.
 
 sent, answered, in_time, refused, statuses = 0, 0, 0, 0, {}
 local requests, window, start, finish = {}, nil, nil, nil
@@ -47,7 +47,7 @@ local function end_if_all_is_answered()
 end
 
 function request()
-    if not tried then -- wrk looks at one request before it sends any
+    if not tried then -- wrk asks for one request before it sends any
         tried = true
         return requests[1]
     end
@@ -93,7 +93,7 @@ function response(status, headers)
     end
 end
 
--- The main thread's part: it reports.
+-- The main thread reports.
 
 local thread
 

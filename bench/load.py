@@ -1,4 +1,4 @@
-"""The clients: wrk, which sends prepared requests, each client its next when it has its answer."""
+"""Load generation with wrk. Each client sends its next request once the last one is answered."""
 
 import json
 import resource
@@ -12,19 +12,19 @@ from urllib.parse import urlencode
 from .processes import BenchError, run
 
 SCRIPT = Path(__file__).parent / "load.lua"
-SILENCE_SECONDS = 5  # without any answer: none will come any more. Our slowest is a 503 after 4
-GRACE_SECONDS = 20  # for the last answers, if some of them come all the time
-LATE_SECONDS = 60  # wrk leaves slower answers out of its percentiles: none is so slow
-FILES = 4096  # that a program may have open: a socket for each client, and then some
+SILENCE_SECONDS = 5  # without any response: no more will come. Our slowest is a 503 after 4
+GRACE_SECONDS = 20  # for the last responses, while they keep arriving
+LATE_SECONDS = 60  # wrk omits slower responses from its percentiles; none is this slow
+FILES = 4096  # open file limit: one socket per client, and some to spare
 INSTALL = "sudo apt-get install wrk (Debian, Ubuntu), brew install wrk (macOS)"
 
 
 @dataclass(frozen=True)
 class Health:
-    """What someone saw who asked the app for its health meanwhile. Times are in milliseconds."""
+    """Health checks made during a run. Times are in milliseconds."""
 
     asked: int
-    failed: int  # got no answer, or not a 200
+    failed: int  # no response, or not a 200
     p50_ms: float
     p99_ms: float
     max_ms: float
@@ -32,36 +32,36 @@ class Health:
 
 @dataclass(frozen=True)
 class Run:
-    """What the clients saw. Times are in milliseconds, of all answers, whatever their status."""
+    """What the clients saw. Times are in milliseconds, over responses of any status."""
 
     seconds: float
     sent: int
     answered: int
-    in_time: int  # answers 2xx within `seconds`
+    in_time: int  # 2xx responses within `seconds`
     statuses: dict[str, int]
     broken: int  # connections that were refused or lost
     p50_ms: float
     p99_ms: float
     max_ms: float
-    refused: int = 0  # answers 503 with Retry-After: the app is busy, and says so
-    took: float = 0  # seconds, from the first request to the last answer
+    refused: int = 0  # 503 responses with Retry-After: the app says that it is busy
+    took: float = 0  # seconds from the first request to the last response
     cpu_seconds: float = 0  # of the app's process, since the first request
-    health: Health | None = None  # asked on a connection that is there already
-    probe: Health | None = None  # asked on a new connection each time
+    health: Health | None = None  # checked on a kept connection
+    probe: Health | None = None  # checked on a new connection each time
 
     @property
     def cpu_us(self) -> float:
-        """Microseconds of processor time for each answer: what a busy machine changes least."""
+        """CPU time per response in microseconds: the figure that a busy machine affects least."""
         return 1e6 * self.cpu_seconds / self.answered if self.answered else 0
 
     @property
     def rate(self) -> float:
-        """2xx a second."""
+        """2xx responses per second."""
         return self.in_time / self.seconds
 
     @property
     def throughput(self) -> float:
-        """2xx a second until the last answer, for crowds that are still served after `seconds`."""
+        """2xx responses per second until the last one, for crowds still served after `seconds`."""
         return self.succeeded / self.took if self.took else 0
 
     @property
@@ -74,12 +74,12 @@ class Run:
 
     @property
     def failed(self) -> int:
-        """Requests that got neither a 2xx, nor a 503 that says when to come back."""
+        """Requests that got neither a 2xx nor a 503 with Retry-After."""
         return self.sent - self.succeeded - self.refused
 
 
 def prepare(method: str, path: str, token: str, body: object = None) -> bytes:
-    """Return a request as it goes over the wire. body: sent as JSON."""
+    """Return the raw bytes of a request. body: sent as JSON."""
     head = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {token}"]
     if body is None:
         return with_body(head, b"")
@@ -87,7 +87,7 @@ def prepare(method: str, path: str, token: str, body: object = None) -> bytes:
 
 
 def prepare_form(path: str, **fields: str) -> bytes:
-    """Return a form as a browser posts it."""
+    """Return the raw bytes of a form post."""
     head = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1"]
     head.append("Content-Type: application/x-www-form-urlencoded")
     return with_body(head, urlencode(fields).encode())
@@ -99,30 +99,30 @@ def with_body(head: Sequence[str], content: bytes) -> bytes:
 
 
 def require_wrk() -> str:
-    """Return wrk's path; and allow sockets enough. Raises BenchError."""
+    """Return wrk's path, and raise the open file limit. Raises BenchError."""
     program = shutil.which("wrk")
     if program is None:
-        raise BenchError(f"wrk, which plays the clients, is not installed: {INSTALL}")
+        raise BenchError(f"the load generator wrk is not installed: {INSTALL}")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < FILES:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
         except ValueError:
-            raise BenchError(f"{FILES} open files are needed, allowed are {hard}") from None
+            raise BenchError(f"needs {FILES} open files, but the limit is {hard}") from None
     return program
 
 
 def send(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> Run:
-    """Have so many clients send requests, in their order and then from the start again.
+    """Send the requests in a loop from `clients` connections.
 
-    After `seconds` they wait for the last answers, until none has come for SILENCE_SECONDS.
+    After `seconds`, wait for the last responses until none has come for SILENCE_SECONDS.
     """
     with tempfile.NamedTemporaryFile(prefix="bench-requests-") as file:
         file.write(b"\0".join(requests))
         file.flush()
         output = run(
             require_wrk(),
-            "--threads=1",  # far from busy; a second one would take a core from the app
+            "--threads=1",  # is far from busy; a second one would take a core from the app
             f"--connections={clients}",
             f"--duration={round(seconds + GRACE_SECONDS)}",
             f"--timeout={LATE_SECONDS}",

@@ -1,4 +1,4 @@
-"""A whole run: everything is prepared, measured in turn, and put away again."""
+"""A benchmark run: set up, measure each app in turn, clean up."""
 
 import math
 import os
@@ -37,13 +37,13 @@ WARM_UP_SECONDS = 0.5
 
 
 class Display(Protocol):
-    """Whoever watches a run."""
+    """Progress display of a run."""
 
     def say(self, text: str) -> None:
-        """Show what is done now."""
+        """Show the current step."""
 
     def advance(self, seconds: float) -> None:
-        """Show that so many of the plan's seconds are over."""
+        """Advance by `seconds` of the plan."""
 
     def found(self, measurement: "Measurement") -> None:
         """Show a result."""
@@ -51,7 +51,7 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """A cell, and what came out for each app, round by round."""
+    """A cell and the runs of each app, one per round."""
 
     cell: Cell
     runs: dict[str, list[Run]]
@@ -61,11 +61,11 @@ class Measurement:
         return float(statistics.median(getattr(run, figure) for run in self.runs[app]))
 
     def rate(self, app: str) -> float:
-        """Return the median of answers a second."""
+        """Return the median of 2xx responses per second."""
         return self.median(app, "throughput" if self.cell.chapter == "crowd" else "rate")
 
     def ratio(self, app: str, other: str) -> float | None:
-        """Return how many times as fast an app is as another; None where that does nothing."""
+        """Return how many times as fast `app` is as `other`, or None if `other` serves nothing."""
         slower = self.rate(other)
         return self.rate(app) / slower if slower else None
 
@@ -80,7 +80,7 @@ class Measurement:
         return counts
 
     def health(self, app: str, kind: str = "health") -> Health | None:
-        """Return the medians of the rounds' percentiles, and the longest of all times.
+        """Return the medians of the rounds' percentiles, and the overall maximum.
 
         kind: an attribute of Run, `health` or `probe`.
         """
@@ -98,7 +98,7 @@ class Measurement:
 
 @dataclass
 class Results:
-    """All that was found out, in the order in which it was."""
+    """All results, in the order of measurement."""
 
     machine: dict[str, str]
     measurements: list[Measurement] = field(default_factory=list)
@@ -111,12 +111,12 @@ class Results:
         return [found for found in self.measurements if found.cell.chapter == chapter]
 
     def as_data(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it."""
+        """Return data that `json.dumps` accepts."""
         return asdict(self)
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Self:
-        """Return what `as_data` was called on. Raises TypeError, KeyError for other data."""
+        """Restore results from `as_data`. Raises TypeError or KeyError for other data."""
         measurements = [
             Measurement(
                 Cell(**{**one["cell"], "apps": tuple(one["cell"]["apps"])}),
@@ -148,7 +148,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def measure(plan: Plan, folder: Path, display: Display, results: Results) -> None:
-    """Carry out a plan, and note what is found as soon as it is. folder: an empty one."""
+    """Run a plan, adding to `results` as it goes. folder: must be empty."""
     require_wrk()
     deadline = time.monotonic() + 60 * plan.minutes
     display.say("generating a project")
@@ -168,13 +168,13 @@ def measure(plan: Plan, folder: Path, display: Display, results: Results) -> Non
 
 
 def by_latency(cells: Sequence[Cell]) -> Iterator[tuple[int, list[Cell]]]:
-    """Group cells by where the database is, which is moved for all of a group at once."""
+    """Group cells by latency, so that the proxy is set up once per group."""
     for latency in sorted({cell.latency_ms for cell in cells}):
         yield latency, [cell for cell in cells if cell.latency_ms == latency]
 
 
 def by_chapter(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Group cells whose apps run side by side: pools are measured without all others."""
+    """Group cells whose apps run at the same time: pools run apart from the others."""
     for _, together in groupby(sorted(cells, key=is_of_pools), key=is_of_pools):
         yield list(together)
 
@@ -186,11 +186,9 @@ def is_of_pools(cell: Cell) -> bool:
 def measure_generation(
     results: Results, plan: Plan, project: Project, first: float, folder: Path, display: Display
 ) -> None:
-    """Time the generation of projects, and its parts alone. first: seconds, of `project`."""
+    """Time project generation and its parts. first: seconds that generating `project` took."""
     for number in range(plan.generations):
-        display.say(
-            f"generating a project, and its parts alone, {number + 1} of {plan.generations}"
-        )
+        display.say(f"timing project generation and its parts, {number + 1} of {plan.generations}")
         seconds = first
         if number:
             again = folder / f"again-{number}"
@@ -202,7 +200,7 @@ def measure_generation(
 
 @contextmanager
 def prepared(project: Project, url: str, plan: Plan, display: Display) -> Iterator[World]:
-    """Fill the database with what the plan reads, and install what only one of its apps needs."""
+    """Fill the database for the plan, and install packages that only one app needs."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-packages-") as packages,
         closing(Data(url)) as data,
@@ -221,7 +219,7 @@ def prepared(project: Project, url: str, plan: Plan, display: Display) -> Iterat
 
 
 def add_rows(data: Data, plan: Plan, display: Display) -> list[Owner]:
-    """Add what the plan reads. Returns all owners of tasks, those of none among them."""
+    """Add the rows that the plan needs. Returns all owners, including those without tasks."""
     readers = {owner for cell in plan.cells if cell.owners == 1 for owner in owners_of(cell)}
     owners = sorted(readers | {READER}, key=lambda owner: owner.tasks)
     everybody = [*owners, WRITER]
@@ -233,11 +231,11 @@ def add_rows(data: Data, plan: Plan, display: Display) -> list[Owner]:
     with data.without_indexes():
         for owner in owners:
             for left in data.add_tasks([owner], owner.tasks):
-                display.say(f"adding tasks of one owner, {left:,} of {owner.tasks:,} are left")
+                display.say(f"adding tasks of one owner, {left:,} of {owner.tasks:,} left")
         if many:
             for left in data.add_tasks(CROWD_OWNERS, CROWD * CROWD_TASKS):
-                display.say(f"adding tasks of {CROWD:,} owners, {left:,} are left")
-        display.say("making the indexes")
+                display.say(f"adding tasks of {CROWD:,} owners, {left:,} left")
+        display.say("creating the indexes")
     return everybody
 
 
@@ -250,7 +248,7 @@ def measure_at(
     display: Display,
     deadline: float = math.inf,
 ) -> None:
-    """Measure cells with the database at `url`. deadline: for the beginning of the last one."""
+    """Measure cells with the database at `url`. No run starts after `deadline`."""
     names = [*dict.fromkeys(app for cell in cells for app in cell.apps)]
     with world.apps(url, folder, names) as apps:
         world.require_sameness(apps, READER)
@@ -269,13 +267,13 @@ def measure_at(
 def measure_in_turn(
     cell: Cell, apps: dict[str, App], world: World, display: Display, deadline: float
 ) -> tuple[Measurement, dict[str, str]]:
-    """Measure a cell, round by round. Returns what was found, and why an app was given up."""
+    """Measure a cell in rounds. Returns the measurement, and why an app was given up, by app."""
     found = Measurement(cell, {name: [] for name in cell.apps})
     given_up: dict[str, str] = {}
     turns = [name for _ in range(cell.rounds) for name in cell.apps]
     for number, name in enumerate(turns):
         if time.monotonic() > deadline:
-            given_up.setdefault(name, "there was no time left")
+            given_up.setdefault(name, "no time left")
         if name not in given_up:
             display.say(f"{cell}: {name}, {1 + number // len(cell.apps)} of {cell.rounds}")
             try:
@@ -285,7 +283,7 @@ def measure_in_turn(
             else:
                 found.runs[name].append(run)
                 if run.unanswered:
-                    given_up[name] = "it locked up, as it would again, and that takes long"
+                    given_up[name] = "it locked up, and would again, which takes long"
             if name in given_up:
                 apps[name].restart()
                 warm_up(apps[name], world)
@@ -294,7 +292,7 @@ def measure_in_turn(
 
 
 def warm_up(app: App, world: World) -> None:
-    """Have an app open all its connections, and prepare its statements."""
+    """Make an app open all its connections and prepare its statements."""
     clients = POOLS.get(app.name, world.connections)
     for operation in ("list", "create"):
         requests = world.requests(app.name, Cell("speed", operation, clients))
@@ -312,4 +310,4 @@ def measure_once(app: App, requests: Sequence[bytes], cell: Cell) -> Run:
 
 def require_results(results: Results) -> None:
     if not results.measurements and not results.generations:
-        raise BenchError("nothing was measured: there was no time")
+        raise BenchError("nothing was measured: no time left")

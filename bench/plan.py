@@ -1,29 +1,29 @@
-"""What is measured, for how long, and how often."""
+"""Benchmark plans: what to measure, for how long and how often."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-APPS = ("ours", "textbook", "floor")  # wherever nothing else is said
+APPS = ("ours", "textbook", "floor")  # the default
 SPEED_APPS = (*APPS, "async floor")
 SESSION_APPS = ("ours", "session", "async textbook", "textbook")
-# Ours again, by connections to the database. Each is an app of its own, named so.
+# Ours with pools of different sizes, each a separate app.
 POOLS = {f"pool of {size}": size for size in (4, 8, 15, 30, 60)}
 MAIN = ("list", "get", "create", "mixed")
 OPERATIONS = (*MAIN, "change", "delete", "last page", "log-ins")
 CHAPTERS = ("speed", "session", "crowd", "pool", "growth", "generation")
-USUAL_TASKS = 1_000  # of the owner whose tasks are read, where nothing else is said
+USUAL_TASKS = 1_000  # default number of tasks of the owner who reads
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement, of all its apps in turn: `rounds` times `seconds` for each of them."""
+    """One measurement: each app in turn for `seconds`, `rounds` times."""
 
     chapter: str
     operation: str
     clients: int
-    latency_ms: int = 0  # of the database, for a round trip
-    tasks: int = USUAL_TASKS  # of the owner whose tasks are read
-    owners: int = 1  # who read in turn
+    latency_ms: int = 0  # of a round trip to the database
+    tasks: int = USUAL_TASKS  # per owner
+    owners: int = 1  # reading in turn
     rounds: int = 3
     seconds: float = 0.8
     apps: tuple[str, ...] = APPS
@@ -39,11 +39,11 @@ class Cell:
 class Plan:
     cells: tuple[Cell, ...]
     generations: int  # how often a project is generated, and its parts timed
-    minutes: float  # after which no further measurement begins
+    minutes: float  # after which no measurement starts
 
     @property
     def seconds(self) -> float:
-        """How long the apps are under load, if none of them locks up."""
+        """Total time under load, if no app locks up."""
         return sum(cell.rounds * cell.seconds * len(cell.apps) for cell in self.cells)
 
 
@@ -78,7 +78,7 @@ def full_plan() -> Plan:
 
 
 def quick_plan() -> Plan:
-    """About 5 minutes: the figures that matter most, with less certainty."""
+    """About 5 minutes: the most important figures, less precise."""
     cells = [Cell("speed", operation, 16, seconds=1, apps=SPEED_APPS) for operation in MAIN]
     cells += [
         Cell("speed", operation, 1, 10, rounds=1, seconds=1, apps=SPEED_APPS)
@@ -93,7 +93,7 @@ def quick_plan() -> Plan:
 
 
 def sessions(latencies: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
-    """A session for each request, as tutorials write it, next to one statement for each."""
+    """A session per request, as tutorials write it, against one statement per request."""
     return [
         Cell("session", name, 16, latency, rounds=rounds, seconds=seconds, apps=SESSION_APPS)
         for latency in latencies
@@ -102,7 +102,7 @@ def sessions(latencies: Iterable[int], rounds: int, seconds: float) -> list[Cell
 
 
 def log_ins(crowds: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
-    """Crowds of which one request in ten is a log-in: the other apps have none."""
+    """Crowds in which one request in ten is a login. Only ours: the other apps have no logins."""
     return [
         Cell("crowd", "log-ins", clients, rounds=rounds, seconds=seconds, apps=APPS[:1])
         for clients in crowds
@@ -110,7 +110,7 @@ def log_ins(crowds: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
 
 
 def pools(latencies: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
-    """More clients than the largest pool has connections."""
+    """Pools of different sizes, with more clients than the largest has connections."""
     return [
         Cell("pool", operation, 64, latency, rounds=rounds, seconds=seconds, apps=tuple(POOLS))
         for latency in latencies
@@ -119,7 +119,7 @@ def pools(latencies: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
 
 
 def growth(sizes: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
-    """One owner with few tasks, and with many."""
+    """One owner, from few tasks to many."""
     return [
         Cell("growth", operation, 1, tasks=tasks, rounds=rounds, seconds=seconds)
         for operation in ("list", "last page", "get", "create")
@@ -128,7 +128,7 @@ def growth(sizes: Iterable[int], rounds: int, seconds: float) -> list[Cell]:
 
 
 def crowded(operations: Iterable[str], rounds: int, seconds: float) -> list[Cell]:
-    """Many owners, who read in turn."""
+    """Many owners, reading in turn."""
     return [
         Cell("growth", name, 1, tasks=100, owners=10_000, rounds=rounds, seconds=seconds)
         for name in operations
@@ -136,7 +136,7 @@ def crowded(operations: Iterable[str], rounds: int, seconds: float) -> list[Cell
 
 
 def select(plan: Plan, words: Iterable[str]) -> Plan:
-    """Keep what the words name: of chapters and of operations, all where none is named."""
+    """Keep only the named chapters and operations; naming no chapter (operation) keeps all."""
     chapters = set(words) & set(CHAPTERS) or set(CHAPTERS)
     operations = set(words) & set(OPERATIONS) or set(OPERATIONS)
     cells = tuple(c for c in plan.cells if c.chapter in chapters and c.operation in operations)

@@ -1,4 +1,4 @@
-"""What was measured, as SVG: text stays text, and can be read on white and on black."""
+"""Plots of the results as SVG. Text stays text, and is readable on white and on black."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ COLORS = {
     "floor": "#8b949e",
     "async floor": "#57ab5a",
 }
-DISTANCES = ("#7cc4f8", "#2f81f7", "#8250df", "#d4762c")  # from the near database to the far one
-GREY = "#7d858e"  # a contrast of 3.8 on white, of 4.9 on GitHub's black
+DISTANCES = ("#7cc4f8", "#2f81f7", "#8250df", "#d4762c")  # from low to high latency
+GREY = "#7d858e"  # contrast: 3.8 on white, 4.9 on GitHub's black
 LEGEND: dict[str, Any] = {
     "loc": "lower center",
     "bbox_to_anchor": (0.5, 1.06),
@@ -29,7 +29,7 @@ LEGEND: dict[str, Any] = {
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "bench",  # the same figures give the same file
+    "svg.hashsalt": "bench",  # makes the output reproducible
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
     "text.color": GREY,
@@ -47,28 +47,28 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Draw what there are figures for. Returns the files."""
+    """Draw the plots for which there are figures. Returns the files."""
     drawn = []
     with mpl.rc_context(STYLE):
         for name, plot in PLOTS.items():
             figure = plot(results)
             if figure is not None:
                 path = folder / f"{name}.svg"
-                # Without a date, a run with the same figures changes no file.
+                # Without a date, the same figures give the same file.
                 figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
                 drawn.append(path)
     return drawn
 
 
 def bars(axes: Axes, groups: Sequence[str], values: dict[str, list[float]], form: str) -> None:
-    """Draw a bar for each app in each group, with its value above it."""
+    """Draw a bar for each app in each group, labelled with its value."""
     width = 0.8 / len(values)
     for number, (app, heights) in enumerate(values.items()):
         places = [place + (number - (len(values) - 1) / 2) * width for place in range(len(groups))]
         drawn = axes.bar(places, heights, width * 0.92, label=app, color=COLORS[app])
         labels = [format(height, form) for height in heights]
         axes.bar_label(drawn, labels=labels, fontsize=7, padding=2, rotation=90)
-    axes.margins(y=0.15)  # the labels stand above the bars
+    axes.margins(y=0.15)  # room for the labels above the bars
     axes.set_xticks(range(len(groups)), groups)
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
@@ -80,7 +80,7 @@ def panels(number: int) -> tuple[Figure, list[Axes]]:
 
 
 def speed(results: Results) -> Figure | None:
-    """Throughput at 16 clients: a panel for each latency."""
+    """Throughput at 16 clients, one panel per latency."""
     found = by_latency([one for one in results.of("speed") if one.cell.clients == 16])
     if not found:
         return None
@@ -90,26 +90,26 @@ def speed(results: Results) -> Figure | None:
         rates = {app: [one.rate(app) for one in measured] for app in apps_of(measured)}
         bars(axes, operations, rates, ",.0f")
         axes.set_title(f"database at {latency} ms", fontsize=9)
-    all_axes[0].set_ylabel("answers a second, 16 clients")
+    all_axes[0].set_ylabel("responses per second, 16 clients")
     all_axes[len(all_axes) // 2].legend(**LEGEND)
     return figure
 
 
 def trips(results: Results) -> Figure | None:
-    """Round trips to the database that an answer takes."""
+    """Round trips to the database per response."""
     found = round_trips(results)
     if not found:
         return None
     figure, (axes,) = panels(1)
     values = {app: [trips_of[app] for _, trips_of in found] for app in found[0][1]}
     bars(axes, [operation for operation, _ in found], values, ".1f")
-    axes.set_ylabel("median answer, in round trips of 10 ms")
+    axes.set_ylabel("median response time, in round trips of 10 ms")
     axes.legend(**LEGEND)
     return figure
 
 
 def crowd(results: Results) -> Figure | None:
-    """Throughput by the number of clients: a row for each latency, a column for each operation."""
+    """Throughput by number of clients: one row per latency, one column per operation."""
     measured = [one for one in results.measurements if one.cell.chapter in {"speed", "crowd"}]
     measured = [one for one in measured if {*APPS} <= {*one.cell.apps}]
     measured = [one for one in measured if one.cell.operation in MAIN]
@@ -138,9 +138,9 @@ def crowd(results: Results) -> Figure | None:
             axes.grid()
             if not row:
                 axes.set_title(operation, fontsize=10)
-        grid[row, 0].set_ylim(bottom=0)  # of the row, whose highest value is known only now
-        grid[row, 0].set_ylabel(f"a second,\ndatabase at {latency} ms")
-    grid[-1, len(operations) // 2].set_xlabel("clients at once")
+        grid[row, 0].set_ylim(bottom=0)  # now that all of the row is drawn
+        grid[row, 0].set_ylabel(f"per second,\ndatabase at {latency} ms")
+    grid[-1, len(operations) // 2].set_xlabel("concurrent clients")
     figure.tight_layout()
     legend = LEGEND | {"bbox_to_anchor": (0.5, 0.98)}
     figure.legend(*grid[0, 0].get_legend_handles_labels(), **legend)
@@ -152,7 +152,7 @@ def short(number: int) -> str:
 
 
 def pool(results: Results) -> Figure | None:
-    """Throughput, and the 99th percentile, by connections: a column for each operation."""
+    """Throughput and 99th percentile by number of connections, one column per operation."""
     found = results.of("pool")
     operations = sorted({one.cell.operation for one in found}, reverse=True)
     if not found:
@@ -179,9 +179,9 @@ def pool(results: Results) -> Figure | None:
         bottom.set_xlabel("connections in the pool")
         for axes in (top, bottom):
             axes.grid()
-    grid[0, 0].set_ylim(bottom=0)  # of the row, whose highest value is known only now
-    grid[0, 0].set_ylabel(f"answers a second, {found[0].cell.clients} clients")
-    grid[1, 0].set_ylabel("their 99th percentile, ms")
+    grid[0, 0].set_ylim(bottom=0)  # now that all of the row is drawn
+    grid[0, 0].set_ylabel(f"responses per second, {found[0].cell.clients} clients")
+    grid[1, 0].set_ylabel("99th percentile, ms")
     figure.tight_layout()
     legend = LEGEND | {"bbox_to_anchor": (0.5, 0.98), "fontsize": 9}
     figure.legend(*grid[0, 0].get_legend_handles_labels(), **legend)
@@ -189,7 +189,7 @@ def pool(results: Results) -> Figure | None:
 
 
 def growth(results: Results) -> Figure | None:
-    """The time of a page by the number of tasks its owner has."""
+    """Response time of a page by the owner's number of tasks."""
     found = [one for one in results.of("growth") if one.cell.owners == 1]
     if len({one.cell.tasks for one in found}) < 2:
         return None
@@ -206,7 +206,7 @@ def growth(results: Results) -> Figure | None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("tasks of one owner")
-    axes.set_ylabel("median time of a page, ms")
+    axes.set_ylabel("median response time of a page, ms")
     axes.grid()
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

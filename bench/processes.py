@@ -1,4 +1,4 @@
-"""The programs that are measured: how they start, and that none outlives us."""
+"""Start and stop the programs of a run, so that none outlives us."""
 
 import math
 import os
@@ -20,9 +20,9 @@ import psycopg2
 
 HERE = Path(__file__).parent
 START_SECONDS = 30
-LISTENING_SECONDS = 0.25  # between two looks at what a program has said
+LISTENING_SECONDS = 0.25  # between two looks at a program's output
 BACKLOG = 2048  # uvicorn's default
-# What a program may know of the shell's environment: nothing that could be a setting of an app.
+# Environment variables that programs inherit: none that an app could read as a setting.
 PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYENV_ROOT"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE"),
@@ -34,7 +34,7 @@ Command = Sequence[str | Path]
 
 
 class BenchError(Exception):
-    """Why there is nothing to measure, and what to do about it."""
+    """Says why the benchmark cannot run, and what to do about it."""
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -53,11 +53,10 @@ def run(
     since: float = 0,
     **variables: str,
 ) -> str:
-    """Run a command to its end. Returns its output. Raises BenchError with the end of that.
+    """Run a command and return its output. Raises BenchError with the last lines of it.
 
-    It is told to end (SIGINT) when it has said nothing for `silence` seconds, counted from `since`
-    seconds after its start at the earliest. Where we are interrupted, it and all that it started
-    are ended.
+    The command gets a SIGINT when it has printed nothing for `silence` seconds, not counting the
+    first `since` seconds. If we are interrupted, it is killed together with its children.
     """
     with subprocess.Popen(
         command,
@@ -81,7 +80,7 @@ def run(
                     now = time.monotonic()
                     if now - start > seconds:
                         raise BenchError(
-                            f"{command[0]} was not done after {seconds:.0f} s"
+                            f"{command[0]} did not finish within {seconds:.0f} s"
                         ) from None
                     if len(pause.output or b"") > heard:
                         heard, last = len(pause.output), max(now, last)
@@ -105,9 +104,9 @@ def fed_by_pipe(
     pass_fds: Sequence[int] = (),
     variables: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a program that ends when its standard input does; the system sees to that if we cannot.
+    """Run a program that ends when its standard input closes, which happens even if we are killed.
 
-    Ctrl-C does not reach it: it is ended in its turn.
+    Ctrl-C does not reach it, so that programs end in order.
     """
     process = subprocess.Popen(
         command,
@@ -137,7 +136,7 @@ def fed_by_pipe(
 
 @contextmanager
 def distant(url: str, milliseconds: float) -> Iterator[str]:
-    """Move the database away by so many milliseconds. Yields its URL from there."""
+    """Add `milliseconds` of latency to the database. Yields the URL of the proxy."""
     if not milliseconds:
         yield url
         return
@@ -151,7 +150,7 @@ def distant(url: str, milliseconds: float) -> Iterator[str]:
 
 
 def round_trip(url: str, times: int = 100) -> float:
-    """Return the median time of the smallest query, in milliseconds."""
+    """Return the median time of `SELECT 1` in milliseconds."""
     connection = psycopg2.connect(url)
     connection.autocommit = True
     taken = []
@@ -165,10 +164,10 @@ def round_trip(url: str, times: int = 100) -> float:
 
 
 class App:
-    """One of the apps, served at `port`. It can be started anew.
+    """An app, served at `port`.
 
-    folder: where it runs, and has its modules. modules: further folders that have some.
-    health: the path at which it says that it lives, if it has one.
+    folder: its working directory and module path. modules: further folders on the module path.
+    health: the path of its health check, if it has one.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class App:
         self._command: Command = [python, "-P", HERE / "serve.py", target]
         self._folder = folder
         path = os.pathsep.join(map(str, (folder, *modules)))
-        self._variables = variables | {"PYTHONPATH": path}  # and not our folder: -P
+        self._variables = variables | {"PYTHONPATH": path}  # without our folder, due to -P
         self.port = 0
 
     def __enter__(self) -> "App":
@@ -220,7 +219,7 @@ class App:
         self._running.__exit__(None, None, None)
 
     def _wait(self) -> None:
-        """Wait until it answers; any answer will do."""
+        """Wait for any response."""
         end = time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < end:
             connection = HTTPConnection("127.0.0.1", self.port, timeout=START_SECONDS)
@@ -239,7 +238,7 @@ class App:
         return self._process.pid
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that it has used. Raises BenchError, if it has ended."""
+        """Return the CPU time used so far. Raises BenchError if the app has ended."""
         try:
             times = psutil.Process(self.pid).cpu_times()
         except psutil.NoSuchProcess:
@@ -247,6 +246,6 @@ class App:
         return float(times.user + times.system)
 
     def restart(self) -> None:
-        """Start it anew: after a lock-up, it would be busy with requests that nobody waits for."""
+        """Restart the app: after a lock-up, it would be busy with abandoned requests."""
         self.__exit__(None, None, None)
         self.__enter__()

@@ -1,8 +1,8 @@
-"""What the time of a list and of a creation is spent for, as py-spy sees it from outside.
+"""Profile list and create requests with py-spy.
 
-Only one thread of Python runs at a time: the one that holds the interpreter's lock (GIL). Each
-sample looks at that one. What C code does without the lock, as libpq does while it waits for the
-database, is in no sample, and keeps nobody from answering.
+Only one Python thread runs at a time: the one that holds the global interpreter lock (GIL). Each
+sample looks at that thread. C code that releases the lock, such as libpq while it waits for the
+database, appears in no sample, and does not block other requests.
 """
 
 import re
@@ -26,9 +26,9 @@ from .subjects import World
 
 OPERATIONS = ("list", "get", "create")
 CLIENTS = 16
-ROUNDS, ROUND_SECONDS = 3, 3  # without py-spy: what an answer costs
+ROUNDS, ROUND_SECONDS = 3, 3  # without py-spy, for the CPU time per response
 SAMPLED_SECONDS = 20
-SAMPLES_A_SECOND = 97  # a prime, so that nothing else keeps step with it
+SAMPLES_A_SECOND = 97  # a prime, so that no periodic work runs in step with it
 NOW = "now"
 
 FRAMEWORK, OURS = "FastAPI and Starlette", "our routes and dependencies"
@@ -36,7 +36,7 @@ STATEMENTS = "our database modules"
 LOOP, THREADS, CHECKS = "uvicorn and the event loop", "threads", "validation and JSON"
 ORM, DRIVER, LOGS = "SQLAlchemy", "psycopg2", "logs"
 PARTS = (LOOP, FRAMEWORK, CHECKS, OURS, STATEMENTS, THREADS, ORM, DRIVER, LOGS)
-# A frame says `Class.function (/path/of/file.py:12)`. The first pattern that fits tells its part.
+# A frame reads `Class.function (/path/of/file.py:12)`. The first pattern that matches decides.
 PATTERNS = (
     (DRIVER, r"\b(do_execute|do_rollback|do_commit|fetch\w+) \(.*/sqlalchemy/"),  # they call it
     (DRIVER, r"/site-packages/psycopg2/|/todo-backend/psycopg2_asyncio\.py"),
@@ -57,31 +57,31 @@ TITLE = re.compile(r'(<text id="title"[^>]*>)[^<]*')  # py-spy writes its comman
 
 @dataclass(frozen=True)
 class Profile:
-    """What an operation costs in one version of the template."""
+    """The cost of an operation in one version of the template."""
 
     version: str
     operation: str
-    cpu_us: float  # of the app's process, for an answer, without py-spy
+    cpu_us: float  # of the app's process, per response, without py-spy
     samples: int
-    shares: dict[str, float]  # of the samples, by part, in percent
+    shares: dict[str, float]  # percentage of samples by part
 
     @property
     def name(self) -> str:
-        """The flame graph's name."""
+        """File name of the flame graph."""
         version = "" if self.version == NOW else "-before"
         return f"profile-{self.operation}{version}.svg"
 
 
 def seconds(before: str | None) -> float:
-    """Return how long the apps will be under load."""
+    """Return the total time under load."""
     once = ROUNDS * ROUND_SECONDS + 2 * SAMPLED_SECONDS
     return once * len(OPERATIONS) * (2 if before else 1)
 
 
 def take(folder: Path, display: Display, before: str | None = None) -> list[Profile]:
-    """Profile the project, and the one at a commit `before`.
+    """Profile the project, and that of the commit `before` if given.
 
-    Leaves flame graphs in `folder`, an empty one. Raises BenchError.
+    Writes flame graphs to `folder`, which must be empty. Raises BenchError.
     """
     require_wrk()
     require_py_spy()
@@ -132,7 +132,7 @@ def compare(
 
 
 def record(app: App, requests: Sequence[bytes], file: Path, *options: str) -> None:
-    """Have py-spy watch an app under load."""
+    """Record an app under load with py-spy."""
     with ThreadPoolExecutor(1) as thread:
         load = thread.submit(send, app.port, requests, CLIENTS, SAMPLED_SECONDS + 2)
         time.sleep(0.5)
@@ -149,14 +149,14 @@ def require_py_spy() -> str:
     """Return py-spy's path. Raises BenchError."""
     program = shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if program is None:
-        raise BenchError("py-spy, which takes the profiles, is not installed: uv sync")
+        raise BenchError("py-spy is not installed: uv sync")
     return program
 
 
 def read(text: str) -> dict[str, int]:
-    """Return the samples of each stack, whose frames are separated by semicolons, outermost first.
+    """Return the number of samples by stack. Frames are separated by ";", outermost first.
 
-    Source: py-spy's format "raw", the one that flamegraph.pl reads.
+    Source: py-spy's format "raw", as read by flamegraph.pl.
     """
     stacks: dict[str, int] = {}
     for line in text.splitlines():
@@ -175,9 +175,9 @@ def shares(stacks: dict[str, int]) -> dict[str, float]:
 
 
 def part_of(stack: str) -> str:
-    """Return the part that the innermost frame belongs to.
+    """Return the part of the innermost frame.
 
-    What the standard library does is done for whoever called it.
+    Frames of the standard library count for their caller.
     """
     for frame in reversed(stack.split(";")):
         for part, pattern in PATTERNS:
@@ -187,12 +187,12 @@ def part_of(stack: str) -> str:
 
 
 def markdown(profiles: Sequence[Profile]) -> str:
-    """Return a table for each operation, one column for each version."""
+    """Return one table per operation, with one column per version."""
     text = (
-        "Where the time of an answer goes: the share of samples by the part of the program that the"
+        "Where the time of a request goes: the share of samples by the part of the program that the"
         f" innermost frame belongs to, at {CLIENTS} clients. py-spy sampled {SAMPLES_A_SECOND}"
-        f" times a second for {SAMPLED_SECONDS} s, each time the thread that held the interpreter's"
-        " lock. Processor time is that of the app's process, without py-spy.\n"
+        f" times per second for {SAMPLED_SECONDS} s, always the thread that held the GIL. Processor"
+        " time is that of the app's process, measured without py-spy.\n"
     )
     tables = []
     for operation in dict.fromkeys(profile.operation for profile in profiles):
@@ -203,7 +203,7 @@ def markdown(profiles: Sequence[Profile]) -> str:
             [part, *(f"{one.shares[part]:.1f} %" for one in found)]
             for part in sorted(PARTS, key=lambda part: -found[0].shares[part])
         ]
-        rows.append(["processor time, µs an answer", *(f"{one.cpu_us:,.0f}" for one in found)])
+        rows.append(["processor time per response, µs", *(f"{one.cpu_us:,.0f}" for one in found)])
         rows.append(["samples", *(f"{one.samples:,}" for one in found)])
         rows.append(["flame graph", *(f"[svg]({one.name})" for one in found)])
         tables.append(f"## {operation}\n\n{table(['part', *titles], rows)}")
@@ -211,7 +211,7 @@ def markdown(profiles: Sequence[Profile]) -> str:
 
 
 def write(profiles: Sequence[Profile], graphs: Path, folder: Path) -> str:
-    """Write the table and the flame graphs, which lie in `graphs`. Returns the table."""
+    """Write the tables, and copy the flame graphs from `graphs`. Returns the tables."""
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(profiles)
     (folder / "profiles.md").write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""Generates the project that is measured, and takes the time of that."""
+"""Generate the project to measure, and time the generation."""
 
 import io
 import json
@@ -22,8 +22,8 @@ REPOSITORY = Path(__file__).parent.parent
 HERE = Path(__file__).parent
 SLUG = "todo-backend"
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
-# For equal conditions: no commit waits for the disk, and no housekeeping comes in between.
-# bench.data does the housekeeping, before anything is measured.
+# For equal conditions, no checkpoint or vacuum runs during a measurement: bench.data does both
+# before. The embedded server does not wait for the disk on commit.
 POSTGRES_SETTINGS = (
     "autovacuum=off",
     "checkpoint_timeout=1h",
@@ -34,7 +34,7 @@ POSTGRES_SETTINGS = (
 
 
 def timed(*command: str | Path, cwd: Path, expect: str = "") -> float:
-    """Run a command to its end. Returns seconds. Raises BenchError where `expect` is not said."""
+    """Run a command and return its seconds. Raises BenchError if its output lacks `expect`."""
     start = time.perf_counter()
     output = run(*command, cwd=cwd)
     if expect not in output:
@@ -53,7 +53,7 @@ class Project:
         return self.path / ".venv" / "bin" / "python"
 
     def install(self, package: str, folder: Path) -> str:
-        """Install a package into a folder, not into the project. Returns its name and version."""
+        """Install a package into `folder`, not into the project. Returns its name and version."""
         options = ("--quiet", "--python", self.python, "--target", folder)
         run(UV, "pip", "install", *options, package, cwd=folder)
         (found,) = distributions(name=package, path=[str(folder)])
@@ -62,12 +62,12 @@ class Project:
     def ask_for_world(
         self, url: str, users: Sequence[str], tasks: Mapping[str, datetime], password: str
     ) -> dict[str, Any]:
-        """Return what bench/insider.py tells of the world. tasks: when each was created."""
+        """Return the `world` of bench/insider.py. tasks: creation times by id."""
         created = {task: moment.isoformat() for task, moment in tasks.items()}
         return self._ask("world", url, {"users": users, "tasks": created, "password": password})
 
     def time_sessions(self, url: str) -> dict[str, float]:
-        """Return what bench/insider.py tells of sessions, in seconds."""
+        """Return the `sessions` of bench/insider.py, in seconds."""
         return self._ask("sessions", url, {})
 
     def _ask(self, word: str, url: str, question: dict[str, Any]) -> dict[str, Any]:
@@ -87,13 +87,13 @@ class Project:
         return answer
 
     def stop_postgres(self) -> None:
-        """Stop the server that generation started, if it came so far."""
+        """Stop the server that generation started, if it got that far."""
         if self.python.exists():
             run(self.python, "manage.py", "postgres", "stop", cwd=self.path)
 
     @contextmanager
     def postgres(self) -> Iterator[str]:
-        """Serve an empty, migrated database that ends with us. Yields its URL."""
+        """Run an empty, migrated database until the end of the block. Yields its URL."""
         settings = [f"--set={setting}" for setting in POSTGRES_SETTINGS]
         command: Command = [self.python, "-X", "utf8", "-m", "postgres.embedded", *settings]
         with fed_by_pipe(command, cwd=self.path, stdout=subprocess.PIPE) as process:
@@ -105,15 +105,15 @@ class Project:
             else:
                 raise BenchError(f"PostgreSQL did not start:\n{end_of(output)}")
             url = line.strip()
-            # Not `manage.py migrate`: that starts the project's own server, and migrates that.
+            # Not `manage.py migrate`, which would start and migrate the project's own server.
             run(self.python, "-m", "alembic", "upgrade", "head", cwd=self.path, DATABASE_URL=url)
             yield url
 
 
 def copy_template(target: Path, commit: str | None = None) -> Path:
-    """Copy the template as git would hand it on: caches of the working tree are left behind.
+    """Copy the files of the template that git knows or would add, without caches.
 
-    commit: an earlier one, None for what is there now.
+    commit: an earlier commit, or None for the working tree.
     """
     try:
         if commit:
@@ -123,12 +123,12 @@ def copy_template(target: Path, commit: str | None = None) -> Path:
             return target
         listing = git("ls-files", "--cached", "--others", "--exclude-standard", "-z").decode()
     except OSError:
-        raise BenchError("git is not installed, which knows the template's files") from None
+        raise BenchError("git is not installed; it lists the template's files") from None
     except subprocess.CalledProcessError as error:
         text = end_of(error.stderr.decode("utf-8", "replace"))
-        raise BenchError(f"git does not know the template's files:\n{text}") from None
+        raise BenchError(f"git could not list the template's files:\n{text}") from None
     for name in filter(None, listing.split("\0")):
-        with suppress(FileNotFoundError):  # deleted, and not committed yet
+        with suppress(FileNotFoundError):  # deleted but not committed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, target / name)
     return target
@@ -141,15 +141,15 @@ def git(*arguments: str) -> bytes:
 
 
 def generate(folder: Path, commit: str | None = None) -> tuple[Project, float]:
-    """Generate a project. Returns it, its server stopped, and the seconds that it took.
+    """Generate a project and stop its server. Returns the project and the seconds it took.
 
-    folder: an empty one. commit: as `copy_template` takes it.
+    folder: must be empty. commit: see `copy_template`.
     """
     template = copy_template(folder / "template", commit)
     project = Project(folder / SLUG)
     cookiecutter = (sys.executable, "-m", "cookiecutter", template, "--no-input")
     try:
-        # The hook never fails: it says what is left to do.
+        # The hook never fails: it prints what is left to do.
         seconds = timed(*cookiecutter, "--output-dir", folder, cwd=folder, expect="It is ready")
     finally:
         project.stop_postgres()
@@ -157,10 +157,10 @@ def generate(folder: Path, commit: str | None = None) -> tuple[Project, float]:
 
 
 def time_parts(project: Project, folder: Path) -> dict[str, float]:
-    """Take the steps that no generator could leave out, in a bare copy, and time each.
+    """Time the steps that no generator could skip, in a fresh copy of the project.
 
-    Returns seconds. The copy is as new as the generated project was: nothing installed, nothing
-    compiled, no lock, no data.
+    Returns the seconds of each step. The copy has nothing installed or compiled, no lock file and
+    no data.
     """
     leave_out = shutil.ignore_patterns(".venv", ".postgres", ".git", "__pycache__", "uv.lock")
     bare = Project(Path(shutil.copytree(project.path, folder, ignore=leave_out)))

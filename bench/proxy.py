@@ -1,8 +1,8 @@
-"""A TCP proxy that makes a database on this machine as far away as one in a data centre.
+"""A TCP proxy that adds latency, as if the local database were in a data centre.
 
-`python proxy.py PORT MILLISECONDS` prints the port at which it listens, and adds that time to each
-round trip to 127.0.0.1:PORT. It ends when its standard input does, so with whoever started it.
-Bandwidth and the number of connections are not limited: nothing waits for what was sent before it.
+`python proxy.py PORT MILLISECONDS` prints the port it listens on, and adds that time to each round
+trip to 127.0.0.1:PORT. It ends when its standard input closes, so it does not outlive its parent.
+It limits neither bandwidth nor connections, and no data queues behind earlier data.
 """
 
 import asyncio
@@ -12,16 +12,16 @@ from typing import cast
 
 
 class End(asyncio.Protocol):
-    """One end of a connection through the proxy: hands on what it receives, `delay` seconds later.
+    """One end of a proxied connection: forwards what it receives after `delay` seconds.
 
-    All of a connection's data waits equally long, so its order stays.
+    The delay is the same for all data of a connection, so the order is kept.
     """
 
     def __init__(self, delay: float) -> None:
         self.delay = delay
         self.other: End | None = None
         self.transport: asyncio.Transport | None = None
-        self.early = b""  # what came before the other end was there
+        self.early = b""  # received before the other end was connected
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -44,10 +44,10 @@ class End(asyncio.Protocol):
 
 
 class ClientEnd(End):
-    """The end at which the app connects. The way there costs the whole round trip's time.
+    """The client's end. It adds the whole round trip's latency to the way to the database.
 
-    An app sends one message and waits for its answer, so where the time passes makes no
-    difference, and one timer is more exact than two.
+    An app sends one message and waits for its answer, so it makes no difference which way is
+    delayed, and one timer is more precise than two.
     """
 
     def __init__(self, delay: float, port: int) -> None:
@@ -74,7 +74,7 @@ async def serve(port: int, delay: float) -> None:
 
 def main() -> None:
     port, milliseconds = int(sys.argv[1]), float(sys.argv[2])
-    # select() waits to the microsecond. epoll, and uvloop's timers, round up to milliseconds.
+    # select() has a resolution of microseconds; epoll and uvloop's timers round up to milliseconds.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(serve(port, milliseconds / 1000))

@@ -1,7 +1,7 @@
-"""Asks an app for its health while it is under load, as platforms do, which may restart it.
+"""Health checks under load, like those of platforms that restart an app which fails them.
 
-Some keep a connection for that, others open a new one each time, which has to be accepted first,
-behind all the clients that come at the same moment.
+Some platforms keep one connection for health checks. Others open a new one each time, which queues
+behind all clients that connect at the same moment.
 """
 
 import statistics
@@ -14,26 +14,26 @@ from http.client import HTTPConnection, HTTPException
 
 from .load import Health
 
-PERIOD_MS = 50  # of questions on one connection
-NEW_SECONDS = 0.25  # between questions on new connections, which cost the app more
+PERIOD_MS = 50  # between checks on the kept connection
+NEW_SECONDS = 0.25  # between checks on new connections, which cost the app more
 PATIENCE_SECONDS = 30
-AT_ONCE = 200  # questions on new connections that may wait for an answer
+AT_ONCE = 200  # maximum number of pending checks on new connections
 
-Times = list[float | None]  # milliseconds, None for a question that got no 200
+Times = list[float | None]  # milliseconds; None for a check that did not get a 200
 
 
 class Pulse:
-    """What was found out, in full when the load is over."""
+    """Times of the health checks; complete when the load is over."""
 
     def __init__(self) -> None:
         self.kept: Times = []
         self.new: Times = []
 
     def health(self) -> Health:
-        """Tell of the questions on one connection.
+        """Summarize the checks on the kept connection.
 
-        The next one waits for an answer to the last. So for each long wait, the ones are added
-        that others would have had who asked meanwhile.
+        A check starts only when the previous one is answered. So each long wait also counts for
+        the checks that were due in the meantime (coordinated omission).
         """
         waits: Times = []
         for wait in self.kept:
@@ -44,7 +44,7 @@ class Pulse:
         return summary(waits)
 
     def probe(self) -> Health:
-        """Tell of the questions on new connections."""
+        """Summarize the checks on new connections."""
         return summary(self.new)
 
 
@@ -59,7 +59,7 @@ def summary(times: Sequence[float | None]) -> Health:
 
 @contextmanager
 def pulse(port: int, path: str) -> Iterator[Pulse]:
-    """Ask again and again until the end of the block."""
+    """Check health repeatedly until the end of the block."""
     found, over = Pulse(), threading.Event()
     kept = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     ask(kept, path)
@@ -92,13 +92,13 @@ def pulse(port: int, path: str) -> Iterator[Pulse]:
 
 
 def ask(connection: HTTPConnection, path: str) -> float | None:
-    """Return how many milliseconds the answer took, None if it is not a 200."""
+    """Return the response time in milliseconds, or None if the response is not a 200."""
     start = time.perf_counter()
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         response.read()
     except (OSError, HTTPException):
-        connection.close()  # the next request opens it anew
+        connection.close()  # the next request reopens it
         return None
     return (time.perf_counter() - start) * 1000 if response.status == 200 else None

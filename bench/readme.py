@@ -1,4 +1,4 @@
-"""What the README of the template tells of a full run: which of the design's numbers hold."""
+"""The benchmark section of the template's README: which of the design goals a full run meets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,35 +12,35 @@ from .report import TIMES, apps_of, by_latency, medians, round_trips
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 COMPARED = ("list", "get", "create")
 PLOTS = {
-    "speed": "Answers a second of each app, by operation and distance of the database",
-    "trips": "Round trips to the database that an answer takes",
-    "crowd": "Answers a second, by the number of clients at once",
-    "growth": "Time of a page, by the number of tasks its owner has",
-    "pool": "Answers a second and their times, by the size of the pool",
+    "speed": "Responses per second of each app, by operation and database latency",
+    "trips": "Round trips to the database per response",
+    "crowd": "Responses per second, by number of concurrent clients",
+    "growth": "Response time of a page, by the owner's number of tasks",
+    "pool": "Responses per second and their times, by pool size",
 }
 INTRODUCTION = """\
-These apps give the same answers from the same rows, and were measured in turn within one run:
+All apps return the same responses from the same rows. They were measured in turn, in one run:
 
 {apps}
 App, database and clients share {processor}.
 """
 WHAT_APPS_ARE = {
     "ours": "a generated project with its defaults",
-    "textbook": "the app that tutorials lead to: `def` routes, a session by `yield`, a user"
-    " look-up, count and offset",
-    "floor": "Starlette and bare psycopg2 in threads, the least that Python can do there",
+    "textbook": "the app that tutorials lead to: `def` routes, a `yield` session, a user lookup,"
+    " count and offset",
+    "floor": "Starlette and bare psycopg2 in threads, the minimum work that Python needs",
     "async floor": "the same on the event loop, on psycopg2's asynchronous connections",
 }
 CONCLUSION = """\
 [{place}]({place}/results.md) has all figures of this run ({date}), with errors and
-percentiles. `uv run python -m bench` measures anew: the ratios should come out alike elsewhere, the
-absolute numbers will not.
+percentiles. Run the benchmark yourself with `uv run python -m bench`: expect similar ratios, but
+different absolute numbers.
 """
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A number that was to hold, and what was measured. holds: yes, no, or where it does."""
+    """A goal and its measurement. holds: "yes", "no", or where it holds."""
 
     what: str
     wanted: str
@@ -49,7 +49,7 @@ class Goal:
 
 
 def goals(results: Results) -> list[Goal]:
-    """Compare a run with the numbers of the design. What was not measured is left out."""
+    """Compare a run with the design goals. Goals that were not measured are left out."""
     found = [
         speed(results, "textbook", {"list": 3.5, "get": 3.5, "create": 5}),
         speed(results, "floor", dict.fromkeys(COMPARED, 0.9)),
@@ -71,7 +71,7 @@ def yes_if(*facts: bool) -> str:
 
 
 def speed(results: Results, other: str, wanted: dict[str, float]) -> Goal | None:
-    """Compare answers a second. wanted: the least ratio, by operation."""
+    """Compare responses per second. wanted: the minimum ratio by operation."""
     measured, held = [], []
     cells = [one for one in results.of("speed") if one.cell.clients == 16]
     latencies = by_latency([one for one in cells if one.cell.operation in COMPARED])
@@ -84,7 +84,7 @@ def speed(results: Results, other: str, wanted: dict[str, float]) -> Goal | None
     if not measured:
         return None
     return Goal(
-        f"answers a second at 16 clients, ours ÷ {other}, by distance of the database",
+        f"responses per second at 16 clients, ours ÷ {other}, by database latency",
         "at least " + grouped(wanted),
         "; ".join(measured),
         "yes" if len(held) == len(latencies) else f"at {' and '.join(held)}" if held else "no",
@@ -92,7 +92,7 @@ def speed(results: Results, other: str, wanted: dict[str, float]) -> Goal | None
 
 
 def grouped(wanted: dict[str, float]) -> str:
-    """Return "3.5 × (list, get), 5 × (create)", or one number where all are the same."""
+    """Return "3.5 × (list, get), 5 × (create)", or one number if all are the same."""
     numbers = sorted(set(wanted.values()))
     if len(numbers) == 1:
         return f"{numbers[0]:g} {TIMES}"
@@ -101,7 +101,7 @@ def grouped(wanted: dict[str, float]) -> str:
 
 
 def processor_time(results: Results) -> Goal | None:
-    """Tell what varies less than answers a second on a machine that others use, too."""
+    """Report CPU time, which varies less than responses per second on a shared machine."""
     cells = [one for one in results.of("speed") if one.cell.clients == 16]
     cells = [one for one in cells if one.cell.operation in COMPARED]
     if not cells:
@@ -117,8 +117,8 @@ def processor_time(results: Results) -> Goal | None:
         for latency, group in latencies
     ]
     return Goal(
-        "processor time of the app for an answer at 16 clients, µs: ours / floor / textbook",
-        "the steadier figure, beside the two above",
+        "processor time per response at 16 clients, µs: ours / floor / textbook",
+        "no goal: a steadier figure than the two above",
         "; ".join(measured),
         "",
     )
@@ -130,7 +130,7 @@ def trips(results: Results) -> Goal | None:
     if not found:
         return None
     return Goal(
-        "round trips of 10 ms in the median answer to one client",
+        "median response time for one client, in round trips of 10 ms",
         "at most 1.3",
         ", ".join(f"{operation} {number:.2f}" for operation, number in found),
         yes_if(*(number <= 1.3 for _, number in found)),
@@ -146,8 +146,8 @@ def crowd(results: Results) -> Goal | None:
     if not found:
         return None
     return Goal(
-        "requests answered with a 2xx, 200 and 1,000 clients at once",
-        "all by ours, none by textbook",
+        "requests that get a 2xx, with 200 and 1,000 concurrent clients",
+        "all of ours, none of textbook",
         f"ours {shares(found, 'ours')}, floor {shares(found, 'floor')},"
         f" textbook {shares(found, 'textbook')}",
         yes_if(all(share(one, "ours", "succeeded") == 100 for one in found)),
@@ -155,7 +155,7 @@ def crowd(results: Results) -> Goal | None:
 
 
 def shares(found: Sequence[Measurement], app: str) -> str:
-    """Return the share of requests answered with a 2xx, from the worst to the best measurement."""
+    """Return the share of requests that got a 2xx, as a range if measurements differ."""
     numbers = sorted({f"{share(one, app, 'succeeded'):.0f}" for one in found}, key=float)
     return f"{numbers[0]} %" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} %"
 
@@ -174,7 +174,7 @@ def overload(results: Results) -> Goal | None:
     sent = sum(one.total("ours", "sent") for one in found)
     most = max(one.cell.clients for one in found)
     return Goal(
-        f"requests to ours, up to {most:,} clients at once, log-ins among them",
+        f"requests to ours, with up to {most:,} concurrent clients, including logins",
         "each gets a 2xx, or a 503 with Retry-After",
         f"{sent:,} requests, {refused:,} {TIMES} 503, {failed:,} failed",
         yes_if(failed == 0),
@@ -188,7 +188,7 @@ def health(results: Results, kind: str, how: str, limit_ms: float) -> Goal | Non
     in_time = [one for one in found if one.p99_ms <= limit_ms and not one.failed]
     failed = sum(one.failed for one in found)
     return Goal(
-        f"`/health` of ours meanwhile, asked on {how}",
+        f"`/health` of ours under that load, on {how}",
         f"p99 at most {limit_ms:,.0f} ms",
         f"median {median(one.p50_ms for one in found):.0f} ms, p99 at most"
         f" {max(one.p99_ms for one in found):,.0f} ms, longest"
@@ -211,7 +211,7 @@ def growth(results: Results) -> Goal | None:
     if not ratios:
         return None
     return Goal(
-        "a page of an owner with 1,000,000 tasks, against one with 1,000",
+        "a page for an owner with 1,000,000 tasks, compared to one with 1,000",
         f"at most 1.5 {TIMES} the time",
         ", ".join(f"{name} {ratio:.2f} {TIMES}" for name, ratio in ratios.items()),
         yes_if(*(ratio <= 1.5 for ratio in ratios.values())),
@@ -224,7 +224,7 @@ def generation(results: Results) -> Goal | None:
     parts, whole = medians(results.generations)
     alone = sum(parts.values())
     return Goal(
-        "generating a project, to its smoke test, against what it cannot do without",
+        "generating a project, smoke test included, compared to the steps it needs at least",
         f"at most 1.3 {TIMES} the time, and under 10 s",
         f"{whole / alone:.2f} {TIMES}, {whole:.1f} s",
         yes_if(whole <= 1.3 * alone, whole < 10),
@@ -236,7 +236,7 @@ def sessions(results: Results) -> Goal | None:
         return None
     connect, session = results.sessions["connect"], results.sessions["session"]
     return Goal(
-        "a first connection; a session taken and given back",
+        "a first connection; opening and closing a session",
         "under 3 s; under 50 ms",
         f"{connect:.2f} s; {1000 * session:.1f} ms",
         yes_if(connect < 3, session < 0.05),
@@ -244,7 +244,7 @@ def sessions(results: Results) -> Goal | None:
 
 
 def summary(results: Results, folder: Path, root: Path) -> str:
-    """Return what stands between the README's markers. folder: of the plots; root: the README's."""
+    """Return the text between the README's markers. folder: of the plots. root: of the README."""
     rows = [[goal.what, goal.wanted, goal.measured, goal.holds] for goal in goals(results)]
     lines = [["", "wanted", "measured", "holds"], ["---"] * 4, *rows]
     facts = results.machine
@@ -263,7 +263,7 @@ def summary(results: Results, folder: Path, root: Path) -> str:
 
 
 def write(readme: Path, text: str) -> None:
-    """Put a text between the markers. Raises BenchError where there are none."""
+    """Replace the text between the markers. Raises BenchError if there are none."""
     old = readme.read_text("utf-8")
     before, begin, rest = old.partition(BEGIN)
     _, end, after = rest.partition(END)

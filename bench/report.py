@@ -1,4 +1,4 @@
-"""What was measured, as tables in Markdown."""
+"""Results as Markdown tables."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def markdown(results: Results) -> str:
-    """Return all tables, each under a heading, with what one has to know to read it."""
+    """Return all tables, each with a heading and an explanation."""
     parts = [
         speed(results.of("speed")),
         trips(results),
@@ -29,13 +29,13 @@ def markdown(results: Results) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; all columns but the first hold numbers."""
+    """Return a table. All columns except the first hold numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def apps_of(found: Iterable[Measurement]) -> list[str]:
-    """Return which apps were measured: in runs of other versions, they may be others."""
+    """Return the apps that were measured; earlier versions measured others."""
     return [*dict.fromkeys(app for one in found for app in one.cell.apps)]
 
 
@@ -51,18 +51,18 @@ def session(found: list[Measurement]) -> str:
         return ""
     pairs = [("ours", "session"), ("session", "async textbook"), ("session", "textbook")]
     text = (
-        "What sessions cost, used as tutorials use them: a transaction for each request, a count"
-        " beside each page, commit and refresh. *session* does that with the project's `SessionDep`"
-        " and `CurrentUserId`, where *ours* sends one statement by `StatementDep`. *textbook*"
-        " (psycopg2, threads) and *async textbook* (asyncpg, event loop) have a session of their"
-        " own, look up the user, and try each connection before use (`pool_pre_ping`): one round"
-        " trip with psycopg2, three with asyncpg, whose dialect puts a transaction around it.\n"
+        "The cost of sessions used as in tutorials: a transaction per request, a count with each"
+        " page, commit and refresh. *session* does that with the project's `SessionDep` and"
+        " `CurrentUserId`; *ours* sends one statement through `StatementDep`. *textbook* (psycopg2,"
+        " threads) and *async textbook* (asyncpg, event loop) have their own session, look up the"
+        " user, and test each connection before use (`pool_pre_ping`): one round trip with"
+        " psycopg2, three with asyncpg, whose dialect wraps the test in a transaction.\n"
     )
     return f"### Sessions\n\n{text}\n{comparison(found, pairs)}"
 
 
 def comparison(found: Sequence[Measurement], pairs: Iterable[tuple[str, str]]) -> str:
-    """Return a table of apps side by side. pairs: the apps whose ratios it shows."""
+    """Return a table that compares apps. pairs: the apps whose ratios it shows."""
     apps = apps_of(found)
     head = ["operation", "clients", "database at", *apps]
     head += [f"{app} ÷ {other}" for app, other in pairs]
@@ -81,14 +81,14 @@ def comparison(found: Sequence[Measurement], pairs: Iterable[tuple[str, str]]) -
         for one in found
     ]
     text = (
-        "Answers a second (2xx; medians of the rounds), the times of answers in ms, and the app's "
-        f"processor time for an answer in µs ({' / '.join(apps)}).\n"
+        "2xx responses per second (medians of the rounds), response times in ms, and the app's "
+        f"processor time per response in µs ({' / '.join(apps)}).\n"
     )
     return f"{text}\n{table(head, rows)}\n{failures(found)}"
 
 
 def failures(found: Sequence[Measurement]) -> str:
-    """Tell what did not get a 2xx."""
+    """List the cells in which some requests did not get a 2xx."""
     lines = [
         f"- {one.cell}: {app}: {not_good:,} of {one.total(app, 'sent'):,}\n"
         for one in found
@@ -96,8 +96,8 @@ def failures(found: Sequence[Measurement]) -> str:
         if (not_good := one.total(app, "sent") - one.total(app, "succeeded"))
     ]
     if not lines:
-        return "Every request of this chapter was answered by a 2xx.\n"
-    return f"Not answered by a 2xx:\n\n{''.join(lines)}"
+        return "Every request of this chapter got a 2xx.\n"
+    return f"Requests without a 2xx:\n\n{''.join(lines)}"
 
 
 def times(ratio: float | None) -> str:
@@ -109,7 +109,7 @@ def percentiles(one: Measurement, app: str) -> str:
 
 
 def round_trips(results: Results) -> list[tuple[str, dict[str, float]]]:
-    """Return for each operation how many of the database's round trips its median answer takes."""
+    """Return by operation and app the median response time in round trips to the database."""
     return [
         (
             one.cell.operation,
@@ -129,15 +129,15 @@ def trips(results: Results) -> str:
         return ""
     apps = [*found[0][1]]
     rows = [[operation, *[f"{trips_of[app]:.2f}" for app in apps]] for operation, trips_of in found]
-    text = "The median answer to one client, as a multiple of the database's round trip of 10 ms.\n"
+    text = "Median response time for one client, in round trips to the database (10 ms).\n"
     return f"### Round trips\n\n{text}\n{table(['operation', *apps], rows)}"
 
 
 def crowd(found: list[Measurement]) -> str:
     if not found:
         return ""
-    head = ["operation", "clients", "database at", "app", "answered 2xx", "503, Retry-After"]
-    head += ["errors", "never answered", "2xx a second", "p50 / p99 ms"]
+    head = ["operation", "clients", "database at", "app", "2xx", "503 with Retry-After"]
+    head += ["errors", "never answered", "2xx per second", "p50 / p99 ms"]
     head += ["health, ms", "on a new connection"]
     rows = [
         [
@@ -158,18 +158,18 @@ def crowd(found: list[Measurement]) -> str:
         for app in one.cell.apps
     ]
     text = (
-        "All clients at once. After the last request they wait for what is missing, until nothing"
-        f" has come for {SILENCE_SECONDS} s; rates are 2xx a second until the last answer. A 503"
-        " with Retry-After is how a busy app refuses, and no error. Of the requests called log-ins,"
-        " one in ten is one; the rest are lists, single tasks and new ones. Health: p50 / p99 /"
-        " longest time of `/health`, asked meanwhile on a connection that was there before, and on"
-        " new ones.\n"
+        "Many concurrent clients. After the last request they wait for missing responses until none"
+        f" has come for {SILENCE_SECONDS} s; rates are 2xx per second until the last response. A"
+        " 503 with Retry-After is how a busy app refuses a request, so it is not an error. In the"
+        " operation log-ins, one request in ten is a login; the rest are list, get and create."
+        " Health: p50 / p99 / maximum time of `/health` under that load, on a kept connection and"
+        " on new ones.\n"
     )
     return f"### Crowds\n\n{text}\n{table(head, rows)}"
 
 
 def errors(one: Measurement, app: str) -> str:
-    """Return what was answered but 2xx and a 503 with Retry-After, by status, and what broke."""
+    """Return the counts of responses that are errors, by status, and of lost connections."""
     counts = {s: n for s, n in one.statuses(app).items() if not s.startswith("2")}
     if refused := one.total(app, "refused"):
         counts["503"] -= refused
@@ -197,7 +197,7 @@ def pool(found: list[Measurement]) -> str:
         for one in found
     ]
     head = ["operation", "database at", *[f"{size} connections" for size in POOLS.values()]]
-    text = f"Ours at {found[0].cell.clients} clients: answers a second, and their p99.\n"
+    text = f"Ours at {found[0].cell.clients} clients: responses per second / p99.\n"
     return f"### Pools\n\n{text}\n{table(head, rows)}\n{failures(found)}"
 
 
@@ -214,15 +214,15 @@ def growth(found: list[Measurement]) -> str:
         for one in found
     ]
     text = (
-        "The median time of an answer in ms, one client, all owners in one table. A page has 20"
+        "Median response time in ms, with one client and all owners in one table. A page has 20"
         " tasks.\n"
     )
-    head = ["operation", "tasks of an owner", "owners in turn", *APPS]
+    head = ["operation", "tasks per owner", "owners in turn", *APPS]
     return f"### Growth\n\n{text}\n{table(head, rows)}\n{failures(found)}"
 
 
 def medians(found: list[dict[str, float]]) -> tuple[dict[str, float], float]:
-    """Return the seconds of each part of a generation, and those of the whole."""
+    """Return the median seconds of each part of a generation, and of the whole."""
     parts = {part: statistics.median(one[part] for one in found) for part in found[0]}
     whole = parts.pop("whole")
     return parts, whole
@@ -234,8 +234,8 @@ def generation(found: list[dict[str, float]]) -> str:
     parts, whole = medians(found)
     alone = sum(parts.values())
     row = [*[f"{seconds:.2f}" for seconds in (*parts.values(), alone, whole)], times(whole / alone)]
-    text = "`cookiecutter --no-input` with warm caches, next to what it cannot do without, in s.\n"
-    head = [*parts, "these alone", "the whole", "ratio"]
+    text = "`cookiecutter --no-input` with warm caches, and the steps it needs at least, in s.\n"
+    head = [*parts, "sum of these", "whole", "ratio"]
     return f"### Generation\n\n{text}\n{table(head, [row])}"
 
 
@@ -243,8 +243,8 @@ def connections(seconds: dict[str, float]) -> str:
     if not seconds:
         return ""
     text = (
-        f"A first connection and a query on it: {seconds['connect']:.2f} s. A session with its"
-        f" connection, taken and given back: {1000 * seconds['session']:.2f} ms, median of 200.\n"
+        f"A first connection and a query on it: {seconds['connect']:.2f} s. Opening and closing a"
+        f" session with its connection: {1000 * seconds['session']:.2f} ms, median of 200.\n"
     )
     return f"### Connections\n\n{text}"
 
@@ -259,11 +259,11 @@ def about(results: Results) -> str:
     trips_ms = (f"{wanted} → {ms:.2f}" for wanted, ms in results.round_trips_ms.items())
     if results.round_trips_ms:
         facts.append(f"round trip to the database in ms, wanted → measured: {', '.join(trips_ms)}")
-    return f"### Where\n\n{'; '.join(facts)}.\n"
+    return f"### Environment\n\n{'; '.join(facts)}.\n"
 
 
 def line(one: Measurement) -> str:
-    """Return a measurement in one line, for the progress display."""
+    """Return one line about a measurement for the progress display."""
     rates = ", ".join(f"{app} {one.rate(app):,.0f}/s" for app in one.cell.apps)
     if "textbook" not in one.cell.apps:
         return f"{one.cell}: {rates}"

@@ -1,7 +1,7 @@
-"""Serves an app with uvicorn, one worker, and ends with whoever started it, however that ends.
+"""Serve an app with one uvicorn worker until the parent process ends, however that ends.
 
-`python serve.py MODULE:APP DESCRIPTOR`, with a pipe as standard input. The descriptor is of a
-socket that listens already, so that no port is lost to another program.
+`python serve.py MODULE:APP DESCRIPTOR`, with a pipe as standard input. The descriptor is that of a
+listening socket, so that no other program can take the port in between.
 """
 
 import os

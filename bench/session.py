@@ -1,9 +1,9 @@
-"""The *session app*: the generated project, but with task routes as tutorials write them.
+"""The *session app*: the generated project with task routes as tutorials write them.
 
-They use the project's `SessionDep`, and are those of the async textbook app. All else is the
-project's own: app, session, tables, schemas, and who is calling.
+The routes are those of the async textbook app, but use the project's `SessionDep`. App, session,
+tables, schemas and authentication are the project's.
 
-Runs in the generated project's environment, and in its folder.
+Runs in the generated project's environment and folder.
 """
 
 from datetime import UTC, datetime
@@ -94,5 +94,5 @@ async def delete_task(session: SessionDep, owner_id: CurrentUserId, task_id: UUI
     await session.commit()
 
 
-task_routes.router = router  # which create_app includes
+task_routes.router = router  # create_app includes it
 app = create_app(get_settings())

@@ -1,4 +1,4 @@
-"""The apps, each in its own words: how it is started, what its requests look like."""
+"""The apps under test: how each is started, and its requests."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ MIX_WITH_LOG_INS = ("list",) * 4 + ("get",) * 3 + ("create",) * 2 + ("log in",)
 PASSWORD = "correct horse"  # noqa: S105  (of users of this benchmark)
 VARIETY = 1_000  # different tasks that are read or changed
 DELETED_A_SECOND = 5_000  # more than any app manages
-# How the URL begins for each app that is not the generated project: SQLAlchemy wants a driver.
+# URL schemes of all apps except the generated project: SQLAlchemy's include the driver.
 DRIVERS = {
     "textbook": "postgresql+psycopg2",
     "async textbook": "postgresql+asyncpg",
@@ -35,20 +35,20 @@ UNKNOWN = "00000000-0000-7000-8000-000000000000"
 
 @dataclass(frozen=True)
 class World:
-    """What the apps have in common: one database, one kind of token."""
+    """The database, tokens and cursors that all apps share."""
 
     project: Project
     data: Data
     key: str
     issuer: str
-    connections: int  # of one app
+    connections: int  # per app
     tokens: dict[str, str] = field(repr=False)  # by user
     cursors: dict[str, str]  # of ours, by task
-    software: str  # names and versions, for people to read
-    packages: Path  # a folder with those that one app has beyond the project's
+    software: str  # names and versions
+    packages: Path  # a folder with packages that the project does not have
 
     def requests(self, app: str, cell: Cell) -> list[bytes]:  # noqa: PLR0911
-        """Return what the clients send to an app, each once or in turn."""
+        """Return the requests that the clients send to an app, in a loop."""
         owners = owners_of(cell)
         match cell.operation:
             case "list":
@@ -89,7 +89,7 @@ class World:
         return [prepare("GET", f"/tasks/{task}", self.tokens[owner.id]) for task in ids]
 
     def mix(self, owner: Owner, words: Sequence[str]) -> list[bytes]:
-        """Return a hundred times what the words name, well mixed."""
+        """Return a hundred requests for each word, shuffled."""
         self.data.reset_writer(0)
         page = prepare("GET", "/tasks", self.tokens[owner.id])
         log_ins = [
@@ -107,7 +107,7 @@ class World:
         return [next(kinds[word]) for word in mixed]
 
     def last_pages(self, app: str, owners: Sequence[Owner]) -> list[str]:
-        """Return the addresses of owners' last pages, as an app's client would have them."""
+        """Return the paths of the owners' last pages, in an app's kind of pagination."""
         if owners[0].tasks <= PAGE:
             return ["/tasks"] * len(owners)
         if app in {"textbook", "async textbook", "session"}:
@@ -122,7 +122,7 @@ class World:
 
     @contextmanager
     def apps(self, url: str, logs: Path, names: Sequence[str] = APPS) -> Iterator[dict[str, App]]:
-        """Serve apps, all at the same time, with the database at `url`."""
+        """Serve apps at the same time, with the database at `url`."""
         with ExitStack() as stack:
             yield {name: stack.enter_context(self.app(name, url, logs)) for name in names}
 
@@ -146,18 +146,18 @@ class World:
         return App(name, python, path, target, log, modules=modules, health="/health", **variables)
 
     def require_sameness(self, apps: dict[str, App], owner: Owner) -> None:
-        """Ask all apps the same. Raises BenchError where one answers differently."""
+        """Send all apps the same requests. Raises BenchError if their responses differ."""
         (first, expected), *others = [(name, self.sample(apps[name], owner)) for name in apps]
         for name, answers in others:
             for (what, ours), (_, answer) in zip(expected, answers, strict=True):
                 if answer != ours:
                     raise BenchError(
-                        f"{what}: the app {name} does not answer as {first} does:"
+                        f"{what}: {name} and {first} respond differently:"
                         f"\n  {name}: {answer}\n  {first}: {ours}"
                     )
 
     def sample(self, app: App, owner: Owner) -> list[tuple[str, Any]]:
-        """Return what an app answers, without what may differ."""
+        """Return an app's responses, without the fields that may differ."""
         reader, writer = self.tokens[owner.id], self.tokens[WRITER.id]
         task = f"/tasks/{self.data.ids(owner, 1)[0]}"
         own = f"/tasks/{self.data.reset_writer(1)[0]}"
@@ -175,9 +175,9 @@ class World:
 
 
 def url_for(app: str, url: str) -> str:
-    """Return the database's URL as an app that is not the generated project wants it."""
+    """Return the database's URL for an app that is not the generated project."""
     url = url.replace("postgresql", DRIVERS[app], 1)
-    return url.replace("sslmode=", "ssl=") if app == "async textbook" else url  # asyncpg's own word
+    return url.replace("sslmode=", "ssl=") if app == "async textbook" else url  # for asyncpg
 
 
 def ask(
@@ -188,7 +188,7 @@ def ask(
     leave_out: set[str] | frozenset[str] = frozenset(),
     body: object = None,
 ) -> tuple[int, Any]:
-    """Return status and content of an answer; the app's own port in it is not told."""
+    """Return status and content of a response, with the app's port masked."""
     connection = HTTPConnection("127.0.0.1", app.port, timeout=30)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     connection.request(method, path, None if body is None else json.dumps(body), headers)

@@ -1,12 +1,12 @@
-"""The *textbook app*: the tasks of the generated project, the way tutorials write them.
+"""The *textbook app*: the generated project's tasks API, as tutorials write it.
 
-FastAPI and SQLModel; `def` routes; a session by `yield`, with the engine's defaults and pre-ping;
-the user looked up for each request; a count beside each page, and pages by offset; commit, refresh,
-return; a response model. fastapi/full-stack-fastapi-template, the best known of FastAPI's
-templates, does the same, but without pre-ping and on psycopg 3. This app gives the generated
-project's answers.
+FastAPI and SQLModel; `def` routes; a `yield` dependency for the session; the engine's defaults with
+pre-ping; a user lookup on every request; offset pagination with a count; commit, refresh, return;
+a response model. fastapi/full-stack-fastapi-template, the best-known FastAPI template, does the
+same, but without pre-ping and on psycopg 3. This app returns the same responses as the generated
+project.
 
-Runs in the generated project's environment, so that both have the same packages.
+Runs in the generated project's environment, so that both use the same packages.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""What both textbook apps have in common: tables, schemas, and what a token says.
+"""Tables, schemas and token decoding, shared by both textbook apps.
 
-The tables and tokens are the generated project's.
+Tables and tokens are those of the generated project.
 """
 
 import os

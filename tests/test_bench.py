@@ -1,4 +1,4 @@
-"""The benchmark's own machinery: what it counts, computes and writes. No speed is asserted here."""
+"""The benchmark itself: what it counts, computes and writes. No test asserts a speed."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ MACHINE = {"processor": "an abacus", "date": "2030-01-30"}
 
 
 class Stub(BaseHTTPRequestHandler):
-    """Answers with the status that the path names, to /0 never, to /200?slow late."""
+    """Responds with the status in the path; never to /0, late to /200?slow."""
 
     protocol_version = "HTTP/1.1"
     received: set[str]
@@ -73,7 +73,7 @@ class Stub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_GET = do_POST = answer  # noqa: N815  (as the base class wants them named)
+    do_GET = do_POST = answer  # noqa: N815  (names of the base class)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -91,7 +91,7 @@ def stub() -> Iterator[ThreadingHTTPServer]:
 
 
 class Silent:
-    """A display that nobody looks at."""
+    """A display that shows nothing."""
 
     def say(self, text: str) -> None: ...
 
@@ -114,7 +114,7 @@ def results_of(*cells: Cell) -> Results:
 
 
 @needs_wrk
-def test_answers_are_counted_by_status(stub: ThreadingHTTPServer) -> None:
+def test_responses_are_counted_by_status(stub: ThreadingHTTPServer) -> None:
     requests = [load.prepare("GET", f"/{path}", "t") for path in ("200", "503", "503?retry", "200")]
 
     run = load.send(stub.server_port, requests, clients=2, seconds=0.5)
@@ -126,7 +126,7 @@ def test_answers_are_counted_by_status(stub: ThreadingHTTPServer) -> None:
 
 
 @needs_wrk
-def test_a_refusal_that_says_when_to_come_back_is_no_failure(stub: ThreadingHTTPServer) -> None:
+def test_a_503_with_retry_after_is_not_a_failure(stub: ThreadingHTTPServer) -> None:
     requests = [load.prepare("GET", f"/{path}", "t") for path in ("503", "503?retry", "500?retry")]
 
     run = load.send(stub.server_port, requests, clients=1, seconds=0.5)
@@ -150,7 +150,7 @@ def test_requests_that_are_never_answered_are_counted(
 
 
 @needs_wrk
-def test_late_answers_are_waited_for(stub: ThreadingHTTPServer) -> None:
+def test_a_run_waits_for_late_responses(stub: ThreadingHTTPServer) -> None:
     request = load.prepare("GET", "/200?slow", "t")
 
     run = load.send(stub.server_port, [request], clients=3, seconds=0.2)
@@ -161,7 +161,7 @@ def test_late_answers_are_waited_for(stub: ThreadingHTTPServer) -> None:
 
 
 @needs_wrk
-def test_bodies_forms_and_tokens_are_sent(stub: ThreadingHTTPServer) -> None:
+def test_requests_carry_bodies_forms_and_tokens(stub: ThreadingHTTPServer) -> None:
     body = load.prepare("POST", "/201", "secret", {"title": "Buy milk"})
     form = load.prepare_form("/201", username="ada@example.com", password="a b")
 
@@ -174,7 +174,7 @@ def test_bodies_forms_and_tokens_are_sent(stub: ThreadingHTTPServer) -> None:
     }
 
 
-def test_an_app_is_asked_for_its_health_meanwhile(stub: ThreadingHTTPServer) -> None:
+def test_health_is_checked_during_a_run(stub: ThreadingHTTPServer) -> None:
     with pulse(stub.server_port, "/200") as beats, pulse(stub.server_port, "/500") as failing:
         time.sleep(1)
 
@@ -186,24 +186,24 @@ def test_an_app_is_asked_for_its_health_meanwhile(stub: ThreadingHTTPServer) -> 
     assert failing.probe().failed == failing.probe().asked > 0
 
 
-def test_a_long_wait_counts_for_all_who_would_have_waited() -> None:
+def test_a_long_wait_counts_for_every_check_that_was_due() -> None:
     beats = Pulse()
     beats.kept = [1.0, 120.0, None]
 
     health = beats.health()
 
-    assert (health.asked, health.failed) == (5, 1)  # after 120 ms come 70 and 20
+    assert (health.asked, health.failed) == (5, 1)  # 120 ms adds 70 and 20
     assert (health.p50_ms, health.max_ms) == (45, 120)
 
 
-def test_without_wrk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_wrk_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
 
     with pytest.raises(BenchError, match="apt-get install wrk"):
         load.require_wrk()
 
 
-def test_the_database_can_be_moved_away() -> None:
+def test_the_proxy_adds_latency() -> None:
     with socket.create_server(("127.0.0.1", 0)) as echo, ExitStack() as stack:
         url = f"postgresql://ada@127.0.0.1:{echo.getsockname()[1]}/test"
 
@@ -221,7 +221,7 @@ def test_the_database_can_be_moved_away() -> None:
         assert time.monotonic() - start >= 0.05
 
 
-def test_ratios_are_between_medians() -> None:
+def test_ratios_compare_medians() -> None:
     (found,) = results_of(Cell("speed", "list", 16)).measurements
 
     assert found.median("ours", "rate") == 40
@@ -230,14 +230,14 @@ def test_ratios_are_between_medians() -> None:
     assert found.statuses("ours") == {"200": 270, "503": 30}
 
 
-def test_an_app_that_answers_nothing_has_no_ratio() -> None:
+def test_there_is_no_ratio_to_an_app_that_serves_nothing() -> None:
     nothing = replace(RUN, statuses={"500": 100}, in_time=0)
     found = Measurement(Cell("crowd", "list", 200), {"ours": [RUN], "textbook": [nothing]})
 
     assert found.ratio("ours", "textbook") is None
 
 
-def test_every_chapter_gets_its_table() -> None:
+def test_every_chapter_has_a_table() -> None:
     cells = [Cell("speed", "list", 1, 10, apps=SPEED_APPS)]
     cells += [Cell("session", "get", 16, apps=SESSION_APPS)]
     cells += [Cell("crowd", "create", 200), Cell("growth", "list", 1)]
@@ -257,10 +257,10 @@ def test_every_chapter_gets_its_table() -> None:
     assert "| list | 50 ms |" + " 40 / 9 ms |" * len(POOLS) in text
     assert "- list, 64 clients, 50 ms: pool of 4: 11 of 101\n" in text
     assert f"| 2.00 | 2.00 | 3.00 | 1.50 {TIMES} |" in text
-    assert "given back: 1.00 ms" in text
+    assert "its connection: 1.00 ms" in text
 
 
-def test_an_app_that_an_earlier_run_did_not_have_is_not_told(tmp_path: Path) -> None:
+def test_an_app_that_was_not_measured_is_not_mentioned(tmp_path: Path) -> None:
     results = results_of(Cell("speed", "list", 16), Cell("speed", "list", 1, 10))
 
     text = report.markdown(results) + readme.summary(results, tmp_path, tmp_path)
@@ -270,7 +270,7 @@ def test_an_app_that_an_earlier_run_did_not_have_is_not_told(tmp_path: Path) -> 
     assert "async floor" not in text
 
 
-def test_the_readme_tells_which_numbers_hold() -> None:
+def test_the_readme_shows_which_goals_hold() -> None:
     cells = [Cell("speed", "list", 16), Cell("speed", "get", 16, 10), Cell("speed", "list", 1, 10)]
     cells += [Cell("crowd", "list", 200), Cell("growth", "list", 1)]
     cells += [Cell("growth", "list", 1, tasks=1_000_000)]
@@ -292,7 +292,7 @@ def test_the_readme_tells_which_numbers_hold() -> None:
     ]
 
 
-def test_numbers_that_hold_here_and_there_say_where() -> None:
+def test_a_goal_that_holds_only_at_some_latencies_says_where() -> None:
     results = results_of(Cell("speed", "list", 16), Cell("speed", "list", 16, 10))
     fast = {"ours": [replace(RUN, in_time=400)], "textbook": [RUN], "floor": [RUN]}
     results.measurements[1] = replace(results.measurements[1], runs=fast)
@@ -304,7 +304,7 @@ def test_numbers_that_hold_here_and_there_say_where() -> None:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of its own, into which a full run writes. Returns its README."""
+    """A temporary repository that a full run writes to. Returns its README."""
     path = tmp_path / "README.md"
     path.write_text(f"Before\n\n{readme.BEGIN}\nof another run\n{readme.END}\n\nAfter\n", "utf-8")
     monkeypatch.setattr(command, "README", path)
@@ -316,7 +316,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_of(
     monkeypatch: pytest.MonkeyPatch, *words: str, quick: bool = False, fails: bool = False
 ) -> None:
-    """Run the command with a measurement that takes no time."""
+    """Run the command with a fake measurement."""
 
     def instead(_plan: Plan, _folder: Path, _display: object, results: Results) -> None:
         results.machine |= MACHINE
@@ -328,9 +328,7 @@ def run_of(
     command.run(Namespace(quick=quick, only=words, output=None))
 
 
-def test_a_full_run_is_put_into_the_readme(
-    published: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_run_updates_the_readme(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_of(monkeypatch)
 
     text = published.read_text("utf-8")
@@ -342,7 +340,7 @@ def test_a_full_run_is_put_into_the_readme(
     assert (published.parent / "bench" / "results" / "speed.svg").exists()
 
 
-def test_a_partial_run_changes_nothing_that_is_published(
+def test_a_partial_run_leaves_published_files_unchanged(
     published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = published.read_text("utf-8")
@@ -354,7 +352,7 @@ def test_a_partial_run_changes_nothing_that_is_published(
     assert [*published.parent.iterdir()] == [published]
 
 
-def test_what_was_found_before_a_failure_is_kept(
+def test_results_before_a_failure_are_kept(
     published: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -371,7 +369,7 @@ def test_what_was_found_before_a_failure_is_kept(
     assert "of another run" in published.read_text("utf-8")
 
 
-def test_a_readme_without_a_place_for_results_is_left_alone(tmp_path: Path) -> None:
+def test_a_readme_without_markers_is_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"{readme.END} {readme.BEGIN}", "utf-8")
 
@@ -381,7 +379,7 @@ def test_a_readme_without_a_place_for_results_is_left_alone(tmp_path: Path) -> N
     assert path.read_text("utf-8") == f"{readme.END} {readme.BEGIN}"
 
 
-def test_table_plots_and_figures_are_written(
+def test_a_run_writes_tables_plots_and_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [Cell("speed", "list", clients, 10, apps=SPEED_APPS) for clients in (1, 16)]
@@ -403,7 +401,7 @@ def test_table_plots_and_figures_are_written(
     assert "### Speed" in capsys.readouterr().out
 
 
-def test_tables_and_plots_are_written_anew_from_figures(tmp_path: Path) -> None:
+def test_tables_and_plots_can_be_written_again_from_figures(tmp_path: Path) -> None:
     command.write(results_of(Cell("speed", "list", 16)), tmp_path / "old")
     arguments = Namespace(figures=tmp_path / "old" / "results.json", output=tmp_path / "new")
 
@@ -425,7 +423,7 @@ def test_a_file_without_figures_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plan", [full_plan(), quick_plan()])
-def test_parts_of_a_plan_can_be_chosen(plan: Plan) -> None:
+def test_parts_of_a_plan_can_be_selected(plan: Plan) -> None:
     part = select(plan, ["speed", "create"])
 
     assert part.generations == 0
@@ -449,7 +447,7 @@ def test_sessions_are_measured_under_load(plan: Plan) -> None:
         ("async textbook", "postgresql+asyncpg://ada@127.0.0.1:1/test?ssl=disable"),
     ],
 )
-def test_an_app_gets_the_url_that_its_driver_wants(app: str, expected: str) -> None:
+def test_an_app_gets_a_url_for_its_driver(app: str, expected: str) -> None:
     url = url_for(app, "postgresql://ada@127.0.0.1:1/test?sslmode=disable")
 
     assert url == expected
@@ -472,7 +470,7 @@ send ({HOME}/db.py:9);wait ({HOME}/postgres/dialect.py:7) 2
 """
 
 
-def test_samples_belong_to_the_innermost_part_that_is_known() -> None:
+def test_samples_count_for_the_innermost_known_part() -> None:
     shares = profiles.shares(profiles.read(STACKS))
 
     assert shares.keys() == set(PARTS)
@@ -488,7 +486,7 @@ def test_samples_belong_to_the_innermost_part_that_is_known() -> None:
     }
 
 
-def test_profiles_are_told_without_the_paths_of_this_machine(tmp_path: Path) -> None:
+def test_profiles_contain_no_local_paths(tmp_path: Path) -> None:
     shares = dict.fromkeys(PARTS, 11.1)
     found = [Profile(version, "list", 900, 2000, shares) for version in (NOW, "61d64d5")]
     graphs = tmp_path / "graphs"
@@ -508,7 +506,7 @@ def test_profiles_are_told_without_the_paths_of_this_machine(tmp_path: Path) -> 
 
 
 @needs_wrk
-def test_all_apps_answer_the_same_and_are_measured(
+def test_all_apps_give_the_same_responses_and_are_measured(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "WARM_UP_SECONDS", 0.1)
@@ -538,4 +536,4 @@ def test_all_apps_answer_the_same_and_are_measured(
     assert results.of("crowd")[0].runs["ours"][0].health is not None
     assert seconds.keys() == {"connect", "session"}
     assert ", asyncpg " in world.software
-    assert not [*measured.path.rglob("asyncpg")]  # it is for one app, and no part of the project
+    assert not [*measured.path.rglob("asyncpg")]  # only one app needs it
