@@ -1,4 +1,4 @@
-"""Checks each answer at its question. Cookiecutter loads this file, and renders `__checked_…`."""
+"""Check each answer at its question. Cookiecutter loads this file and renders `__checked_…`."""
 
 import difflib
 import os
@@ -17,14 +17,14 @@ from jinja2.ext import Extension
 Answers = MutableMapping[str, Any]
 
 
-# The hook applies the same rules to answers from a replay file.
+# The hook applies the same rules, also to answers from a replay file.
 rules = SimpleNamespace(**run_path(str(Path(__file__).parent / "hooks" / "pre_gen_project.py")))
 
 *_, LAST = rules.RULES  # in the order of the questions
 
 
 class AnswerChecks(Extension):
-    """Adds `ready()` and the filter `checked` to the templates of cookiecutter.json."""
+    """Adds `ready()` and the `checked` filter to the templates in cookiecutter.json."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -33,7 +33,7 @@ class AnswerChecks(Extension):
 
 
 def ready() -> str:
-    """End the command before the first question if no project can be set up. Returns nothing."""
+    """Exit before the first question if a project cannot be set up. Returns an empty string."""
     command = click.get_current_context(silent=True)
     problems = list(find_mistakes(command.params)) if command else []
     if problem := rules.find_uv_problem():
@@ -44,12 +44,12 @@ def ready() -> str:
 
 
 def find_mistakes(options: dict[str, Any]) -> Iterator[str]:
-    """Yield what Cookiecutter would ignore, or meet with a traceback after all questions."""
+    """Yield mistakes that Cookiecutter ignores, or reports as a traceback after the questions."""
     for name in options.get("extra_context") or ():
         if name not in rules.RULES:
             near = difflib.get_close_matches(name, rules.RULES, n=1)
             advice = f"did you mean {near[0]}?" if near else f"they are {', '.join(rules.RULES)}"
-            # A connection string is not shown: its "?sslmode=" makes a name of it.
+            # Do not show a connection string: "?sslmode=" turns it into a name and a value.
             shown = name if name.isidentifier() and name.isascii() else "one word"
             yield f"{shown} is not one of the answers: {advice}"
     config = get_user_config(options.get("config_file"), options.get("default_config") or False)
@@ -58,13 +58,13 @@ def find_mistakes(options: dict[str, Any]) -> Iterator[str]:
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK)):
         yield (
-            f"{config['replay_dir']} cannot be written to, and cookiecutter saves answers there:"
+            f"{config['replay_dir']} is not writable, and cookiecutter saves answers there:"
             " type `export HOME=FOLDER` with a folder of yours, then the same command again"
         )
 
 
 def checked(answers: Answers, name: str) -> str:
-    """Ask again until an answer can work. Where nobody is asked, end with all problems at once."""
+    """Ask again until the answer is valid. With --no-input, exit and list all problems."""
     command = click.get_current_context(silent=True)
     if command is None or command.params.get("no_input", True):
         problems = rules.find_problems(answers) if name == LAST else []

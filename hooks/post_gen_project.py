@@ -1,4 +1,4 @@
-"""After rendering: install the packages, set the project up, commit, and say what to type next."""
+"""After rendering: install packages, set up the project, commit, and print the next commands."""
 
 import json
 import os
@@ -13,33 +13,33 @@ from collections.abc import Callable  # noqa: TC003
 from contextlib import suppress
 from pathlib import Path
 
-LONGEST = 1800  # seconds that a command may take
+LONGEST = 1800  # timeout of a command, in seconds
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
 GIT = 'git init && git add --all && git commit -m "First commit"'
-# Pasted unchanged, this is a syntax error of the shell: it cannot set a false identity.
+# Pasted unchanged, this is a shell syntax error, so it cannot set a wrong identity.
 NO_IDENTITY = """git does not know who you are. Type, with your own name and address:
     git config --global user.name <"NAME"> && git config --global user.email <"ADDRESS">"""
-# Meant for other programs. pyenv's uvx sets a Python that hides the one that is wanted here.
+# Meant for other programs. pyenv's uvx sets a Python version that hides the required one.
 HIDDEN = {"PYENV_DIR", "PYENV_VERSION", "PYTHONHOME", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT"}
 HIDDEN |= {"NEON_DATABASE_URL", "VIRTUAL_ENV"}
 
 
 def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str) -> None:
-    """Run a command that prints on this terminal. Raises SubprocessError if it fails."""
+    """Run a command with its output on this terminal. Raises SubprocessError if it fails."""
     environment = {name: os.environ[name] for name in os.environ.keys() - HIDDEN} | variables
     with subprocess.Popen(command, env=environment, stdin=stdin) as process:
         try:
             process.wait(timeout=LONGEST)
         finally:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=20)  # Ctrl-C reached it too, and it may have to clean up
+                process.wait(timeout=20)  # Ctrl-C reached it too: let it clean up
             process.kill()
     if process.returncode:
         raise subprocess.SubprocessError("see above")
 
 
 def ask(*command: str, **variables: str) -> str | None:
-    """Return what a command prints, None if it fails."""
+    """Return the output of a command, or None if it fails."""
     environment = {name: os.environ[name] for name in os.environ.keys() - HIDDEN} | variables
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, check=True, env=environment, capture_output=True, timeout=60)
@@ -48,36 +48,36 @@ def ask(*command: str, **variables: str) -> str | None:
 
 
 def install() -> None:
-    """Install all packages, or none: uv takes one that was cut short for a whole one."""
+    """Install all packages, from scratch after an interruption: uv accepts half-installed ones."""
     unfinished = Path(".venv.unfinished")
     if unfinished.exists() or not Path(".venv").exists():
         shutil.rmtree(".venv", ignore_errors=True)
         unfinished.touch()
-    run(UV, "run", "python", "-c", "")  # as `uv sync`, but without a line for each package
+    run(UV, "run", "python", "-c", "")  # like `uv sync`, but without a line for each package
     unfinished.unlink(missing_ok=True)
 
 
 def commit() -> str | None:
-    """Make the first commit. Returns why there is none to make."""
+    """Make the first commit, or return why there is none to make."""
     if not shutil.which("git"):
         return "git is not installed"
     if Path(".git").exists() and ask("git", "rev-list", "--max-count=1", "--all") != "":
-        return "the folder is a repository already"
+        return "the folder is already a repository"
     if ask("git", "rev-parse", "--show-prefix"):
-        return "the folder is inside a repository already: git add . && git commit"
+        return "the folder is already inside a repository: git add . && git commit"
     if ask("git", "var", "GIT_COMMITTER_IDENT") is None:
         raise subprocess.SubprocessError(NO_IDENTITY)
     run("git", "init", "--quiet")
-    for lock in Path(".git").rglob("*.lock"):  # of a try that was killed
+    for lock in Path(".git").rglob("*.lock"):  # left by an attempt that was killed
         lock.unlink()
     run("git", "add", "--all")
-    # A signature may need a passphrase, which nobody can type here.
+    # Signing may ask for a passphrase, which nobody can type here.
     run("git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--message", "First commit")
     return None
 
 
 def find_way() -> list[str]:
-    """Return the commands that lead into the project, and to a uv (pyenv's knows one Python)."""
+    """Return commands that enter the project and provide uv. A shim in pyenv does not count."""
     way = ["cd " + (f'"{Path.cwd()}"' if os.name == "nt" else shlex.quote(str(Path.cwd())))]
     way += [f"unset {name}" for name in ("PYTHONHOME", "PYTHONPATH") if name in os.environ]
     pyenv = Path(os.environ.get("PYENV_ROOT", os.devnull), "versions")
@@ -90,7 +90,7 @@ def main(answers: dict[str, str]) -> None:
     here, temporary = Path.cwd(), Path(tempfile.gettempdir()).resolve()
     by_cruft = "_output_dir" not in answers
     if by_cruft and here.parents[1] == temporary and re.fullmatch(r"tmp\w{8}", here.parent.name):
-        return  # `cruft update` renders here, only to compare
+        return  # `cruft update` renders here only to compare
     setup = "uv run manage.py setup" + (" --local" if answers["database"] == "local" else "")
     commands = {"dependencies": "uv sync --reinstall", "setup": setup, "git": GIT}
     neon = {name: os.environ[name] for name in os.environ if name == "NEON_DATABASE_URL"}
@@ -106,13 +106,13 @@ def main(answers: dict[str, str]) -> None:
             start = time.monotonic()
             try:
                 note = step()
-            except Exception as error:  # noqa: BLE001  (whatever it is, the project stays)
+            except Exception as error:  # noqa: BLE001  (keep the project, whatever happens)
                 print(f"✗ {name}: {error}\n    again: {commands[name]}")
                 continue
             print(f"- {name}: {note}" if note else f"✓ {name} ({time.monotonic() - start:.1f} s)")
             del commands[name]
     except KeyboardInterrupt:
-        print("\nStopped. Finished steps stay. To continue, type the same command with -f.")
+        print("\nStopped. Completed steps are kept. To continue, run the same command with -f.")
     next_steps = [*way, *commands.values(), "uv run main.py", "uv run pytest"]
     title = "To finish the project, type:" if commands else "It is ready. Type:"
     print("\n    ".join([f"\n{title}\n", *next_steps]))
@@ -120,7 +120,7 @@ def main(answers: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     cookiecutter = json.loads(r"""{{ cookiecutter | tojson }}""")
-    Path(__file__).unlink()  # Cookiecutter never deletes what it rendered
+    Path(__file__).unlink()  # Cookiecutter does not delete the rendered hook
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # type: ignore[union-attr]
     try:
         main(cookiecutter)

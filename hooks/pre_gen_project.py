@@ -1,7 +1,7 @@
-"""Before anything is written: answers that cannot work are refused, with one that would do.
+"""Before rendering: reject answers that cannot work, and suggest ones that do.
 
 local_extensions.py applies these rules at each question. Answers from a replay file are checked
-here alone.
+only here.
 """
 
 import json
@@ -14,23 +14,23 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-# Names that Windows keeps for devices.
+# Names that Windows reserves for devices.
 WINDOWS_DEVICES = {"aux", "con", "nul", "prn"} | {
     f"{device}{number}" for device in ("com", "lpt") for number in range(1, 10)
 }
-# The embedded server has them from its first start; the slug names a database of its own there.
+# The embedded server creates these at its first start. The slug names another database there.
 DATABASES = {"postgres", "template0", "template1"}
-# What cannot be seen is refused: it can make a line look like another. Emoji and some scripts need
-# a few such characters, each for the one before it: one that chooses its shape, one that joins.
+# Invisible characters are rejected: they can make a line look like another. But emoji and some
+# scripts need a few, each after a visible character: variation selectors and joiners.
 SHAPES = "\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef"
 JOINERS = "\u200c\u200d"
 NEEDED = re.compile(f"(?<=[^ {SHAPES}{JOINERS}])(?:[{SHAPES}][{JOINERS}]?|[{JOINERS}])")
-FLAG = re.compile("(?<=\U0001f3f4)[\U000e0030-\U000e007a]{1,6}\U000e007f")  # as Scotland's
-# Python takes these for letters, marks and symbols that can be seen.
+FLAG = re.compile("(?<=\U0001f3f4)[\U000e0030-\U000e007a]{1,6}\U000e007f")  # such as Scotland's
+# Invisible characters that Python considers printable.
 BLANK = re.compile(f"[{SHAPES}{JOINERS}\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0]")
-NAMELESS = {"Cc": "a control character", "Co": "of private use", "Cs": "half a character"}
-# What a project depends on cannot be its name: uv could not resolve it. A test compares these
-# with the lock of a new project.
+NAMELESS = {"Cc": "a control character", "Co": "private use", "Cs": "half a character"}
+# A project cannot have the name of one of its dependencies: uv could not resolve it. A test
+# compares this list with the lock file of a new project.
 PACKAGES = frozenset(
     """
     alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings ast-serialize
@@ -44,10 +44,10 @@ PACKAGES = frozenset(
     sortedcontainers sqlalchemy sqlmodel starlette structlog truststore typer types-psutil
     types-psycopg2 typing-extensions typing-inspection uuid-utils uvicorn uvloop virtualenv
     watchfiles websockets wrapt
-    """.split()  # noqa: SIM905  (as a list it takes a page)
+    """.split()  # noqa: SIM905  (a list would take a page)
 )
 
-OLDEST_UV = (0, 5, 0)  # knows dependency groups and their includes
+OLDEST_UV = (0, 5, 0)  # supports dependency groups and their includes
 INSTALL_UV = "type `python3 -m pip install --upgrade uv`, then the same command again"
 
 Answers = dict[str, str]
@@ -57,9 +57,9 @@ def text_problem(text: str, longest: int) -> str | None:
     if not text.strip():
         return "is empty"
     if text != text.strip():
-        return "begins or ends with a blank"
+        return "starts or ends with a space"
     if len(text) > longest:
-        return f"has {len(text)} characters, {longest} is the most"
+        return f"has {len(text)} characters, the maximum is {longest}"
     return unseen_problem(text)
 
 
@@ -67,11 +67,11 @@ def unseen_problem(text: str) -> str | None:
     for character in NEEDED.sub("", FLAG.sub("", text)):
         if unicodedata.category(character) == "Cn":
             python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
-            return f"holds U+{ord(character):04X}, which {python} does not know"
+            return f"contains U+{ord(character):04X}, which {python} does not know"
         if not character.isprintable() or BLANK.match(character):
-            return f"holds {describe(character)}, which cannot be seen"
+            return f"contains {describe(character)}, which is invisible"
     if unicodedata.category(text[0]).startswith("M"):
-        return f"begins with {describe(text[0])}, which belongs to a letter before it"
+        return f"starts with {describe(text[0])}, which belongs to a letter before it"
     return None
 
 
@@ -82,7 +82,7 @@ def describe(character: str) -> str:
 
 def check_project_name(answers: Answers) -> str | None:
     problem = text_problem(answers["project_name"], longest=60)
-    return problem and f"project_name {problem}: write for example Todo Backend"
+    return problem and f"project_name {problem}: write a name such as Todo Backend"
 
 
 def check_description(answers: Answers) -> str | None:
@@ -96,8 +96,8 @@ def check_slug_form(answers: Answers) -> str | None:
         return None
     shown = ascii(slug[:60]) if slug else "an empty one"
     return (
-        "project_slug takes small letters a to z, digits and single hyphens between them, "
-        f"not {shown}: write for example todo-backend"
+        "project_slug takes lowercase letters a to z, digits and single hyphens between them, "
+        f"not {shown}: write, for example, todo-backend"
     )
 
 
@@ -105,20 +105,20 @@ def check_slug_length(answers: Answers) -> str | None:
     length = len(answers["project_slug"])
     if length <= 60:
         return None
-    return f"project_slug has {length} characters, 60 is the most: write for example todo-backend"
+    return f"project_slug has {length} characters, the maximum is 60: write, for example, todo-api"
 
 
 def check_slug_meaning(answers: Answers) -> str | None:
     slug = answers["project_slug"]
     taken = {
         "a package that the project depends on": PACKAGES,
-        "a module of Python's own": {name.replace("_", "-") for name in sys.stdlib_module_names},
-        "a device name on Windows": WINDOWS_DEVICES,
-        "a database of PostgreSQL's own": DATABASES,
+        "a standard library module": {name.replace("_", "-") for name in sys.stdlib_module_names},
+        "a reserved name on Windows": WINDOWS_DEVICES,
+        "a built-in PostgreSQL database": DATABASES,
     }
     for meaning, names in taken.items():
         if slug in names:
-            return f'project_slug "{slug}" is {meaning}: write for example {slug}-api'
+            return f'project_slug "{slug}" is {meaning}: write, for example, {slug}-api'
     return None
 
 
@@ -126,14 +126,14 @@ def check_python_version(answers: Answers) -> str | None:
     version = answers["python_version"]
     if version in {"3.13", "3.14"}:
         return None
-    return f"python_version {version!a} is not offered: write 3.13 or 3.14"
+    return f"python_version {version!a} is not supported: write 3.13 or 3.14"
 
 
 def check_database(answers: Answers) -> str | None:
     database = answers["database"]
     if database in {"local", "neon"}:
         return None
-    return "database is one of local and neon; a connection string is asked for later, and hidden"
+    return "database must be local or neon; you enter the connection string later, hidden"
 
 
 RULES: dict[str, tuple[Callable[[Answers], str | None], ...]] = {
@@ -146,22 +146,22 @@ RULES: dict[str, tuple[Callable[[Answers], str | None], ...]] = {
 
 
 def find_problem(answers: Answers, name: str) -> str | None:
-    """Return what is wrong with one answer, and what to write instead."""
+    """Return the problem with an answer, and what to write instead."""
     if not isinstance(answers.get(name), str):  # YAML reads yes, no and null as something else
-        return f"{name} is no text: write it between quotes"
+        return f"{name} is not text: write it in quotes"
     return next((problem for rule in RULES[name] if (problem := rule(answers))), None)
 
 
 def find_problems(answers: Answers) -> list[str]:
     problems = [problem for name in RULES if (problem := find_problem(answers, name))]
     return problems or [
-        f"{name} does not fit the answers: leave it out, it follows from them"
+        f"{name} does not match the answers: leave it out, it is derived from them"
         for name in find_misfits(answers)
     ]
 
 
 def find_misfits(answers: Answers) -> list[str]:
-    """Name derived values that came from somewhere else, as from a replay that was edited."""
+    """Return the names of derived values that are wrong, for example in an edited replay file."""
     derived = {
         f"__{name}_toml": re.sub(r'([\\"])', r"\\\1", answers[name])
         for name in ("project_name", "description")
@@ -170,16 +170,16 @@ def find_misfits(answers: Answers) -> list[str]:
 
 
 def find_braces(answers: Answers) -> list[str]:
-    """Tell which answers `cruft update` could not use, which renders what it stored once more."""
+    """Find answers that break `cruft update`, which renders stored answers again."""
     return [
-        f"{name} holds {braces[0]}, and cruft would render that anew at each update: leave it out"
+        f"{name} contains {braces[0]}, which cruft would render again at each update: leave it out"
         for name in ("project_name", "description")
         if (braces := re.search(r"\{[#%{]", answers[name]))
     ]
 
 
 def find_uv_problem() -> str | None:
-    """Return what keeps uv from being used."""
+    """Return why uv cannot be used."""
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
         return f"uv is missing: {INSTALL_UV}"
@@ -211,11 +211,11 @@ def main(answers: Answers) -> None:
     if not problems and (problem := find_uv_problem()):
         problems = [problem]
     if problems:
-        after = "Nothing was created. What follows is cookiecutter's own report of it."
+        after = "Nothing was created. Cookiecutter's own message follows."
         sys.exit("\n".join(["", *problems, after]))
 
 
 if __name__ == "__main__":
-    if Path(__file__).name != "pre_gen_project.py":  # cookiecutter never deletes what it rendered
+    if Path(__file__).name != "pre_gen_project.py":  # cookiecutter does not delete rendered hooks
         Path(__file__).unlink(missing_ok=True)
     main(json.loads(r"""{{ cookiecutter | tojson }}"""))

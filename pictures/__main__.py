@@ -1,4 +1,4 @@
-"""Draw the pictures of the README anew, from real runs: `uv run python -m pictures [name …]`."""
+"""Draw the README's pictures from real runs: `uv run python -m pictures [name …]`."""
 
 import argparse
 import importlib
@@ -10,10 +10,10 @@ SUBJECTS = ("terminal", "page")  # modules here, each with a function draw(folde
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pictures", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"{' or '.join(SUBJECTS)}; all, if none is given")
+    parser.add_argument("names", nargs="*", help=f"{' or '.join(SUBJECTS)}; default: all")
     names = parser.parse_args().names or SUBJECTS
     if unknown := set(names) - set(SUBJECTS):
-        parser.error(f"there is no picture of {', '.join(unknown)}")
+        parser.error(f"unknown picture: {', '.join(unknown)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names:
         print(f"drawing the {name} …", flush=True)

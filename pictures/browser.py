@@ -1,4 +1,4 @@
-"""Chromium without a screen, for pictures and for tests: it looks at pages of this machine only."""
+"""Headless Chromium for pictures and tests. It opens only local pages."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Browser, sync_playwright
 
-# Without them, it looks up its makers' servers as it starts.
+# Without these, Chromium contacts its vendor's servers at startup.
 FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
@@ -18,7 +18,7 @@ FLAGS = [
 
 
 def find_chromium() -> str | None:
-    """Return the browser that the system has. Playwright's own would have to be downloaded."""
+    """Return the system's browser. Playwright's would have to be downloaded."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 

@@ -1,4 +1,4 @@
-"""The page at / and the documentation, photographed as a newcomer sees them."""
+"""Screenshots of the home page and of the API documentation, as a newcomer sees them."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from pictures.browser import chromium
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 REPOSITORY = Path(__file__).parents[1]
-UV = os.environ.get("UV") or "uv"  # `uv run` says where it is; a shim on the PATH may hide it
+UV = os.environ.get("UV") or "uv"  # set by `uv run`; a shim on the PATH may hide uv
 SECONDS = 120
 WIDE = ViewportSize(width=1280, height=860)
 PHONE = ViewportSize(width=390, height=844)
@@ -22,7 +22,7 @@ TASKS = ("Water the tomatoes", "Answer Grace’s letter", "Mend the bicycle", "B
 
 
 def draw(folder: Path) -> list[Path]:
-    """Generate a project, serve it, and photograph it. Returns the pictures."""
+    """Generate a project, serve it, and take screenshots. Returns the files."""
     with tempfile.TemporaryDirectory() as work:
         clone = ["git", "clone", "--quiet", str(REPOSITORY), "template"]
         subprocess.run(clone, check=True, cwd=work, timeout=SECONDS)
@@ -37,7 +37,7 @@ def draw(folder: Path) -> list[Path]:
 
 
 def photograph(project: Path, folder: Path) -> list[Path]:
-    """Serve a project in development, and photograph it. Returns the pictures."""
+    """Serve a project in development mode, and take screenshots. Returns the files."""
     with served(project) as url, chromium() as browser:
         return [
             *(page_in(browser, url, scheme, folder) for scheme in ("light", "dark")),
@@ -47,14 +47,14 @@ def photograph(project: Path, folder: Path) -> list[Path]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment without what `uv run` and pyenv put there."""
+    """Return the environment without the variables that `uv run` and pyenv set."""
     foreign = ("VIRTUAL_ENV", "PYENV_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
 @contextmanager
 def served(project: Path) -> Iterator[str]:
-    """Serve a project as its README says. Yields the address."""
+    """Serve a project as its README describes. Yields the URL."""
     port = free_port()
     server = subprocess.Popen(
         [UV, "run", "main.py"],
@@ -67,12 +67,12 @@ def served(project: Path) -> Iterator[str]:
         wait_for(port, server)
         yield f"http://127.0.0.1:{port}/"
     finally:
-        os.killpg(server.pid, signal.SIGINT)  # uv, the watcher and the app that it started
+        os.killpg(server.pid, signal.SIGINT)  # uv, the reloader and the app
         server.wait(SECONDS)
 
 
 def free_port() -> int:
-    """Return the port that the README tells, or another one where it is taken."""
+    """Return the port from the README, or another one if that is taken."""
     for port in (8000, 0):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)) as free:
             return int(free.getsockname()[1])
@@ -80,7 +80,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
-    """Wait until the server answers. Raises OSError."""
+    """Wait until the server accepts connections. Raises OSError."""
     limit = time.monotonic() + SECONDS
     while True:
         if server.poll() is not None:
@@ -96,7 +96,7 @@ def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
 
 
 def page_in(browser: Browser, url: str, scheme: str, folder: Path) -> Path:
-    """Photograph the page in a colour scheme, with some tasks of a new account's."""
+    """Take a screenshot of the page in a colour scheme, with some tasks of a new account."""
     page = browser.new_page(
         viewport=WIDE, color_scheme="dark" if scheme == "dark" else "light", device_scale_factor=2
     )
@@ -134,7 +134,7 @@ def work_on_tasks(page: Page, url: str, name: str) -> None:
         expect(page.get_by_role("checkbox", name=title)).to_be_visible()
     page.get_by_role("checkbox", name="Mend the bicycle").click()
     expect(page.get_by_role("status")).to_contain_text("is done")
-    page.get_by_role("heading", name="Tasks").click()  # nothing has the focus
+    page.get_by_role("heading", name="Tasks").click()  # remove the focus
     page.evaluate("document.activeElement.blur()")
 
 

