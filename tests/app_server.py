@@ -1,4 +1,4 @@
-"""The generated project's app, served as in production."""
+"""Serve the generated project's app as in production."""
 
 import json
 import secrets
@@ -20,14 +20,14 @@ from machine import Project
 from postgres_server import free_port
 
 START_SECONDS = 60
-LIMIT_SECONDS = 15.0  # what the app promises: no request takes longer
-REQUEST_SECONDS = 40  # far beyond it: a test shall see what the app does
+LIMIT_SECONDS = 15.0  # the app promises that no request takes longer
+REQUEST_SECONDS = 40  # far longer, so that tests see what the app does
 PASSWORD = "correct horse"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request got. `seconds`: how long it took."""
+    """A response. seconds: how long it took."""
 
     status: int
     headers: Message
@@ -36,14 +36,14 @@ class Answer:
 
     @property
     def is_refusal(self) -> bool:
-        """Is it the documented 503, in time, that says when to come back?"""
+        """Whether it is the documented refusal: a 503 with Retry-After, in time."""
         wait = int(self.headers.get("Retry-After", 0))
         return self.status == 503 and wait > 0 and self.seconds < LIMIT_SECONDS
 
 
 @dataclass(frozen=True)
 class AppServer:
-    """An app that runs, in one process or several."""
+    """A running app, with one or more processes."""
 
     port: int
     process: "subprocess.Popen[bytes]"
@@ -52,7 +52,7 @@ class AppServer:
     def request(
         self, method: str, path: str, body: object = None, *, token: str | None = None
     ) -> Answer:
-        """Send a request on a connection of its own. Raises OSError, HTTPException."""
+        """Send a request on a new connection. Raises OSError, HTTPException."""
         start = time.monotonic()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         connection = HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)
@@ -71,7 +71,7 @@ class AppServer:
         return Answer(response.status, response.headers, content, time.monotonic() - start)
 
     def register(self, name: str = "") -> str:
-        """Open an account and log in. Returns the access token."""
+        """Register an account and log in. Returns the access token."""
         email = f"{name or secrets.token_hex(8)}@example.com"
         account = {"email": email, "password": PASSWORD, "name": "Ada"}
         answer = self.request("POST", "/auth/register", account)
@@ -86,7 +86,7 @@ class AppServer:
         return token
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the log's lines, but those that are no JSON."""
+        """Return the JSON lines of the log."""
         found = []
         for line in self.log.read_text("utf-8", "replace").splitlines():
             with suppress(json.JSONDecodeError):
@@ -94,12 +94,12 @@ class AppServer:
         return found
 
     def stop(self, seconds: float = 30) -> int:
-        """Tell it to end (SIGTERM). Returns its exit code."""
+        """Send SIGTERM and wait. Returns the exit code."""
         self.process.terminate()
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """End it and its workers (SIGKILL): none of them can do anything any more."""
+        """Kill the app and its workers (SIGKILL)."""
         for process in processes.family(self.process.pid):
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -117,7 +117,7 @@ def app_server(
 ) -> Iterator[AppServer]:
     """Serve the project's app on a database.
 
-    log: a file. settings: further ones, by the names of their environment variables.
+    log: a file. settings: additional environment variables.
     """
     port = free_port()
     command: list[str | Path] = [project.python, "-m", "uvicorn", "main:app", f"--port={port}"]
@@ -147,7 +147,7 @@ def app_server(
 
 
 def wait_for(app: AppServer) -> None:
-    """Wait until it answers."""
+    """Wait until the app responds."""
     limit = time.monotonic() + START_SECONDS
     while True:
         assert app.process.poll() is None, f"the app has ended:\n{app.log.read_text('utf-8')}"

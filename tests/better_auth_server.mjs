@@ -1,4 +1,4 @@
-// A Better Auth server for test_better_auth.py: e-mail and password, the JWT plugin, accounts in
+// A Better Auth server for test_better_auth.py: email and password, the JWT plugin, accounts in
 // memory. It takes the plugin's options as JSON, prints its origin, and serves until it is killed.
 
 import { createServer } from "node:http";

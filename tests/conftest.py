@@ -1,4 +1,4 @@
-"""What the tests of the template share: the template as git would hand it on, and machines."""
+"""Shared fixtures: the template as git would distribute it, and isolated machines."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ from machine import UVX, Machine, Outcome, Project, new_machine
 from postgres_server import Server, postgres_server
 from repository import REPOSITORY
 
-# A shell's job in the background ignores Ctrl-C, and all that the tests start would inherit that.
+# A background job of a shell ignores Ctrl-C, and the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What a machine may lack. In CI, any other reason for skipping a test is a failure: there, all
-# that tests need is installed.
+# Accepted reasons for skipping a test. In CI, where everything that tests need is installed, any
+# other reason is a failure.
 EXCUSES = {
     "a Python 3.14 is installed here",
     "no Python 3.14 is installed here",
@@ -28,7 +28,7 @@ EXCUSES = {
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many test files run side by side: most of them wait a lot."""
+    """Return the number of workers: at least two, because most tests spend their time waiting."""
     return min(max(os.cpu_count() or 1, 2), 4)
 
 
@@ -47,7 +47,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as git would hand it on: caches of the working tree would be rendered too."""
+    """The template as git would distribute it. Caches in the working tree would be rendered too."""
     copy = tmp_path_factory.mktemp("template")
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     done = subprocess.run(listing, check=True, cwd=REPOSITORY, capture_output=True, text=True)
@@ -60,7 +60,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bare_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template without its last hook: it renders, and nothing else."""
+    """The template without the post_gen_project hook: it only renders."""
     copy = tmp_path_factory.mktemp("bare") / "template"
     return shutil.copytree(template, copy, ignore=shutil.ignore_patterns("post_gen_project.py"))
 
@@ -73,16 +73,16 @@ def machine(tmp_path: Path, template: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def offline(machine: Machine) -> Machine:
-    """A machine without network and cache, where generating takes a second."""
+    """A machine without network or cache, where generating a project takes a second."""
     machine.go_offline()
     return machine
 
 
 @pytest.fixture(scope="session")
 def generated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """The README's command with the default answers, and what it printed."""
+    """The outcome of the README's command with the default answers."""
     with new_machine(tmp_path_factory.mktemp("default") / "machine", template) as machine:
-        # A terminal has no UV: uvx itself says where uv is.
+        # A terminal does not set UV: uvx does.
         outcome = machine.generate(program=(UVX, "cookiecutter"), UV=None)
         assert outcome.code == 0, outcome.output
         yield outcome
@@ -95,6 +95,6 @@ def project(generated: Outcome) -> Project:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A PostgreSQL with TLS, as a provider runs one."""
+    """A PostgreSQL server with TLS, like a provider's."""
     with postgres_server(tls=True) as server:
         yield server

@@ -1,7 +1,7 @@
-"""An image without an engine: a Dockerfile's own instructions, carried out on this machine.
+"""Execute a Dockerfile on this machine, without Docker.
 
-A folder stands for /app, and this machine for the base image. An instruction, or a form of one,
-that this does not know is an error: nothing is passed over.
+A folder replaces /app, and this machine replaces the base image. An unknown instruction, or an
+unknown form of one, is an error.
 """
 
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 import dockerfile
-from docker.utils.build import exclude_paths  # reads .dockerignore as the engine does
+from docker.utils.build import exclude_paths  # reads .dockerignore like the engine
 
 APP = "/app"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -21,7 +21,7 @@ BUILD_SECONDS = 300
 
 @dataclass(frozen=True)
 class Image:
-    """What a stage has come to. `folder`: what stands for /app."""
+    """The image of a stage. folder: replaces /app."""
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=lambda: {"PATH": SYSTEM_PATH})
@@ -33,20 +33,22 @@ class Image:
 
 
 def copy_context(project: Path, context: Path) -> Path:
-    """Copy what an engine is given of a project: all that .dockerignore lets through."""
+    """Copy the build context of a project: all files that .dockerignore does not exclude."""
     patterns = (project / ".dockerignore").read_text("utf-8").splitlines()
     for name in exclude_paths(str(project), patterns) - {"Dockerfile", ".dockerignore"}:
-        if (project / name).is_file():  # those two go to the engine itself, and no further
+        if (
+            project / name
+        ).is_file():  # those two are sent to the engine, but are not in the context
             (context / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(project / name, context / name)
     return context
 
 
 class Builder:
-    """Carries out one Dockerfile.
+    """Executes one Dockerfile.
 
-    context: a folder. folder: what stands for /app, not there yet. uv: the program. machine:
-    variables with which programs run while it is built, such as where uv has its cache.
+    context: a folder. folder: replaces /app, must not exist yet. uv: the program. machine:
+    environment variables of the build, such as the folder of uv's cache.
     """
 
     def __init__(self, context: Path, folder: Path, uv: Path, machine: Mapping[str, str]) -> None:
@@ -76,7 +78,7 @@ class Builder:
             folder.mkdir(mode=0o755)
 
     def _put_away(self) -> None:
-        """Move the last stage's files elsewhere: every stage has its own /app."""
+        """Move the previous stage's files away: every stage has its own /app."""
         folder = self._image.folder
         if folder.exists():
             away = folder.with_name(f"{folder.name}-{len(self._images)}")
@@ -100,7 +102,7 @@ class Builder:
         return dict(zip(parts[::2], parts[1::2], strict=True))
 
     def _place(self, text: str) -> str:
-        """Say it with the folder that stands for /app."""
+        """Replace /app by its folder."""
         return text.replace(APP, str(self._image.folder))
 
     def _copy(self, command: dockerfile.Command) -> None:
@@ -115,7 +117,7 @@ class Builder:
                 )
             case {"from": stage}:
                 folder = Path(source.replace(APP, str(self._images[stage].folder)))
-                folder.rename(self._image.folder / target)  # nobody asks that stage again
+                folder.rename(self._image.folder / target)  # the stage is not needed any more
             case {"chmod": mode}:
                 assert (source, target) == (".", ".")
                 for file in self._context.rglob("*"):
@@ -166,5 +168,5 @@ class Builder:
         self._image = replace(self._image, health=tuple(line))
 
     def _cmd(self, command: dockerfile.Command) -> None:
-        assert command.json, "a shell would stand between the app and its signals"
+        assert command.json, "a shell would not forward signals to the app"
         self._image = replace(self._image, command=command.value)

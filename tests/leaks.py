@@ -1,4 +1,4 @@
-"""Searches for a secret: in text, in folders, in git's objects, and in programs while they run."""
+"""Search for a secret in text, folders, git objects and running programs."""
 
 import base64
 import os
@@ -12,30 +12,30 @@ from threading import Event, Thread
 
 from machine import Machine, Project
 
-SHORTEST = 12  # characters of a secret that are found for certain where they begin or end it
+SHORTEST = 12  # length of the pieces to search for
 PAUSE_SECONDS = 0.01
 URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def local_secrets(project: Project) -> tuple[str, str]:
-    """Return the embedded server's password, and what signs the tokens."""
+    """Return the embedded server's password, and the secret that signs tokens."""
     (password,) = re.findall(r"//embedded:([\w-]+)@", project.read(".env"))
     (secret,) = re.findall(r"(?m)^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"))
     return str(password), str(secret)
 
 
 def forms(*secrets: str) -> set[bytes]:
-    """Return what to search for: pieces of the secrets, in each form that they may have.
+    """Return what to search for: pieces of the secrets in several encodings.
 
-    A piece has letters that no percent-encoding and no escape changes, so that it is found within
-    these. Beside it as it is, there are backwards, hexadecimal, UTF-16 and base64.
+    A piece has only characters that percent-encoding and escaping do not change. Its forms are
+    plain, reversed, hexadecimal, UTF-16 and base64.
     """
     found = set()
     for piece in pieces(secrets):
         raw = piece.encode("ascii")
         found |= {raw, raw[::-1], raw.hex().encode(), raw.hex().upper().encode()}
         found.add(piece.encode("utf-16-le"))
-        for before in range(3):  # bytes of a group of three that belong to what stands before it
+        for before in range(3):  # bytes of the preceding text in the first group of three
             coded = base64.b64encode(bytes(before) + raw)
             coded = coded[(0, 2, 3)[before] : (before + len(raw)) * 8 // 6]
             found |= {coded, coded.translate(URL_SAFE)}
@@ -58,7 +58,7 @@ def holds(data: bytes | str, needles: set[bytes]) -> bool:
 
 
 def files_with(folder: Path, needles: set[bytes]) -> list[Path]:
-    """Return the files that hold one of them, whatever they are."""
+    """Return the files of any type that contain one of the needles."""
     command = ["grep", "--recursive", "--fixed-strings", "--text", "--files-with-matches", "--null"]
     done = subprocess.run(
         [*command, "--no-messages", "--devices=skip", "--file=-", folder],
@@ -72,7 +72,7 @@ def files_with(folder: Path, needles: set[bytes]) -> list[Path]:
 
 
 def repositories_with(folder: Path, needles: set[bytes]) -> list[Path]:
-    """Return the repositories that hold one of them in an object, be it reachable or not."""
+    """Return the repositories that contain one of the needles in any object, even unreachable."""
     everything = ["cat-file", "--batch-all-objects", "--batch", "--unordered"]
     found = []
     for repository in folder.rglob(".git"):
@@ -89,7 +89,7 @@ def repositories_with(folder: Path, needles: set[bytes]) -> list[Path]:
 
 @dataclass
 class Watch:
-    """Command lines and environments that a machine's programs had while they were watched."""
+    """Command lines and environments of a machine's programs, recorded while watching."""
 
     machine: Machine
     seen: set[tuple[bytes, bytes]] = field(default_factory=set, repr=False)
@@ -99,7 +99,7 @@ class Watch:
         return {shown(command) for command, _ in self.seen}
 
     def leaks(self, *secrets: str) -> set[str]:
-        """Return which programs had a secret, but for those that have to know it."""
+        """Return the programs that had a secret, except those that need it."""
         needles = forms(*secrets)
         found = set()
         for command, environment in self.seen:
@@ -110,17 +110,17 @@ class Watch:
         return found
 
     def look(self, foreign: set[str]) -> None:
-        """Look at each program once. foreign: the pids that are known not to be the machine's."""
-        for pid in os.listdir("/proc"):  # noqa: PTH208  (quick, as this runs all the time)
+        """Look at each program once. foreign: pids known not to belong to the machine."""
+        for pid in os.listdir("/proc"):  # noqa: PTH208  (fast: this runs all the time)
             if pid in foreign or not pid.isdigit():
                 continue
-            # The command line first: if the program becomes another one meanwhile, then this is
-            # the old one's, and so an environment of the new one's is never laid to it.
+            # Read the command line first. If the process executes another program in between, a
+            # new program's command line is never paired with the old one's environment.
             command = read(f"/proc/{pid}/cmdline")
             environment = read(f"/proc/{pid}/environ")
             if f"HOME={self.machine.home}".encode() in environment.split(b"\0"):
                 self.seen.add((command, environment))
-            elif environment:  # otherwise it is about to start, or has ended
+            elif environment:  # otherwise it is starting, or has ended
                 foreign.add(pid)
 
 
@@ -129,21 +129,24 @@ def shown(command: bytes) -> str:
 
 
 def read(path: str) -> bytes:
-    with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123  (quick)
+    with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123  (fast)
         return file.read()
     return b""
 
 
 def may_know(command: str) -> bool:
-    """Cookiecutter, its hooks and `uv run manage.py setup` get the variable, psql the password."""
+    """Return whether a program needs a secret.
+
+    Cookiecutter, its hooks and `uv run manage.py setup` get the variable, and psql the password.
+    """
     known = r"-m cookiecutter|/cookiecutter |/tmp\w+\.py$|manage\.py setup( --local)?$|/psql -X"
-    known += "|get_interpreter_info"  # uv asks the project's Python what it is
+    known += "|get_interpreter_info"  # uv's query of the project's Python
     return bool(re.search(known, command))
 
 
 @contextmanager
 def watching(machine: Machine) -> Iterator[Watch]:
-    """Look at all programs of a machine, again and again. For Linux."""
+    """Watch all programs of a machine until the end of the block. Linux only."""
     watch, end = Watch(machine), Event()
 
     def go_on() -> None:
@@ -161,9 +164,9 @@ def watching(machine: Machine) -> Iterator[Watch]:
 
 
 def leaks(folder: Path, output: str, *secrets: str) -> list[str]:
-    """Return where a secret is, but for each `.env` that its owner alone may read.
+    """Return where a secret is found, except in any `.env` that only its owner may read.
 
-    Searched are all files of a folder, what is in its repositories, and the output.
+    Searches all files of a folder, the objects of its repositories, and the output.
     """
     needles = forms(*secrets)
     found = [

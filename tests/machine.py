@@ -1,4 +1,4 @@
-"""A machine of its own for a test: home, temp and work folder, environment, and what runs on it."""
+"""An isolated machine for a test: home, temp and work folders, environment, and its processes."""
 
 import os
 import re
@@ -18,11 +18,11 @@ import psutil
 
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
 UVX = "uvx"
-COOKIECUTTER = (sys.executable, "-m", "cookiecutter")  # of these tests: it needs no uv to start
-# What a program of the machine may know of the one that these tests run on.
+COOKIECUTTER = (sys.executable, "-m", "cookiecutter")  # installed with the tests, starts without uv
+# Environment variables of the real machine that programs inherit.
 PASSED_ON = {"LANG", "LC_ALL", "PYENV_ROOT", "SYSTEMROOT", "TZ", "HTTP_PROXY", "HTTPS_PROXY"}
 PASSED_ON |= {"NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX"}
-NOT_OURS = re.compile(r"uv-[\da-f]+\.lock")  # what uv leaves in the temp folder
+NOT_OURS = re.compile(r"uv-[\da-f]+\.lock")  # uv leaves these in the temp folder
 
 
 @cache
@@ -32,7 +32,7 @@ def ask_uv(*question: str) -> str:
 
 
 def usual_path() -> list[str]:
-    """Return the PATH as a terminal has it, without what `uv run` and pyenv put before it."""
+    """Return the PATH of a terminal, without the entries that `uv run` and pyenv prepend."""
     versions = Path(os.environ.get("PYENV_ROOT", os.devnull), "versions")
     return [
         entry
@@ -43,7 +43,7 @@ def usual_path() -> list[str]:
 
 @dataclass(frozen=True)
 class Project:
-    """A generated project, and the environment in which its user types commands."""
+    """A generated project, and the environment for its commands."""
 
     path: Path
     environment: dict[str, str] = field(repr=False)
@@ -55,11 +55,11 @@ class Project:
 
     @property
     def data(self) -> Path:
-        """The embedded PostgreSQL's data."""
+        """The data folder of the embedded PostgreSQL."""
         return self.path / ".postgres" / "data"
 
     def run(self, *command: str, seconds: float = 120) -> "Outcome":
-        """Run a command in the project. `uv` is the real one: shims may hide it."""
+        """Run a command in the project. `uv` is the real one, even if a shim hides it."""
         return run([UV if command[0] == "uv" else command[0], *command[1:]], self, seconds=seconds)
 
     def git(self, *arguments: str) -> str:
@@ -73,7 +73,7 @@ class Project:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """The result of a command."""
 
     code: int
     output: str
@@ -83,7 +83,7 @@ class Outcome:
 def run(
     command: list[str], project: Project, *, folder: Path | None = None, seconds: float
 ) -> Outcome:
-    """Run a command in the project, or in another folder, with nothing on its standard input."""
+    """Run a command in the project or another folder, with empty standard input."""
     done = subprocess.run(
         command,
         check=False,
@@ -101,7 +101,7 @@ def run(
 
 @dataclass
 class Machine:
-    """A machine where nothing was generated yet. Its packages' cache is the real one, and warm."""
+    """A machine without generated projects. It uses the real, warm package cache."""
 
     root: Path
     template: Path
@@ -140,11 +140,11 @@ class Machine:
         return self.root / "work"
 
     def go_offline(self) -> None:
-        """Take network and cache away: `uv sync` fails at once."""
+        """Disable network and cache, so that `uv sync` fails at once."""
         self.environment |= {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(self.root / "empty")}
 
     def project(self, slug: str = "todo-backend", /, **variables: str | None) -> Project:
-        """Return the project of that name, there or not. None takes a variable away."""
+        """Return the project with that name, existing or not. None unsets a variable."""
         environment = {**self.environment, **variables}
         known = {name: value for name, value in environment.items() if value is not None}
         return Project(self.work / slug, known)
@@ -158,15 +158,15 @@ class Machine:
         seconds: float = 120,
         **variables: str | None,
     ) -> Outcome:
-        """Generate a project without questions. slug: the folder that it will have."""
+        """Generate a project without questions. slug: the project's folder."""
         command = [*program, str(self.template), *flags, *arguments]
         return run(command, self.project(slug, **variables), folder=self.work, seconds=seconds)
 
     def type(
         self, *arguments: str, columns: int = 200, **variables: str | None
     ) -> "pexpect.spawn[str]":
-        """Generate a project on a terminal, where a test can type."""
-        # As in a shell, what still runs after Ctrl-C is not cut off: press_ctrl_c() waits for it.
+        """Generate a project on a terminal that a test can type on."""
+        # As in a real shell, programs may go on after Ctrl-C: press_ctrl_c() waits for them.
         script = 'trap stopped=1 INT; "$@"; code=$?; [ -z "$stopped" ] || read line; exit $code'
         terminal = pexpect.spawn(
             "/bin/sh",
@@ -181,18 +181,18 @@ class Machine:
         return terminal
 
     def path_without(self, program: str) -> str:
-        """Return a PATH that has everything but one program."""
+        """Return a PATH with everything except one program."""
         folder = self.root / f"without-{program}"
         folder.mkdir()
         for entry in usual_path():
             for file in Path(entry).iterdir() if Path(entry).is_dir() else ():
                 if file.name != program:
-                    with suppress(FileExistsError):  # the first one counts
+                    with suppress(FileExistsError):  # the first one wins
                         (folder / file.name).symlink_to(file)
         return str(folder)
 
     def path_with(self, program: str, script: str) -> str:
-        """Return a PATH with a shell script before a program; it knows the program as "$REAL"."""
+        """Return a PATH with a shell script that hides a program. "$REAL" is the real program."""
         folder = self.root / f"with-{program}"
         folder.mkdir(exist_ok=True)
         # A shim would look for the program on the PATH, and start this script again.
@@ -202,25 +202,25 @@ class Machine:
         return os.pathsep.join([str(folder), self.environment["PATH"]])
 
     def fake_uv(self, script: str) -> str:
-        """Return a uv that is a shell script. In it, "$UV" is the real one."""
+        """Return the path of a shell script to use as uv. In it, "$UV" is the real one."""
         program = self.root / "uv"
         program.write_text(f"#!/bin/sh\nUV='{UV}'\n{script}\n", "utf-8")
         program.chmod(0o755)
         return str(program)
 
     def press_ctrl_c(self, terminal: "pexpect.spawn[str]") -> str:
-        """Press Ctrl-C, wait for what runs there to end, and return what is on the screen by then.
+        """Press Ctrl-C, wait for all programs to end, and return the screen's text.
 
-        What was there before the last text that was expected is left out.
+        Text up to the last expected match is left out.
         """
         terminal.sendintr()
         self.orphans(terminal.pid)
-        with suppress(OSError):  # it has ended before
+        with suppress(OSError):  # it has already ended
             terminal.sendline()
         return str(terminal.read())
 
     def interrupt(self, moment: Callable[[], bool], *arguments: str) -> Outcome:
-        """Generate a project on a terminal, and press Ctrl-C at a moment."""
+        """Generate a project on a terminal, and press Ctrl-C when `moment()` is true."""
         terminal = self.type("--no-input", *arguments)
         terminal.logfile_read = screen = StringIO()
         self.wait_for(moment, lambda: terminal.expect([pexpect.TIMEOUT, pexpect.EOF], 0.01) == 0)
@@ -230,7 +230,7 @@ class Machine:
         return Outcome(terminal.exitstatus or 0, output, self.project())
 
     def switch_off(self, moment: Callable[[], bool], *arguments: str) -> Outcome:
-        """Generate a project, and kill all that runs on this machine at a moment."""
+        """Generate a project, and kill everything on this machine when `moment()` is true."""
         project = self.project()
         log = self.root / "log"
         with log.open("wb") as output:
@@ -253,7 +253,7 @@ class Machine:
         return Outcome(process.returncode, text, project)
 
     def wait_for(self, moment: Callable[[], bool], goes_on: Callable[[], bool]) -> None:
-        """Wait for a moment in the life of a program. goes_on: whether the program still runs."""
+        """Wait until `moment()` is true. goes_on: returns whether the program still runs."""
         limit = time.monotonic() + 60
         while not moment():
             assert goes_on(), "the program ended before that moment"
@@ -261,14 +261,14 @@ class Machine:
             time.sleep(0.01)
 
     def kill_all(self) -> None:
-        """End all that runs here, as a power cut does."""
-        while running := self.processes():  # others may be born meanwhile
+        """Kill everything that runs here, like a power cut."""
+        while running := self.processes():  # others may start meanwhile
             for process in running:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
 
     def processes(self) -> list[psutil.Process]:
-        """Return what runs on this machine: all that has its home. For Linux."""
+        """Return the processes of this machine: those that have its HOME. Linux only."""
         mine = f"HOME={self.home}".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -278,9 +278,9 @@ class Machine:
         return found
 
     def orphans(self, terminal: int | None = None, *, seconds: float = 10) -> list[str]:
-        """Return what goes on running, but for each project's PostgreSQL. For Linux.
+        """Return programs that keep running, except each project's PostgreSQL. Linux only.
 
-        terminal: the process of one, which does not count. seconds: what programs get to end.
+        terminal: the pid of a terminal to ignore. seconds: time that programs have to end.
         """
         limit = time.monotonic() + seconds
         while True:
@@ -294,17 +294,17 @@ class Machine:
             time.sleep(0.05)
 
     def is_to_go_on(self, process: psutil.Process) -> bool:
-        """Is it the PostgreSQL that a project here names as its own, or a child of that one?"""
+        """Return whether it is the PostgreSQL server of a project here, or a child of one."""
         data = Path(process.cwd())
         if not (data.is_relative_to(self.work) and data.parts[-2:] == (".postgres", "data")):
             return False
-        with suppress(FileNotFoundError, IndexError):  # it is about to start, or has ended
+        with suppress(FileNotFoundError, IndexError):  # it is starting, or has ended
             server = int((data / "postmaster.pid").read_text("utf-8").split()[0])
             return process.name().startswith("postgres") and server in {process.pid, process.ppid()}
         return False
 
     def left_in_temp(self) -> list[str]:
-        """Return what is in the temp folder and should not be."""
+        """Return what is in the temp folder but should not be."""
         return sorted(
             path.name
             for path in self.temp.iterdir()
@@ -312,14 +312,14 @@ class Machine:
         )
 
     def shut_down(self) -> None:
-        """End every terminal, and every PostgreSQL whose data lies in a project here."""
+        """End all terminals, PostgreSQL servers and other processes of this machine."""
         for terminal in self.terminals:
             terminal.close(force=True)
         for pid_file in self.work.glob("**/.postgres/data/postmaster.pid"):
             pid = int(pid_file.read_text("utf-8").split()[0])
             with suppress(psutil.NoSuchProcess):
                 server = psutil.Process(pid)
-                if Path(server.cwd()) == pid_file.parent:  # and not another one with that number
+                if Path(server.cwd()) == pid_file.parent:  # not another process with the same pid
                     server.terminate()
                     server.wait(10)
         self.kill_all()
@@ -331,7 +331,7 @@ def is_empty(path: Path) -> bool:
 
 @contextmanager
 def new_machine(root: Path, template: Path) -> Iterator[Machine]:
-    """Make a machine on which nothing runs any more when the test is over."""
+    """Create a machine, and stop all its processes at the end."""
     machine = Machine(root, template)
     try:
         yield machine

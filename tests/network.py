@@ -1,4 +1,4 @@
-"""The way from an app to its database, where a test makes go wrong what goes wrong on networks."""
+"""A TCP proxy between an app and its database that simulates network faults."""
 
 import asyncio
 import socket
@@ -8,21 +8,21 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-SECONDS = 10  # the longest that a change may take here
+SECONDS = 10  # timeout of an operation on the proxy
 BACKLOG = 4096
 
 
 class Link:
-    """One connection, through which two ends are pumped."""
+    """A proxied connection."""
 
     def __init__(self, *writers: asyncio.StreamWriter) -> None:
         self.writers = writers
-        self.lost = False  # whatever is sent on it arrives nowhere, for ever
+        self.lost = False  # drop all data from now on
 
     def reset(self) -> None:
         for writer in self.writers:
-            with suppress(OSError):  # it is closed already
-                linger = struct.pack("ii", 1, 0)  # do not say good-bye
+            with suppress(OSError):  # it is already closed
+                linger = struct.pack("ii", 1, 0)  # send RST instead of FIN
                 writer.get_extra_info("socket").setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, linger
                 )
@@ -30,9 +30,9 @@ class Link:
 
 
 class Network:
-    """A proxy in front of a port of this machine. Use it by `network()`.
+    """A proxy in front of a local port. Create it with `network()`.
 
-    `delay`: seconds from a new connection's begin until anybody answers on it.
+    delay: seconds before a new connection is served.
     """
 
     def __init__(self, target: int) -> None:
@@ -52,7 +52,7 @@ class Network:
         self._do(self._open())
 
     def lose(self) -> None:
-        """Swallow from now on all that is sent, both ways, on old connections and on new ones."""
+        """Drop all data from now on, in both directions, on existing and new connections."""
 
         async def lose() -> None:
             self._silent = True
@@ -62,7 +62,7 @@ class Network:
         self._do(lose())
 
     def reset(self) -> None:
-        """Break all connections."""
+        """Reset all connections."""
 
         async def reset() -> None:
             for link in list(self._links):
@@ -71,7 +71,7 @@ class Network:
         self._do(reset())
 
     def refuse(self) -> None:
-        """Refuse new connections: nothing listens any more."""
+        """Refuse new connections: stop listening."""
 
         async def refuse() -> None:
             await self._close()
@@ -80,11 +80,11 @@ class Network:
         self._do(refuse())
 
     def ignore(self) -> None:
-        """Leave new connections unanswered, from the first packet on."""
+        """Do not answer new connections, not even their first packet."""
 
         async def ignore() -> None:
             await self._close()
-            # Linux drops what would make the queue longer than it may be.
+            # Linux drops connections that exceed the backlog, so fill it.
             self._listener.listen(0)
             while True:
                 filler = socket.socket()
@@ -99,7 +99,7 @@ class Network:
         self._do(ignore())
 
     def heal(self) -> None:
-        """Let new connections through again. What was lost stays lost."""
+        """Serve new connections again. Lost connections stay lost."""
 
         async def heal() -> None:
             self._silent = False
@@ -168,7 +168,7 @@ class Network:
                 pumps.create_task(self._pump(link, near[0], far[1]))
                 pumps.create_task(self._pump(link, far[0], near[1]))
         except* OSError:
-            pass  # an end has broken it
+            pass  # one end broke the connection
         finally:
             self._links.discard(link)
             link.reset()
@@ -180,14 +180,14 @@ class Network:
             if not link.lost:
                 target.write(data)
                 await target.drain()
-        if link.lost:  # not even the good-bye arrives
+        if link.lost:  # drop the FIN, too
             await asyncio.Event().wait()
         target.write_eof()
 
 
 @contextmanager
 def network(target: int) -> Iterator[Network]:
-    """Yield a way to a port of this machine."""
+    """Start a proxy in front of a local port."""
     way = Network(target)
     try:
         yield way

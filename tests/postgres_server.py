@@ -1,4 +1,4 @@
-"""A PostgreSQL of the system's own that wants a password, and where asked for, TLS."""
+"""The system's PostgreSQL, with password authentication and optional TLS."""
 
 import secrets
 import shutil
@@ -31,7 +31,7 @@ STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQ
 
 @dataclass
 class Server:
-    """A server, running or stopped. `data`: its data's folder."""
+    """A server, running or stopped. data: its data folder."""
 
     port: int
     password: str
@@ -43,9 +43,9 @@ class Server:
     def url(
         self, password: str | None = None, *, port: int | None = None, database: str = "postgres"
     ) -> str:
-        """Return a URL, with the password or another one in it, percent-encoded.
+        """Return a URL with the percent-encoded password.
 
-        port: of a proxy or a pooler that leads here.
+        password: default: the right one. port: of a proxy or pooler in front of the server.
         """
         login = f"{USER}:{quote(password or self.password, safe='')}"
         sslmode = "require" if self.tls else "disable"
@@ -61,14 +61,14 @@ class Server:
                 return cursor.fetchall() if cursor.description else []
 
     def new_database(self, template: str = "template1", tablespace: str = "pg_default") -> str:
-        """Create a database, empty or as another one is. Returns its name."""
+        """Create a database, empty or as a copy of another one. Returns its name."""
         name = f"test_{secrets.token_hex(8)}"
         self.ask(f"CREATE DATABASE {name} TEMPLATE {template} TABLESPACE {tablespace}")
         return name
 
     def terminate_backends(self, database: str) -> int:
         """End all connections to a database. Returns how many there were."""
-        # With a time-out, the function returns when the backend is gone, not when it was told.
+        # With a timeout, the function returns when the backend has ended, not when it is signalled.
         return len(
             self.ask(
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
@@ -78,7 +78,7 @@ class Server:
         )
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         with (self.data.parent / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.wrapper, find_programs() / "postgres", "-D", self.data],
@@ -101,13 +101,13 @@ class Server:
                 return
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop it as pg_ctl's modes do: "smart", "fast", or "immediate" as in a crash."""
+        """Stop the server. mode: of pg_ctl: "smart", "fast", or "immediate" like a crash."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(STOP[mode])
             self.process.wait(processes.END_SECONDS)
 
     def frozen(self) -> AbstractContextManager[None]:
-        """Stop all its processes (SIGSTOP), and let them go on at the end (SIGCONT)."""
+        """Freeze the server (SIGSTOP) until the end of the block (SIGCONT)."""
         assert self.process is not None
         return processes.frozen(self.process.pid)
 
@@ -117,14 +117,14 @@ class Server:
 
 
 def new_password() -> str:
-    """Return a password that has to be percent-encoded, and is easy to search for."""
+    """Return a password that needs percent-encoding and is easy to search for."""
     return f"s3cr3t-{secrets.token_hex(8)}/@:é %"
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, below those that the system gives to clients.
+    """Return a free port below the range of ephemeral ports.
 
-    One of those could be some client's by the time the server starts.
+    An ephemeral port could be taken by a client before the server starts.
     """
     while True:
         port = 15_000 + secrets.randbelow(15_000)
@@ -133,7 +133,7 @@ def free_port() -> int:
 
 
 def find_programs() -> Path:
-    """Return the folder of initdb and postgres, the newest ones."""
+    """Return the folder of the newest initdb and postgres."""
     debian = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     installed = sorted(debian, key=lambda program: int(program.parent.parent.name))
     found = installed[-1] if installed else shutil.which("postgres")
@@ -151,8 +151,8 @@ def postgres_server(
 ) -> Iterator[Server]:
     """Start a server with an empty database, and stop it at the end.
 
-    tls: refuse connections without it. settings: of postgresql.conf, by name. wrapper: a command
-    that is given the server's command, and becomes the server.
+    tls: require it. settings: for postgresql.conf. wrapper: a command that runs the server's
+    command, which is appended to it.
     """
     programs = find_programs()
     with processes.folder() as folder:

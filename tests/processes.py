@@ -1,4 +1,4 @@
-"""Programs that a test starts: as whom they run, how they are frozen, and that they end."""
+"""Run programs that refuse to run as root; freeze and end programs."""
 
 import os
 import pwd
@@ -16,7 +16,7 @@ END_SECONDS = 20
 
 
 def account() -> dict[str, Any]:
-    """Return what subprocess wants for a program that refuses to run as root: it is nobody then."""
+    """Return arguments for subprocess that run a program as nobody if we are root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -25,7 +25,7 @@ def account() -> dict[str, Any]:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """Make a temporary folder that belongs to the account."""
+    """Create a temporary folder owned by `account()`."""
     with tempfile.TemporaryDirectory() as name:
         if account():
             os.chown(name, account()["user"], account()["group"])
@@ -33,7 +33,7 @@ def folder() -> Iterator[Path]:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program that may be frozen, or has ended already."""
+    """End a program, even if it is frozen or has already ended."""
     with suppress(psutil.NoSuchProcess):
         thaw(process.pid)
     process.terminate()
@@ -45,7 +45,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Return a process and all that descend from it, the eldest first."""
+    """Return a process and its descendants, the parent first."""
     parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]
 
@@ -58,8 +58,8 @@ def thaw(pid: int) -> None:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Stop a process and all that descend from it, as a machine that hangs would."""
-    for process in family(pid):  # the eldest first: it has no more children then
+    """Stop a process and its descendants (SIGSTOP), like a hanging machine."""
+    for process in family(pid):  # the parent first, so that it starts no more children
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGSTOP)
     try:

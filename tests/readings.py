@@ -1,4 +1,4 @@
-"""What the files of a rendered project say, each read by a parser of its format."""
+"""Read the files of a rendered project, each with a parser for its format."""
 
 import json
 import re
@@ -22,7 +22,7 @@ MARKDOWN = MarkdownIt("gfm-like", {"linkify": False})
 
 
 def read_markdown(text: str) -> list[Block]:
-    """Return tag and plain text of each block; what is not text shows as its type."""
+    """Return tag and plain text of each block. Other inline elements appear as their type."""
     tokens = MARKDOWN.parse(text)
     return [
         (
@@ -38,7 +38,7 @@ def read_markdown(text: str) -> list[Block]:
 
 
 class PlainText(HTMLParser):
-    """The text of each heading and paragraph in HTML; that of a link belongs to it."""
+    """The text of each heading and paragraph in HTML, including the text of links."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,14 +55,14 @@ class PlainText(HTMLParser):
 
 
 def read_as_on_github(markdown: str) -> list[Block]:
-    """Return tag and plain text of headings and paragraphs as GitHub's own parser has them."""
+    """Return tag and plain text of headings and paragraphs according to GitHub's parser."""
     reader = PlainText()
     reader.feed(cmarkgfm.github_flavored_markdown_to_html(markdown))
     return [(tag, text.strip("\n")) for tag, text in reader.blocks]
 
 
 def read_dockerfile(text: str) -> list[tuple[str, ...]]:
-    """Return the instructions of a Dockerfile: the command, its flags, and what it is given."""
+    """Return the instructions of a Dockerfile: command, flags and arguments."""
     return [(each.cmd, *each.flags, *each.value) for each in dockerfile.parse_string(text)]
 
 
@@ -80,9 +80,9 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def read(file: Path) -> Any:
-    """Return what a file says: values of its format, or its lines where it has none that we know.
+    """Return the parsed content of a file, or its lines if there is no parser for its format.
 
-    Raises what the parser of the format raises.
+    Raises the parser's exceptions.
     """
     text = file.read_bytes().decode("utf-8")
     for pattern, reader in READERS.items():
@@ -92,12 +92,12 @@ def read(file: Path) -> Any:
 
 
 def has_format(file: Path) -> bool:
-    """Tell whether there is a parser for the file: other files cannot hold any text."""
+    """Return whether there is a parser for the file. Other files cannot contain arbitrary text."""
     return any(re.fullmatch(pattern, file.name) for pattern in READERS)
 
 
 def replace(value: Any, texts: dict[str, str]) -> Any:
-    """Replace texts in all strings of a value of TOML, YAML or JSON, or in blocks."""
+    """Replace texts in all strings of a parsed value."""
     match value:
         case str():
             for old, new in texts.items():
@@ -111,14 +111,14 @@ def replace(value: Any, texts: dict[str, str]) -> Any:
 
 
 def files(folder: Path) -> Iterator[str]:
-    """Return the names of all files of a project, `/` between folders."""
+    """Return the paths of all files of a project, with `/` as separator."""
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             yield file.relative_to(folder).as_posix()
 
 
 def lint(folder: Path) -> str:
-    """Return what ruff says against a project, as linter and as formatter."""
+    """Return the complaints of ruff about a project, as linter and as formatter."""
     complaints = ""
     for command in ("check --no-cache", "format --check --no-cache"):
         done = subprocess.run(

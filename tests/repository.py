@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def load_hook(name: str) -> ModuleType:
-    """Load a hook as a module: what it does as a script stays out."""
+    """Load a hook as a module, without running it."""
     spec = spec_from_file_location(name, REPOSITORY / "hooks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Where faults happen: a server with a migrated database, and the project to serve on it."""
+"""A server with a migrated database for fault tests, and the project to serve on it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -11,12 +11,12 @@ from app_server import AppServer, app_server
 from machine import Outcome, Project
 from postgres_server import Server, postgres_server
 
-POOL_SIZE = 4  # connections of one process: few, so that requests have to wait for them
+POOL_SIZE = 4  # connections per process: few, so that requests have to wait
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A database on a server, and what can be done there. `folder`: for the logs."""
+    """A database on a server, and operations on it. folder: for the logs."""
 
     project: Project
     server: Server
@@ -24,21 +24,21 @@ class Stage:
     folder: Path
 
     def copy(self, tablespace: str = "pg_default") -> "Stage":
-        """Return the same with a database of its own, in which no app was at work yet."""
+        """Return a stage with a copy of the database that no app has used yet."""
         return replace(self, database=self.server.new_database(self.database, tablespace))
 
     def empty(self) -> "Stage":
-        """Return the same with a database that was never migrated."""
+        """Return a stage with an empty database, without migrations."""
         return replace(self, database=self.server.new_database())
 
     def url(self, port: int | None = None) -> str:
-        """Return the database's URL. port: of a proxy or a pooler that leads there."""
+        """Return the database's URL. port: of a proxy or pooler in front of it."""
         return self.server.url(port=port, database=self.database)
 
     def app(
         self, name: str, port: int | None = None, *, workers: int = 1, **settings: str
     ) -> AbstractContextManager[AppServer]:
-        """Serve the project. name: of its log. port: as in `url`."""
+        """Serve the project. name: of its log. port: see `url`."""
         return app_server(
             self.project,
             self.url(port),
@@ -48,7 +48,7 @@ class Stage:
         )
 
     def migrate(self, project: Project | None = None) -> Outcome:
-        """Bring the database up to date as an operator does. project: another one's migrations."""
+        """Migrate the database as an operator would. project: where to take migrations from."""
         project = project or self.project
         operator = Project(project.path, {**project.environment, "DATABASE_URL": self.url()})
         return operator.run(str(self.project.python), "manage.py", "migrate")
@@ -62,14 +62,14 @@ class Stage:
 
     @contextmanager
     def locked(self, table: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[None]:
-        """Have all that is asked of a table wait, or what a weaker mode of PostgreSQL's bars."""
+        """Lock a table. mode: of PostgreSQL; the default makes all queries of the table wait."""
         with closing(psycopg2.connect(self.url())) as connection, connection.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {table} IN {mode} MODE")
             yield
             connection.rollback()
 
     def waiting(self) -> list[int]:
-        """Return the pids of the backends whose statement waits for a lock."""
+        """Return the pids of backends that wait for a lock."""
         rows = self.ask(
             "SELECT pid FROM pg_stat_activity"
             " WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -83,7 +83,7 @@ def new_stage(
 ) -> Iterator[Stage]:
     """Start a server for a project, and migrate a database on it.
 
-    folder: for the logs. wrapper, settings: of the server.
+    folder: for the logs. wrapper, settings: see `postgres_server`.
     """
     with postgres_server(settings=settings, wrapper=wrapper) as server:
         stage = Stage(project, server, server.new_database(), folder)

@@ -1,6 +1,6 @@
-"""The page on keeping one kind of accounts, followed to the letter: what is left passes its checks.
+"""Follow docs/accounts.md exactly, and run the checks of the resulting project.
 
-A step is a block of code, as in tests/test_extending.py, or a sentence that says what to delete.
+A step is a code block, as in tests/test_extending.py, or a sentence that says what to delete.
 """
 
 import ast
@@ -27,14 +27,14 @@ LEFT_BEHIND = {
 
 @dataclass(frozen=True)
 class Deletion:
-    """A class or a function that a sentence says to delete."""
+    """A class or function to delete, named in a sentence."""
 
     path: str
     name: str
 
 
 def read_instructions(page: str, section: str) -> Iterator[Step | Deletion]:
-    """Yield what a section says to do, in its order."""
+    """Yield the instructions of a section, in order."""
     heading, current, where = False, "", ""
     for token in MarkdownIt().parse(page):
         if token.type == "heading_open":
@@ -51,7 +51,7 @@ def read_instructions(page: str, section: str) -> Iterator[Step | Deletion]:
 
 
 def delete(name: str, file: Path) -> None:
-    """Delete a class or a function of a module."""
+    """Delete a class or function from a module."""
     text = file.read_text("utf-8")
     (node,) = (node for node in ast.parse(text).body if getattr(node, "name", None) == name)
     lines = text.splitlines(keepends=True)
@@ -71,7 +71,7 @@ def section(request: pytest.FixtureRequest) -> str:
 def reduced(
     project: Project, section: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Project]:
-    """A copy of the project, with a database of its own, in which a section was followed."""
+    """A copy of the project with its own database, after following a section."""
     folder = tmp_path_factory.mktemp("reduced") / "project"
     shutil.copytree(project.path, folder, ignore=shutil.ignore_patterns(".postgres", ".venv"))
     copy = replace(project, path=folder)
@@ -99,21 +99,23 @@ def test_the_page_has_a_section_for_each_kind(project: Project) -> None:
 
 
 @pytest.mark.parametrize("task", ["lint", "types"])
-def test_its_checks_pass(reduced: Project, task: str) -> None:
+def test_the_checks_pass(reduced: Project, task: str) -> None:
     outcome = reduced.run("uv", "run", "poe", task)
 
     assert outcome.code == 0, outcome.output
 
 
 @pytest.mark.timeout(TEST_SECONDS + 60)
-def test_its_tests_pass(reduced: Project) -> None:
+def test_the_tests_pass(reduced: Project) -> None:
     outcome = reduced.run("uv", "run", "pytest", "--quiet", "tests", seconds=TEST_SECONDS)
 
     assert outcome.code == 0, outcome.output
     assert re.search(r"^\d+ passed", outcome.output, re.MULTILINE), outcome.output
 
 
-def test_nothing_of_it_is_left_in_the_app(reduced: Project, section: str) -> None:
+def test_the_app_contains_no_remains_of_the_removed_accounts(
+    reduced: Project, section: str
+) -> None:
     modules = [*reduced.path.glob("*.py"), *reduced.path.glob("[a-z]*/*.py")]
     apps = [module for module in modules if module.parent.name != "tests"]
 

@@ -1,4 +1,4 @@
-"""The OpenAPI of a generated project says what the API does: tools that trust it find no lie."""
+"""The OpenAPI schema of a generated project is correct: other tools can rely on it."""
 
 import json
 import re
@@ -21,10 +21,10 @@ HERE = Path(__file__).parent
 SCHEMATHESIS = "schemathesis==4.32.5"
 PYTHON_CLIENT = "openapi-python-client==0.29.1"
 NPM_PACKAGES = ("openapi-typescript@7.13.0", "@hey-api/openapi-ts@0.99.0", "typescript@5.9.3")
-SECONDS = 30  # the longest that one program takes here, Schemathesis excepted
+SECONDS = 30  # timeout of a program other than Schemathesis
 SCHEMATHESIS_SECONDS = 240  # usually 60 to 100
 
-# What clients call things: a change here breaks every front end that was built on it.
+# Names in generated clients: changing one breaks every front end that uses it.
 OPERATIONS = {
     "change_password",
     "create_task",
@@ -61,7 +61,7 @@ MODELS = {
     "ValidationProblem",
 }
 
-# For the compiler that comes with the last of these packages.
+# For the compiler in the last of these packages.
 TSCONFIG = {
     "files": ["schema.d.ts", "client_at_work.ts"],
     "compilerOptions": {
@@ -69,12 +69,12 @@ TSCONFIG = {
         "target": "es2022",
         "lib": ["es2022", "dom", "dom.iterable"],
         "module": "commonjs",
-        "moduleResolution": "node10",  # the client's files name each other without an ending
+        "moduleResolution": "node10",  # the client's files import each other without an extension
         "outDir": "out",
     },
 }
 
-# On Windows scripts, found by their full names only.
+# On Windows these are scripts, found only by their full names.
 NPM, NPX = shutil.which("npm") or "npm", shutil.which("npx") or "npx"
 needs_node = pytest.mark.skipif(
     not (shutil.which("node") and shutil.which("npm")), reason="needs Node.js and npm"
@@ -93,7 +93,7 @@ class Api:
         return f"http://127.0.0.1:{self.port}"
 
     def request(self, method: str, path: str, media_type: str = "", body: str = "") -> Any:
-        """Return the JSON of the answer. media_type: of the body."""
+        """Return the JSON of the response. media_type: of the body."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         try:
             connection.request(method, path, body, {"Content-Type": media_type})
@@ -103,7 +103,7 @@ class Api:
         finally:
             connection.close()
 
-    def log_in_somebody_new(self) -> str:
+    def log_in_new_user(self) -> str:
         """Return an access token."""
         email, password = f"{uuid4()}@example.com", "correct horse battery staple"
         account = json.dumps({"email": email, "password": password, "name": "Ada"})
@@ -115,7 +115,7 @@ class Api:
 
 @pytest.fixture
 def api(project: Project, tmp_path: Path) -> Iterator[Api]:
-    """A server for each test: after thousands of guesses at passwords, it locks us out."""
+    """A new server for each test: after thousands of wrong passwords, a server locks us out."""
     log = tmp_path / "log"
     started = project.run("uv", "run", "manage.py", "postgres", "start")
     assert started.code == 0, started.output
@@ -138,7 +138,7 @@ def api(project: Project, tmp_path: Path) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def workshop(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the schema, in which clients are generated."""
+    """A folder with the schema, for generating clients."""
     folder = tmp_path_factory.mktemp("workshop")
     print_schema = "import json, main; print(json.dumps(main.app.openapi()))"
     printed = project.run(str(project.python), "-c", print_schema)
@@ -150,7 +150,7 @@ def workshop(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def typescript(workshop: Path) -> Path:
-    """The folder, with npm's generators in it, and what both of them made of the schema."""
+    """The folder with the npm generators and their output."""
     options = ["--no-audit", "--no-fund", "--ignore-scripts"]
     run([NPM, "install", *options, *NPM_PACKAGES], workshop, seconds=240)
     run([NPX, "openapi-typescript", "openapi.json", "--output=schema.d.ts"], workshop)
@@ -162,7 +162,7 @@ def typescript(workshop: Path) -> Path:
 
 
 def run(command: list[str], folder: Path, *, seconds: float = SECONDS) -> str:
-    """Run a program that has to succeed. Returns what it printed."""
+    """Run a program that must succeed. Returns its output."""
     done = subprocess.run(
         command,
         check=False,
@@ -183,10 +183,10 @@ def camel_case(name: str) -> str:
 
 
 @pytest.mark.timeout(SCHEMATHESIS_SECONDS + SECONDS)
-def test_schemathesis_finds_nothing(api: Api, tmp_path: Path) -> None:
+def test_schemathesis_finds_no_failures(api: Api, tmp_path: Path) -> None:
     command = [UVX, SCHEMATHESIS, f"--config-file={HERE / 'schemathesis.toml'}", "run"]
-    command += [f"--header=Authorization: Bearer {api.log_in_somebody_new()}"]
-    # Always the same cases: what a change breaks shows with that change, not a week later.
+    command += [f"--header=Authorization: Bearer {api.log_in_new_user()}"]
+    # Always the same cases, so that a failure appears with the change that causes it.
     command += ["--generation-deterministic", "--max-examples=250", "--warnings=off", "--no-color"]
     command += ["--report=json", "--report-json-path=report.json", f"{api.url}/openapi.json"]
 
@@ -203,7 +203,7 @@ def test_schemathesis_finds_nothing(api: Api, tmp_path: Path) -> None:
 
 
 @needs_node
-def test_openapi_typescript_has_good_names(typescript: Path) -> None:
+def test_openapi_typescript_generates_good_names(typescript: Path) -> None:
     declared = (typescript / "schema.d.ts").read_text("utf-8")
 
     schemas, operations = declared.split("export interface operations")
@@ -212,7 +212,7 @@ def test_openapi_typescript_has_good_names(typescript: Path) -> None:
 
 
 @needs_node
-def test_openapi_ts_has_good_names(typescript: Path) -> None:
+def test_openapi_ts_generates_good_names(typescript: Path) -> None:
     functions = (typescript / "client" / "sdk.gen.ts").read_text("utf-8")
     types = (typescript / "client" / "types.gen.ts").read_text("utf-8")
 
@@ -222,14 +222,14 @@ def test_openapi_ts_has_good_names(typescript: Path) -> None:
 
 
 @needs_node
-def test_a_generated_client_drives_the_api(typescript: Path, api: Api) -> None:
+def test_a_generated_client_works_with_the_api(typescript: Path, api: Api) -> None:
     output = run(["node", "out/client_at_work.js", api.url, f"{uuid4()}@example.com"], typescript)
 
     expected = {"titles": ["Call it"], "left": 0, "error": "there is no such task"}
     assert json.loads(output) == expected
 
 
-def test_openapi_python_client_has_good_names(workshop: Path) -> None:
+def test_openapi_python_client_generates_good_names(workshop: Path) -> None:
     generate = [UVX, PYTHON_CLIENT, "generate", "--path=openapi.json", "--meta=none"]
 
     run([*generate, "--output-path=python_client", "--fail-on-warning"], workshop)
@@ -237,6 +237,6 @@ def test_openapi_python_client_has_good_names(workshop: Path) -> None:
     files = (workshop / "python_client" / "api").glob("*/[!_]*.py")
     assert {file.stem for file in files} == OPERATIONS
     exported = (workshop / "python_client" / "models" / "__init__.py").read_text("utf-8")
-    # It names the orders of a list, which stand in the parameter's own schema.
+    # It also names the sort orders, which are in the parameter's schema.
     names = set(re.findall(r'^    "(\w+)",$', exported, re.MULTILINE))
     assert names == MODELS | {"ListTasksSort"}

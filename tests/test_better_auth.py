@@ -1,4 +1,4 @@
-"""The generated project takes the tokens of a real Better Auth server, and no others."""
+"""The generated project accepts tokens of a real Better Auth server, and no others."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ from machine import Project
 
 PACKAGE = "better-auth@1.7.7"
 SERVER = Path(__file__).with_name("better_auth_server.mjs")
-SECONDS = 60  # the longest that anything here may take
+SECONDS = 60  # timeout of an operation
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("node") and shutil.which("npm")), reason="needs Node.js and npm"
@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Server:
-    """A program that answers on a port of this machine."""
+    """A server on a local port."""
 
     process: "subprocess.Popen[str]"
     port: int
@@ -74,7 +74,7 @@ class AuthServer(Server):
 
 @dataclass(frozen=True)
 class User:
-    """Somebody who is logged in at a Better Auth server, as browsers are: by a cookie."""
+    """A user with a session cookie of a Better Auth server."""
 
     auth_server: AuthServer
     id: str
@@ -111,7 +111,7 @@ def running(
 
 
 class Starter:
-    """Starts servers, which end with the test."""
+    """Starts servers that are stopped at the end of the test."""
 
     def __init__(self, package: Path, project: Project, running_until: ExitStack) -> None:
         self._package = package
@@ -119,7 +119,7 @@ class Starter:
         self._stack = running_until
 
     def auth_server(self, **jwt_options: object) -> AuthServer:
-        """Start Better Auth. jwt_options: the ones of its JWT plugin."""
+        """Start Better Auth. jwt_options: of its JWT plugin."""
         command = ["node", SERVER.name, json.dumps(jwt_options)]
         node = running(command, self._package, dict(os.environ), stdout=subprocess.PIPE)
         process = self._stack.enter_context(node)
@@ -129,7 +129,7 @@ class Starter:
         return AuthServer(process, int(origin.rpartition(":")[2]))
 
     def api(self, auth_server: AuthServer) -> Api:
-        """Start the project, set to take the tokens of this server."""
+        """Start the project, configured for tokens of `auth_server`."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         command = [str(self._project.python), "-m", "uvicorn", "main:app", f"--port={port}"]
@@ -154,10 +154,10 @@ def answers(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Better Auth installed, and the server beside it, where Node looks for it."""
+    """A folder with Better Auth installed, and the server script beside it, where Node finds it."""
     folder = tmp_path_factory.mktemp("better-auth")
     (folder / "package.json").write_text('{"private": true}', "utf-8")
-    npm = shutil.which("npm") or "npm"  # on Windows a script, found by its full name only
+    npm = shutil.which("npm") or "npm"  # a script on Windows, found only by its full name
     options = ["--no-audit", "--no-fund", "--ignore-scripts"]
     subprocess.run([npm, "install", *options, PACKAGE], cwd=folder, check=True, timeout=240)
     shutil.copy(SERVER, folder)
@@ -166,7 +166,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ready_project(project: Project) -> Project:
-    """The project with its PostgreSQL running, whatever other tests did to it."""
+    """The project with its PostgreSQL running, whatever other tests did."""
     outcome = project.run("uv", "run", "manage.py", "postgres", "start")
     assert outcome.code == 0, outcome.output
     return project
@@ -179,7 +179,7 @@ def start(package: Path, ready_project: Project) -> Iterator[Starter]:
 
 
 def changed(token: str, **claims: object) -> str:
-    """Change claims, and leave the signature as it is."""
+    """Change claims but keep the signature."""
     header, payload, signature = token.split(".")
     known = json.loads(base64.urlsafe_b64decode(payload + "=="))
     text = json.dumps(known | claims).encode()
@@ -192,7 +192,7 @@ def key_id(token: str) -> str:
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES512", "RS256", "PS256"])
-def test_tokens_of_every_algorithm_are_taken_and_tampered_ones_refused(
+def test_tokens_of_every_algorithm_are_accepted_and_tampered_ones_rejected(
     algorithm: str, start: Starter
 ) -> None:
     auth_server = start.auth_server(jwks={"keyPairConfig": {"alg": algorithm}})
@@ -209,7 +209,7 @@ def test_tokens_of_every_algorithm_are_taken_and_tampered_ones_refused(
     assert forged.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-def test_an_expired_token_is_refused(start: Starter) -> None:
+def test_an_expired_token_is_rejected(start: Starter) -> None:
     auth_server = start.auth_server(jwt={"expirationTime": "2s"})
     api = start.api(auth_server)
     token = auth_server.sign_up("ada").token()
@@ -220,14 +220,14 @@ def test_an_expired_token_is_refused(start: Starter) -> None:
 
 
 @pytest.mark.parametrize("claim", ["audience", "issuer"])
-def test_a_token_for_or_from_somebody_else_is_refused(claim: str, start: Starter) -> None:
+def test_a_token_with_another_audience_or_issuer_is_rejected(claim: str, start: Starter) -> None:
     auth_server = start.auth_server(jwt={claim: "https://elsewhere.example.com"})
     api = start.api(auth_server)
 
     assert api.tasks(auth_server.sign_up("ada").token()).status == 401
 
 
-def test_a_token_of_another_better_auth_server_is_refused(start: Starter) -> None:
+def test_a_token_of_another_better_auth_server_is_rejected(start: Starter) -> None:
     auth_server, stranger = start.auth_server(), start.auth_server()
     api = start.api(auth_server)
     token = stranger.sign_up("ada").token()
@@ -236,8 +236,8 @@ def test_a_token_of_another_better_auth_server_is_refused(start: Starter) -> Non
     assert api.tasks(changed(token, iss=auth_server.origin, aud=auth_server.origin)).status == 401
 
 
-def test_a_rotated_key_is_taken_within_seconds_and_a_withdrawn_one_refused(start: Starter) -> None:
-    # 8 seconds, so that a key is not withdrawn just when the project fetches it, after 10.
+def test_a_new_key_is_accepted_within_seconds_and_a_withdrawn_one_rejected(start: Starter) -> None:
+    # 8 seconds, so that a key is not withdrawn at the moment when the project fetches it, after 10.
     auth_server = start.auth_server(jwks={"rotationInterval": 8, "gracePeriod": 0})
     api = start.api(auth_server)
     ada = auth_server.sign_up("ada")
@@ -246,13 +246,13 @@ def test_a_rotated_key_is_taken_within_seconds_and_a_withdrawn_one_refused(start
 
     deadline = time.monotonic() + 8 + 10 + 10  # the project's COOLDOWN_SECONDS, and some slack
     while key_id(new := ada.token()) == key_id(old) or api.tasks(new).status != 200:
-        assert time.monotonic() < deadline, "the new key is not noticed"
+        assert time.monotonic() < deadline, "the new key was not accepted"
         time.sleep(0.2)
 
     assert api.tasks(old).status == 401
 
 
-def test_users_with_a_known_key_go_on_while_the_auth_server_is_away(start: Starter) -> None:
+def test_tokens_with_a_known_key_are_accepted_while_the_auth_server_is_down(start: Starter) -> None:
     auth_server = start.auth_server()
     api = start.api(auth_server)
     token = auth_server.sign_up("ada").token()

@@ -1,4 +1,4 @@
-"""database=neon: where the connection string comes from, what it does, and that it stays secret."""
+"""database=neon: sources of the connection string, its effect, and its secrecy."""
 
 import re
 import stat
@@ -16,8 +16,8 @@ PROMPT = "Connection string"
 
 
 def places_of(secret: str, machine: Machine) -> list[Path]:
-    """Return the files that hold a secret, but for the one .env that may."""
-    needle = re.match(r"[\w-]+", secret)  # as far as no encoding changes it
+    """Return the files that contain a secret, except the project's .env."""
+    needle = re.match(r"[\w-]+", secret)  # the part that no encoding changes
     assert needle is not None
     return [
         file
@@ -41,7 +41,7 @@ def other_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def connected(other_machine: Machine, server: Server) -> Outcome:
-    """A project on a provider's database, whose URL stands in the environment."""
+    """A project on a provider's database, with its URL from the environment."""
     return other_machine.generate(NEON, NEON_DATABASE_URL=server.url())
 
 
@@ -58,27 +58,29 @@ def refused_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def refused(refused_machine: Machine, server: Server, wrong_password: str) -> Outcome:
-    """A project whose URL has a wrong password."""
+    """A project with a wrong password in its URL."""
     return refused_machine.generate(NEON, NEON_DATABASE_URL=server.url(wrong_password))
 
 
-def test_the_string_may_come_from_the_environment(connected: Outcome, server: Server) -> None:
+def test_the_string_can_come_from_the_environment(connected: Outcome, server: Server) -> None:
     assert f"\nDATABASE_URL={server.url()}\n" in connected.project.read(".env")
 
 
-def test_the_schema_is_there_and_the_smoke_test_passes(connected: Outcome, server: Server) -> None:
+def test_the_schema_is_created_and_the_smoke_test_passes(
+    connected: Outcome, server: Server
+) -> None:
     tables = server.ask("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
 
     assert {"users", "tasks", "alembic_version"} <= {name for (name,) in tables}
     assert "✓ connection" in connected.output
 
 
-def test_no_embedded_server_is_started_where_none_is_wanted(connected: Outcome) -> None:
+def test_no_embedded_server_is_started(connected: Outcome) -> None:
     assert "database" not in re.findall(r"^. ([a-z ]+) \(", connected.output, re.MULTILINE)
     assert not connected.project.data.exists()
 
 
-def test_the_check_sees_tls(connected: Outcome) -> None:
+def test_the_check_reports_tls(connected: Outcome) -> None:
     outcome = connected.project.run("uv", "run", "manage.py", "check")
 
     assert outcome.code == 0, outcome.output
@@ -93,7 +95,7 @@ def test_no_secret_is_left_anywhere_after_success(
     assert places_of(server.password, other_machine) == []
 
 
-def test_a_wrong_password_is_named_with_what_to_do(refused: Outcome) -> None:
+def test_a_wrong_password_is_reported_with_what_to_do(refused: Outcome) -> None:
     assert refused.code == 0
     assert "✗ 127.0.0.1:" in refused.output
     assert "wrong password" in refused.output
@@ -107,10 +109,10 @@ def test_no_secret_is_left_anywhere_after_a_failure(
     assert places_of(wrong_password, refused_machine) == []
 
 
-def test_the_search_for_secrets_finds_what_is_committed(
+def test_the_search_for_secrets_finds_committed_ones(
     refused: Outcome, refused_machine: Machine
 ) -> None:
-    """Otherwise the two tests above would prove nothing."""
+    """Otherwise the tests above would prove nothing."""
     project = refused.project
     (project.path / "leak.txt").write_text(project.read(".env"), "utf-8")
     project.git("add", "leak.txt")
@@ -122,7 +124,7 @@ def test_the_search_for_secrets_finds_what_is_committed(
     assert place.is_relative_to(project.path / ".git" / "objects")
 
 
-def test_a_database_that_is_away_is_named_with_its_address(machine: Machine) -> None:
+def test_an_unreachable_database_is_reported_with_its_address(machine: Machine) -> None:
     port = free_port()
 
     outcome = machine.generate(NEON, NEON_DATABASE_URL=f"postgresql://ada:x@127.0.0.1:{port}/app")
@@ -135,7 +137,7 @@ def test_a_database_that_is_away_is_named_with_its_address(machine: Machine) -> 
     )
 
 
-def test_without_terminal_and_variable_it_says_where_a_string_may_come_from(
+def test_without_terminal_and_variable_the_output_says_how_to_set_the_string(
     machine: Machine,
 ) -> None:
     outcome = machine.generate(NEON, DATABASE_URL="postgresql://a:b@other/db")
@@ -147,7 +149,7 @@ def test_without_terminal_and_variable_it_says_where_a_string_may_come_from(
     assert "\n    uv run manage.py setup\n" in outcome.output
 
 
-def test_what_is_pasted_is_hidden_and_saved(machine: Machine, server: Server) -> None:
+def test_a_pasted_string_is_hidden_and_saved(machine: Machine, server: Server) -> None:
     terminal = machine.type("--no-input", NEON)
     terminal.expect(PROMPT)
     terminal.sendline("https://console.neon.tech/s3cr3t")

@@ -1,4 +1,4 @@
-"""From the embedded database to Neon, data included: by one command, and from start to end."""
+"""Move a project with its data from the embedded database to Neon with one command."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from machine import Project
 from neon_proxy import Endpoint, NeonProxy, Reply, neon_proxy
 from neon_proxy.mishaps import QUOTA
 
-SECONDS = 60  # the longest that a command takes here
+SECONDS = 60  # timeout of a command
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def at_work(project: Project, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def moving(project: Project, at_work: str, tmp_path: Path) -> Project:
-    """A copy of the project, whose .env a test may change. It works on the same database."""
+    """A copy of the project on the same database, with an .env that a test may change."""
     assert at_work
     folder = tmp_path / "moving"
     shutil.copytree(project.path, folder, ignore=shutil.ignore_patterns(".venv", ".postgres"))
@@ -66,7 +66,7 @@ def copy(project: Project, python: Path, *options: str) -> "pexpect.spawn[str]":
     return terminal
 
 
-def test_the_app_goes_on_at_neon_with_all_its_data(
+def test_after_the_copy_the_app_runs_on_neon_with_all_its_data(
     project: Project, moving: Project, at_work: str, endpoint: Endpoint, tmp_path: Path
 ) -> None:
     terminal = copy(moving, project.python)
@@ -88,7 +88,7 @@ def test_the_app_goes_on_at_neon_with_all_its_data(
     assert [task["title"] for task in tasks] == ["Move"]
 
 
-def test_ctrl_c_at_the_last_question_tells_that_the_data_is_there(
+def test_ctrl_c_at_the_last_question_says_that_the_data_was_copied(
     project: Project, moving: Project, endpoint: Endpoint
 ) -> None:
     before = moving.read(".env")
@@ -107,7 +107,7 @@ def test_ctrl_c_at_the_last_question_tells_that_the_data_is_there(
     assert moving.read(".env") == before
 
 
-def test_ctrl_c_at_the_first_question_tells_that_nothing_was_copied(
+def test_ctrl_c_at_the_first_question_says_that_nothing_was_copied(
     project: Project, moving: Project
 ) -> None:
     terminal = copy(moving, project.python)
@@ -119,7 +119,7 @@ def test_ctrl_c_at_the_first_question_tells_that_nothing_was_copied(
     assert "stopped: nothing was copied" in output
 
 
-def test_the_data_goes_past_the_pooler(
+def test_the_copy_bypasses_the_pooler(
     project: Project, moving: Project, endpoint: Endpoint
 ) -> None:
     environment = {**moving.environment, "TARGET_DATABASE_URL": endpoint.url()}
@@ -134,7 +134,7 @@ def test_the_data_goes_past_the_pooler(
     assert pooled == {False}
 
 
-def test_a_compute_that_is_off_is_named_and_nothing_is_lost(
+def test_a_suspended_compute_is_reported_and_nothing_is_lost(
     project: Project, moving: Project, endpoint: Endpoint
 ) -> None:
     endpoint.reply(Reply(QUOTA))

@@ -1,4 +1,4 @@
-"""The default answers, end to end: the promise of the README."""
+"""End-to-end tests with the default answers: what the README promises."""
 
 import json
 import os
@@ -37,14 +37,14 @@ class Served:
             connection.close()
 
     def status(self, path: str) -> int:
-        """Return the status, 0 while nobody answers."""
+        """Return the status, or 0 if nothing listens."""
         try:
             return self.get(path)[0]
         except OSError:
             return 0
 
     def wait_for(self, path: str, status: int, seconds: float) -> float:
-        """Return after how many seconds the answer had this status."""
+        """Wait for a response with this status. Returns the seconds it took."""
         start = time.monotonic()
         while (answered := self.status(path)) != status:
             assert time.monotonic() - start < seconds, f"{path} answers {answered}"
@@ -54,7 +54,7 @@ class Served:
 
 @contextmanager
 def serving(project: Project) -> Iterator[Served]:
-    """Type `uv run main.py`, and Ctrl-C at the end."""
+    """Run `uv run main.py`, and press Ctrl-C at the end."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
@@ -62,7 +62,7 @@ def serving(project: Project) -> Iterator[Served]:
         cwd=project.path,
         env=project.environment | {"PORT": str(port)},
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # so that Ctrl-C reaches all of its processes, and only these
+        start_new_session=True,  # so that Ctrl-C reaches exactly its processes
     )
     try:
         served = Served(port)
@@ -89,7 +89,7 @@ def test_every_step_is_shown_with_its_time(generated: Outcome) -> None:
     assert shown == STEPS
 
 
-def test_the_screen_ends_with_commands(generated: Outcome) -> None:
+def test_the_output_ends_with_commands(generated: Outcome) -> None:
     _, _, end = generated.output.partition("It is ready. Type:")
 
     lines = [line.strip() for line in end.splitlines() if line.startswith("    ")]
@@ -100,7 +100,7 @@ def test_the_screen_ends_with_commands(generated: Outcome) -> None:
     ]
 
 
-def test_the_output_is_plain_where_it_is_no_terminal(generated: Outcome) -> None:
+def test_the_output_is_plain_if_it_is_not_a_terminal(generated: Outcome) -> None:
     assert re.findall(r"[^\n -~✓✗…-]", generated.output) == []
 
 
@@ -108,18 +108,18 @@ def test_the_embedded_server_runs_after_generation(project: Project) -> None:
     assert postgres(project, "status").code == 0
 
 
-def test_env_can_be_read_by_its_owner_only(project: Project) -> None:
+def test_only_its_owner_can_read_the_env_file(project: Project) -> None:
     assert stat.S_IMODE((project.path / ".env").stat().st_mode) == 0o600
 
 
-def test_each_project_gets_a_secret_of_its_own(project: Project) -> None:
+def test_each_project_gets_its_own_secret(project: Project) -> None:
     secret = re.search(r"^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"), re.MULTILINE)
 
     assert secret is not None
     assert secret[1] not in project.read(".env.example")
 
 
-def test_the_first_commit_holds_the_lock_and_not_the_settings(project: Project) -> None:
+def test_the_first_commit_contains_the_lock_file_but_not_the_settings(project: Project) -> None:
     committed = project.git("ls-tree", "-r", "--name-only", "HEAD").splitlines()
 
     assert "uv.lock" in committed
@@ -141,15 +141,15 @@ def test_nothing_is_left_to_commit(project: Project) -> None:
         "alembic check",
     ],
 )
-def test_its_own_checks_pass(project: Project, command: str) -> None:
+def test_the_projects_checks_pass(project: Project, command: str) -> None:
     outcome = project.run("uv", "run", *command.split())
 
     assert outcome.code == 0, outcome.output
 
 
 @pytest.mark.timeout(660)
-def test_its_own_tests_pass_with_other_examples_each_time(project: Project) -> None:
-    """A project's Hypothesis tests always try the same examples. Here they look for new ones."""
+def test_the_projects_tests_pass_with_new_hypothesis_examples(project: Project) -> None:
+    """In a project, Hypothesis always tries the same examples. Here it looks for new ones."""
     seed = secrets.randbelow(2**32)
     search = f"--hypothesis-profile=random --hypothesis-seed={seed}"
 
@@ -158,7 +158,7 @@ def test_its_own_tests_pass_with_other_examples_each_time(project: Project) -> N
     assert outcome.code == 0, f"uv run pytest {search}\n{outcome.output}"
 
 
-def test_health_says_what_runs(served: Served) -> None:
+def test_health_reports_app_and_version(served: Served) -> None:
     assert served.get("/health") == (
         200,
         {"status": "ok", "app": "Todo Backend", "version": "0.1.0"},
@@ -176,14 +176,14 @@ def test_ready_follows_the_database(project: Project, served: Served) -> None:
     served.wait_for("/ready", 200, seconds=10)
 
 
-def test_main_starts_the_embedded_server_where_it_is_stopped(project: Project) -> None:
+def test_main_starts_a_stopped_embedded_server(project: Project) -> None:
     postgres(project, "stop")
 
     with serving(project) as served:
         served.wait_for("/ready", 200, seconds=10)
 
 
-def test_a_name_and_a_folder_full_of_surprises_work_as_well(machine: Machine) -> None:
+def test_unusual_names_and_folders_work(machine: Machine) -> None:
     folder = machine.work / "Ada's wörk folder"
     folder.mkdir()
     name = 'project_name=say "hi" \\ O’Brien 👩‍💻'

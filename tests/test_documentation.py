@@ -1,4 +1,4 @@
-"""The pages of the template and of a project: their links, and what must match the code."""
+"""Documentation of the template and of a project: links, and what must match the code."""
 
 import re
 from itertools import pairwise
@@ -17,19 +17,19 @@ README_LINES = 130
 
 
 def inline(page: Path) -> list[Token]:
-    """Return the parts of each line of text: words, links, pictures, code."""
+    """Return all inline elements: text, links, pictures, code."""
     blocks = MarkdownIt().enable("table").parse(page.read_text("utf-8"))
     return [token for block in blocks for token in block.children or ()]
 
 
 def targets(page: Path) -> list[str]:
-    """Return where the links and pictures of a page lead, without those to other sites."""
+    """Return the targets of links and pictures in a page, except those on other sites."""
     found = [str(token.attrs.get("href") or token.attrs.get("src") or "") for token in inline(page)]
     return [unquote(target) for target in found if target and not re.match(r"\w+:", target)]
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the names that GitHub gives the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     tokens = MarkdownIt().parse(page.read_text("utf-8"))
     headings = [text.content for token, text in pairwise(tokens) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -48,7 +48,7 @@ def pages(project: Project) -> list[Path]:
     return found + list((REPOSITORY / "docs" / "decisions").glob("*.md"))
 
 
-def test_every_link_leads_somewhere(pages: list[Path]) -> None:
+def test_no_link_is_broken(pages: list[Path]) -> None:
     links = [(page, target) for page in pages for target in targets(page)]
 
     assert len(links) > 50
@@ -65,7 +65,7 @@ def test_the_readme_of_a_project_is_short(project: Project) -> None:
     assert len(project.read("README.md").splitlines()) <= README_LINES
 
 
-def test_the_page_of_findings_has_those_of_the_code() -> None:
+def test_the_findings_page_matches_the_code() -> None:
     page = PAGE.read_text("utf-8")
 
     assert with_table(page) == page, "type: uv run python -m tools.findings"

@@ -1,7 +1,7 @@
-"""The pages for those who work on a project: the one on adding to it, followed to the letter.
+"""Documentation for developers of a project, with docs/extending.md followed exactly.
 
-A step is a block of code in docs/extending.md, and the sentence before it says where it goes. In a
-difference, "@@" begins another place in the same file.
+A step is a code block in docs/extending.md. The sentence before it says where the code goes. In a
+diff, "@@" starts another place in the same file.
 """
 
 import re
@@ -28,7 +28,7 @@ SECTIONS = [
     "A migration by hand",
 ]
 PLACE = re.compile(r"(?P<how>[Ii]n|a new file|at the end of) `(?P<path>[\w./]+)`")
-# Of its tests, those that know of something that was added.
+# The project's tests that the additions affect.
 TOUCHED = (
     "every_field or a_new_task or effort or summary or duplicate or support or every_setting"
     " or openapi or test_lists or test_models or test_errors"
@@ -37,7 +37,7 @@ TOUCHED = (
 
 @dataclass(frozen=True)
 class Step:
-    """A block of code. where: the sentence before it."""
+    """A code block. where: the sentence before it."""
 
     section: str
     where: str
@@ -60,7 +60,7 @@ def read_steps(page: str) -> list[Step]:
 
 
 def apply(difference: str, text: str) -> str:
-    """Change a text as a difference says, whose places are unmistakable."""
+    """Apply a diff without line numbers. Each hunk must match exactly once."""
     for hunk in filter(None, re.split(r"(?m)^@@.*\n", difference)):
         lines = hunk.splitlines()
         before = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
@@ -71,7 +71,7 @@ def apply(difference: str, text: str) -> str:
 
 
 def take(step: Step, project: Project) -> None:
-    """Do what a step says."""
+    """Carry out a step."""
     if step.language == "shell":
         for line in step.code.splitlines():
             outcome = project.run(*shlex.split(line, comments=True))
@@ -100,7 +100,7 @@ def steps(project: Project) -> list[Step]:
 def extended(
     project: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Project]:
-    """A copy of the project, with a database of its own, in which all steps were taken."""
+    """A copy of the project with its own database, after all steps."""
     folder = tmp_path_factory.mktemp("extended") / "project"
     ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
     shutil.copytree(project.path, folder, ignore=ignored)
@@ -110,17 +110,17 @@ def extended(
         for step in steps:
             if step.section:
                 take(step, copy)
-        copy.run("uv", "run", "poe", "fix")  # the page says so
+        copy.run("uv", "run", "poe", "fix")  # as the page says
         yield copy
     finally:
         copy.run("uv", "run", "manage.py", "postgres", "stop")
 
 
-def test_the_page_has_every_way_to_add_something(steps: list[Step]) -> None:
+def test_the_page_covers_every_kind_of_addition(steps: list[Step]) -> None:
     assert list(dict.fromkeys(step.section for step in steps if step.section)) == SECTIONS
 
 
-def test_every_module_is_on_the_map(project: Project) -> None:
+def test_every_module_is_in_the_map_in_agents_md(project: Project) -> None:
     named = set(re.findall(r"`(\w+(?:\.py|/))`", project.read("AGENTS.md")))
 
     modules = {file.name for file in project.path.glob("*.py")}
@@ -129,11 +129,11 @@ def test_every_module_is_on_the_map(project: Project) -> None:
     assert (modules | packages) - named == set()
 
 
-def test_the_root_holds_what_its_user_came_for(project: Project) -> None:
+def test_the_root_has_at_most_ten_modules(project: Project) -> None:
     assert 5 < len(list(project.path.glob("*.py"))) <= 10
 
 
-def test_every_task_that_is_named_is_there(project: Project) -> None:
+def test_every_task_in_the_documentation_exists(project: Project) -> None:
     tasks = tomllib.loads(project.read("pyproject.toml"))["tool"]["poe"]["tasks"]
     places = ["README.md", "AGENTS.md", "docs/extending.md", ".pre-commit-config.yaml"]
     places += [".github/workflows/ci.yml"]
@@ -147,27 +147,27 @@ def test_every_task_that_is_named_is_there(project: Project) -> None:
     assert {task for names in named.values() for task in names} <= tasks.keys()
 
 
-def test_claude_reads_the_same_page(project: Project) -> None:
+def test_claude_md_imports_an_existing_page(project: Project) -> None:
     (page,) = re.findall(r"^@(\S+)$", project.read("CLAUDE.md"), re.MULTILINE)
 
     assert (project.path / page).is_file()
 
 
 @pytest.mark.parametrize("task", ["lint", "types", "migrations"])
-def test_its_checks_pass(extended: Project, task: str) -> None:
+def test_the_checks_pass(extended: Project, task: str) -> None:
     outcome = extended.run("uv", "run", "poe", task)
 
     assert outcome.code == 0, outcome.output
 
 
-def test_its_tests_pass(extended: Project) -> None:
+def test_the_tests_pass(extended: Project) -> None:
     outcome = extended.run("uv", "run", "pytest", "--quiet", "-k", TOUCHED)
 
     assert outcome.code == 0, outcome.output
     assert re.search(r"^\d+ passed, ", outcome.output, re.MULTILINE), outcome.output
 
 
-def test_the_api_serves_what_was_added(extended: Project, tmp_path: Path) -> None:
+def test_the_api_serves_the_additions(extended: Project, tmp_path: Path) -> None:
     url = re.search(r"^DATABASE_URL=(\S+)$", extended.read(".env"), re.MULTILINE)
     assert url is not None
 

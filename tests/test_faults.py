@@ -1,7 +1,7 @@
-"""The generated app when its database, its network or its machine fails.
+"""The generated app while its database, network or machine fails.
 
-What takes long, because it waits for a time limit, starts before the first test, all side by side,
-each with an app of its own.
+Scenarios that take long, because they wait for a timeout, start before the first test. They run in
+parallel, each with its own app.
 """
 
 import shutil
@@ -39,7 +39,7 @@ def upgrade():
     op.execute("ALTER TABLE tasks RENAME TO jobs")
     op.execute("SELECT 1 / 0")
 """
-# Gives a server a small disk: mounts it at the first argument, and becomes the others' program.
+# Mounts a small disk at the first argument, then runs the remaining arguments as a command.
 SMALL_DISK = """
 mount -t tmpfs -o size=24m,mode=0700 tmpfs "$1"
 shift
@@ -50,14 +50,14 @@ IN_NEW_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount", "--")
 
 @pytest.fixture(scope="module")
 def stage(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A server that stays whole."""
+    """A server that no test breaks."""
     with new_stage(project, tmp_path_factory.mktemp("stage")) as stage:
         yield stage
 
 
 @pytest.fixture
 def place(stage: Stage) -> Stage:
-    """A database of the test's own on it."""
+    """A database for one test on the shared server."""
     return stage.copy()
 
 
@@ -68,31 +68,31 @@ def app_stage(stage: Stage) -> Stage:
 
 @pytest.fixture(scope="module")
 def app(app_stage: Stage) -> Iterator[AppServer]:
-    """An app that serves several tests."""
+    """An app shared by several tests."""
     with app_stage.app("shared") as app:
         yield app
 
 
 @pytest.fixture(scope="module")
 def token(app: AppServer) -> str:
-    """A log-in that holds for all apps, since they share their secret."""
+    """An access token that is valid for all apps, because they share their secret."""
     return app.register()
 
 
-# What takes long.
+# Scenarios that take long
 
 
 @dataclass(frozen=True)
 class Ordeal:
-    """What visitors met."""
+    """The visitors' results."""
 
     crowd: Visitors
-    refused: int  # visits, while something failed
-    lost: set[str]  # titles of tasks that were answered 201, and are not there
+    refused: int  # visits during the failure
+    lost: set[str]  # titles of tasks that got a 201 but do not exist
 
 
 def open_connections(stage: Stage, app: AppServer, token: str) -> None:
-    """Have an app open all connections that it may have."""
+    """Make an app open all connections of its pool."""
     with ThreadPoolExecutor(POOL_SIZE) as threads, stage.locked("tasks"):
         for _ in range(POOL_SIZE):
             threads.submit(app.request, "GET", "/tasks", token=token)
@@ -100,7 +100,7 @@ def open_connections(stage: Stage, app: AppServer, token: str) -> None:
 
 
 def suffer(stage: Stage, app: AppServer, fail: Callable[[], None]) -> Ordeal:
-    """Have visitors at an app. `fail` makes something fail, and returns when it is mended."""
+    """Send visitors to an app during a failure. fail: breaks something and repairs it."""
     token = app.register()
     open_connections(stage, app, token)
     with visitors(app, token) as crowd:
@@ -111,7 +111,7 @@ def suffer(stage: Stage, app: AppServer, fail: Callable[[], None]) -> Ordeal:
 
 
 def suffer_outage(stage: Stage, mode: str) -> Ordeal:
-    """Stop a server, and start it a while later."""
+    """Stop a server, and start it again after OUTAGE_SECONDS."""
 
     def fail() -> None:
         own.server.stop(mode)
@@ -157,7 +157,7 @@ def suffer_network(stage: Stage, *changes: Callable[[Network], None]) -> Ordeal:
 
 
 def wake_up(stage: Stage) -> list[Answer]:
-    """Have a pool's worth of requests begin while the database takes its time to wake up."""
+    """Send as many requests as the pool has connections while the database wakes up."""
     own = stage.copy()
     with network(own.server.port) as way, own.app("wake-up", way.port) as app:
         token = app.register()
@@ -172,10 +172,10 @@ def wake_up(stage: Stage) -> list[Answer]:
 
 @dataclass(frozen=True)
 class Abandonment:
-    """What became of a statement that waited too long."""
+    """The result of a statement that waited too long."""
 
     answer: Answer
-    waiting: list[int]  # backends that still waited, a moment later
+    waiting: list[int]  # backends that still waited a moment later
     titles: list[str]  # afterwards
 
 
@@ -192,7 +192,7 @@ def abandon(stage: Stage) -> Abandonment:
 
 
 def wait_twice(stage: Stage) -> Answer:
-    """Log in, where the first statement waits for a while, and the next one without end."""
+    """Log in while the first statement waits for a while, and the next one forever."""
     own = stage.copy()
     with own.app("waiting-twice") as app, ThreadPoolExecutor(1) as thread:
         app.register("ada")
@@ -214,18 +214,18 @@ ORDEALS: dict[str, Callable[[Stage], Ordeal]] = {
     "the host has vanished": lambda stage: suffer_network(stage, Network.lose, Network.ignore),
     "connections are refused": lambda stage: suffer_network(stage, Network.refuse, Network.reset),
 }
-# By what stands in the name of the test that asks what came of it.
+# Each key is part of the name of the test that checks the result.
 LONG_WORK: dict[str, Callable[[Stage], Any]] = {
     **ORDEALS,
     "database_that_wakes_up": wake_up,
-    "given_up_on_the_server": abandon,
+    "cancelled_on_the_server": abandon,
     "several_statements": wait_twice,
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def begun(request: pytest.FixtureRequest, stage: Stage) -> Iterator[dict[str, Future[Any]]]:
-    """Begin all that takes long, of what is to be tested."""
+    """Start the long scenarios of the selected tests."""
     tests = " ".join(item.name for item in request.session.items)
     with ThreadPoolExecutor(len(LONG_WORK)) as threads:
         yield {
@@ -233,10 +233,10 @@ def begun(request: pytest.FixtureRequest, stage: Stage) -> Iterator[dict[str, Fu
         }
 
 
-# What takes a moment.
+# Quick tests
 
 
-def test_no_client_notices_that_idle_connections_were_terminated(
+def test_terminated_idle_connections_cause_no_errors(
     app: AppServer, app_stage: Stage, token: str
 ) -> None:
     def get() -> Answer:
@@ -253,7 +253,7 @@ def test_no_client_notices_that_idle_connections_were_terminated(
     assert [answer.status for answer in answers] == [200, 201] * POOL_SIZE
 
 
-def test_no_client_notices_that_idle_connections_were_reset(place: Stage, token: str) -> None:
+def test_reset_idle_connections_cause_no_errors(place: Stage, token: str) -> None:
     with network(place.server.port) as way, place.app("reset", way.port) as app:
 
         def create() -> Answer:
@@ -275,7 +275,7 @@ def end_in_the_middle(stage: Stage, request: Callable[[], Answer]) -> Answer:
         return answer.result()
 
 
-def test_a_statement_that_was_terminated_has_written_nothing(
+def test_a_terminated_statement_writes_nothing(
     app: AppServer, app_stage: Stage, token: str
 ) -> None:
     answer = end_in_the_middle(
@@ -286,13 +286,11 @@ def test_a_statement_that_was_terminated_has_written_nothing(
     assert "ended" not in app_stage.titles()
 
 
-def test_a_transaction_that_was_terminated_has_written_nothing(
-    app: AppServer, app_stage: Stage
-) -> None:
+def test_a_terminated_transaction_writes_nothing(app: AppServer, app_stage: Stage) -> None:
     token = app.register("eva")
     app.request("POST", "/tasks", {"title": "Eva's"}, token=token)
 
-    # Deletes the user first, and then her tasks.
+    # This deletes the user first, then her tasks.
     answer = end_in_the_middle(app_stage, lambda: app.request("DELETE", "/auth/me", token=token))
 
     assert answer.is_refusal, answer
@@ -300,7 +298,7 @@ def test_a_transaction_that_was_terminated_has_written_nothing(
     assert "Eva's" in app_stage.titles()
 
 
-def test_a_read_only_server_goes_on_reading_and_refuses_the_rest(
+def test_on_a_read_only_server_reads_work_and_writes_are_refused(
     app: AppServer, app_stage: Stage, token: str
 ) -> None:
     setting = f"ALTER DATABASE {app_stage.database} {{}} default_transaction_read_only"
@@ -317,13 +315,13 @@ def test_a_read_only_server_goes_on_reading_and_refuses_the_rest(
     assert "read-only" in app.log.read_text("utf-8")
 
     app_stage.server.ask(setting.format("RESET"))
-    # A connection keeps what was set when it was made: each is given up when it refuses.
+    # A connection keeps the setting that it started with, and is closed when it refuses a write.
     wait_for(lambda: app.request("POST", "/tasks", {"title": "now"}, token=token).status == 201)
 
 
 @pytest.fixture(scope="module")
 def small_disk(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A database on a disk of 24 MB. The rest of its server is elsewhere."""
+    """A database on a disk of 24 MB. The server's other files are elsewhere."""
     tried = subprocess.run(
         [*IN_NEW_NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
         check=False,
@@ -340,7 +338,7 @@ def small_disk(project: Project, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def fill(stage: Stage) -> None:
-    """Leave no room for a further page, of any table."""
+    """Fill the disk until there is no room for another page of any table."""
     stage.ask("CREATE TABLE filler (text text)")
     rows = 256
     while rows:
@@ -352,12 +350,14 @@ def fill(stage: Stage) -> None:
             rows //= 2
 
 
-def test_a_full_disk_is_told_and_what_needs_no_room_goes_on(small_disk: Stage, token: str) -> None:
+def test_on_a_full_disk_writes_get_a_507_and_reads_and_deletes_work(
+    small_disk: Stage, token: str
+) -> None:
     with small_disk.app("full") as app:
         old = app.request("POST", "/tasks", {"title": "old"}, token=token)
         fill(small_disk)
 
-        # The last page of each table and index has room for some.
+        # The last page of each table and index still has room for some rows.
         body = {"title": "x" * 200, "description": "x" * 5000}
         answers = [app.request("POST", "/tasks", body, token=token) for _ in range(50)]
         listed = app.request("GET", "/tasks?limit=100", token=token)
@@ -373,13 +373,13 @@ def test_a_full_disk_is_told_and_what_needs_no_room_goes_on(small_disk: Stage, t
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_told_to_end_the_app_first_answers_all_that_it_accepted(
+def test_on_sigterm_the_app_answers_accepted_requests_before_it_exits(
     place: Stage, token: str, workers: int
 ) -> None:
     with place.app("told-to-end", workers=workers) as app, writers(app, token, 24) as crowd:
         wait_for(lambda: len(crowd.answered) > 100)
-        with place.locked("tasks"):  # so that it cannot be quick
-            wait_for(lambda: len(place.waiting()) >= POOL_SIZE)  # at one worker or both
+        with place.locked("tasks"):  # so that requests are in progress
+            wait_for(lambda: len(place.waiting()) >= POOL_SIZE)  # in one worker or both
             app.process.terminate()
             time.sleep(1)
         code = app.process.wait(LIMIT_SECONDS)
@@ -389,11 +389,11 @@ def test_told_to_end_the_app_first_answers_all_that_it_accepted(
     assert set(crowd.answered.values()) == {201}
     assert crowd.answered == logged
     assert set(place.titles()) == crowd.created
-    # Sent into a connection while it was being closed: the app has never read it.
+    # These were sent while the connection was being closed: the app never read them.
     assert crowd.unanswered.isdisjoint(logged)
 
 
-def test_what_was_answered_201_survives_the_apps_death(place: Stage, token: str) -> None:
+def test_tasks_that_got_a_201_survive_if_the_app_is_killed(place: Stage, token: str) -> None:
     with place.app("killed", workers=2) as app, writers(app, token, 16) as crowd:
         wait_for(lambda: len(crowd.answered) > 200)
         app.kill()
@@ -402,7 +402,7 @@ def test_what_was_answered_201_survives_the_apps_death(place: Stage, token: str)
     assert crowd.created <= set(place.titles())
 
 
-def test_replicas_may_start_together_on_an_empty_database(stage: Stage, token: str) -> None:
+def test_replicas_can_start_together_on_an_empty_database(stage: Stage, token: str) -> None:
     empty = stage.empty()
     with empty.app("replica-1") as first, empty.app("replica-2") as second:
 
@@ -411,7 +411,7 @@ def test_replicas_may_start_together_on_an_empty_database(stage: Stage, token: s
 
         early = create(first)
         with ThreadPoolExecutor(2) as threads:
-            with empty.locked("pg_catalog.pg_class", "EXCLUSIVE"):  # nobody makes a table yet
+            with empty.locked("pg_catalog.pg_class", "EXCLUSIVE"):  # blocks table creation
                 migrations = [threads.submit(empty.migrate) for _ in range(2)]
                 wait_for(lambda: len(empty.waiting()) == 2, seconds=60)
             outcomes = [migration.result() for migration in migrations]
@@ -423,7 +423,7 @@ def test_replicas_may_start_together_on_an_empty_database(stage: Stage, token: s
     assert [answer.status for answer in answers] == [201, 201]
 
 
-def test_a_migration_that_fails_leaves_the_schema_as_it_was(
+def test_a_migration_that_fails_leaves_the_schema_unchanged(
     place: Stage, project: Project, tmp_path: Path
 ) -> None:
     leave_out = shutil.ignore_patterns(".venv", ".postgres", ".git")
@@ -447,17 +447,17 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     assert place.ask("SELECT version_num FROM alembic_version") == [(head,)]
 
 
-# What took long. It stands last.
+# The results of long scenarios come last
 
 
 @pytest.mark.parametrize("name", ORDEALS)
-def test_each_request_is_answered_in_time_and_all_is_well_afterwards_when(
+def test_requests_are_answered_in_time_and_the_app_recovers_when(
     begun: dict[str, Future[Ordeal]], name: str
 ) -> None:
     ordeal = begun[name].result()
 
     assert ordeal.crowd.faults() == []
-    assert ordeal.refused > 0, "nothing has failed"
+    assert ordeal.refused > 0, "nothing failed"
     assert ordeal.lost == set()
 
 
@@ -468,17 +468,17 @@ def test_requests_wait_for_a_database_that_wakes_up(begun: dict[str, Future[list
     assert min(answer.seconds for answer in answers) >= WAKE_UP_SECONDS
 
 
-def test_a_statement_that_waits_too_long_is_given_up_on_the_server_too(
+def test_a_statement_that_waits_too_long_is_cancelled_on_the_server(
     begun: dict[str, Future[Abandonment]],
 ) -> None:
-    result = begun["given_up_on_the_server"].result()
+    result = begun["cancelled_on_the_server"].result()
 
     assert result.answer.is_refusal, result.answer
     assert result.waiting == []
     assert result.titles == []
 
 
-def test_a_request_of_several_statements_keeps_to_the_limit(
+def test_a_request_with_several_statements_stays_within_the_time_limit(
     begun: dict[str, Future[Answer]],
 ) -> None:
     answer = begun["several_statements"].result()

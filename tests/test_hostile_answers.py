@@ -1,5 +1,5 @@
-"""Whatever is answered is refused before anything is written, or comes out as it was typed."""
-# ruff: noqa: RUF001  (letters that look like others are what this is about)
+"""Any answer is either rejected before anything is written, or reproduced exactly as typed."""
+# ruff: noqa: RUF001  (confusable letters are test data here)
 
 import json
 import logging
@@ -43,13 +43,13 @@ GOOD = {
 }
 CHOSEN = {"python_version": ("3.13", "3.14"), "database": ("local", "neon")}
 LONGEST = {"project_name": 60, "description": 200}
-# Texts that no file holds otherwise: where they come out, an answer is shown.
+# Texts that occur in no file otherwise. They mark where a file contains an answer.
 MARKS = {
     "project_name": "Zqnameqz",
     "project_slug": "zq-slug-qz",
     "description": "Zqdescriptionqz",
 }
-HERE = "@here@"  # stands for the test's folder, in answers that are absolute paths
+HERE = "@here@"  # placeholder for the test's folder in absolute paths
 NEVER_SEEN = {"Cc", "Co", "Cs", "Zl", "Zp", "Zs"}  # Unicode's categories
 
 SEEN = [
@@ -185,7 +185,7 @@ TAKEN = {*hook.PACKAGES, *sys.stdlib_module_names, *hook.WINDOWS_DEVICES, *hook.
 
 
 def certainly_fits(name: str, answer: str) -> bool:
-    """Tell whether an answer may not be refused. Rare characters are left open."""
+    """Return whether an answer must be accepted. Rare characters are undecided."""
     match name:
         case "python_version":
             return answer in {"3.13", "3.14"}
@@ -206,7 +206,7 @@ def is_plain(character: str) -> bool:
 
 
 def certainly_unfit(name: str, answer: str) -> bool:
-    """Tell whether an answer must be refused."""
+    """Return whether an answer must be rejected."""
     if name not in LONGEST:
         return not certainly_fits(name, answer)
     return (
@@ -218,7 +218,7 @@ def certainly_unfit(name: str, answer: str) -> bool:
 
 @dataclass(frozen=True)
 class Oven:
-    """Cookiecutter at work in a folder of its own, with a template that has no last hook."""
+    """Runs Cookiecutter in its own folder, on a template without the post_gen_project hook."""
 
     template: Path
     root: Path
@@ -229,9 +229,9 @@ class Oven:
         return self.root / "work" / "out"
 
     def bake(self, answers: Answers, *, typed: bool) -> Path:
-        """Render a project. Raises what cookiecutter raises.
+        """Render a project. Raises cookiecutter's exceptions.
 
-        typed: whether the answers are typed or stand in the command; there they are templates.
+        typed: whether to type the answers, or pass them in the command, where they are templates.
         """
         given = {name: text if name in CHOSEN else quote(text) for name, text in answers.items()}
         config = self.root / "config.yaml"
@@ -254,18 +254,18 @@ class Oven:
         return Path(path)
 
     def listing(self) -> list[str]:
-        """Return all that is there, but for the temporary folder."""
+        """Return all paths, except those in the temporary folder."""
         names = (file.relative_to(self.root).as_posix() for file in self.root.rglob("*"))
         return sorted(name for name in names if not name.startswith("temp/"))
 
 
 def quote(text: str) -> str:
-    """Return a template that renders as the text, whatever it holds."""
+    """Return a template that renders as exactly this text."""
     return "{{ '" + "".join(f"\\U{ord(character):08x}" for character in text) + "' }}"
 
 
 def run_here(script: str, _folder: str = ".") -> None:
-    """Run a rendered hook in this process, which takes a tenth of the time."""
+    """Run a rendered hook in this process, which is ten times as fast."""
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
@@ -273,7 +273,7 @@ def run_here(script: str, _folder: str = ".") -> None:
 
 
 def run_apart(script: str, folder: str = ".") -> None:
-    """Run a rendered hook as cookiecutter does, but for what it prints."""
+    """Run a rendered hook as cookiecutter does, but capture its output."""
     done = subprocess.run(
         [sys.executable, script],
         check=False,
@@ -297,13 +297,13 @@ def new_oven(template: Path, root: Path, run_hook: Callable[[str, str], None]) -
 
 @pytest.fixture(scope="module")
 def slim_template(bare_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template with the files that hold answers alone, and with the middle hook alone."""
+    """The template with only the files that contain answers, and only the pre_gen_project hook."""
     slim = tmp_path_factory.mktemp("slim") / "template"
     project = "{{cookiecutter.project_slug}}"
     for name in files(bare_template / project):
         text = (bare_template / project / name).read_text("utf-8")
         if "cookiecutter." in text and not name.endswith(".py"):
-            if name.endswith(".md"):  # what stands after the last answer takes long to parse
+            if name.endswith(".md"):  # text after the last answer takes long to parse
                 head, _, last = text.rpartition("cookiecutter.")
                 text = f"{head}cookiecutter.{last.splitlines()[0]}\n"
             (slim / project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -325,13 +325,13 @@ def whole_oven(bare_template: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 class Judge:
-    """What has to hold for whatever was answered, and how often it was tried."""
+    """Checks what must hold for any answers, and counts the attempts."""
 
     def __init__(self, oven: Oven) -> None:
         self.oven = oven
         self.tried: Counter[str] = Counter()
-        # For each Python, files of a project with marks for answers: what they say where these are
-        # shown, their bytes elsewhere.
+        # By Python version, the files of a project whose answers are marks: parsed if they contain
+        # a mark, as bytes otherwise.
         self.plain: dict[str, dict[str, Any]] = {}
         for version in CHOSEN["python_version"]:
             path = oven.bake(GOOD | MARKS | {"python_version": version}, typed=True)
@@ -343,7 +343,7 @@ class Judge:
 
     @contextmanager
     def try_out(self, answers: Answers, *, typed: bool = True) -> Iterator[Path | None]:
-        """Bake, check what came of it, and remove it. Gives None where it was refused."""
+        """Bake a project, check it, and remove it. Yields None if the answers were rejected."""
         answers = {name: text.replace(HERE, str(self.oven.root)) for name, text in answers.items()}
         before = self.oven.listing()
         self.tried["tried"] += 1
@@ -365,7 +365,7 @@ class Judge:
             shutil.rmtree(path)
 
     def check_project(self, path: Path, answers: Answers) -> None:
-        """Compare with a project whose answers were plain: but for the texts, all is the same."""
+        """Compare with a project with plain answers. Only the texts may differ."""
         assert [name for name in answers if certainly_unfit(name, answers[name])] == []
         plain = self.plain[answers["python_version"]]
         texts = {mark: answers[name] for name, mark in MARKS.items()}
@@ -380,20 +380,20 @@ class Judge:
 
 
 def check_refusal(answers: Answers, message: str) -> None:
-    """Check that a refusal names each answer that has to be refused, none that fits, and helps."""
+    """Check that a message names every invalid answer, no valid one, and says what to write."""
     named = {name for name in answers if re.search(rf"(?m)^{name} |variable {name},", message)}
     assert named, message
     assert not {name for name in named if certainly_fits(name, answers[name])}, message
-    if "provided for choice variable" in message:  # cookiecutter's own, which names the first
+    if "provided for choice variable" in message:  # cookiecutter's own; names only the first
         return
     assert named >= {name for name in answers if certainly_unfit(name, answers[name])}, message
     assert message.replace("\n", "").isprintable()
     problems = [line for line in message.splitlines() if line.split(" ")[0] in answers]
-    assert all(re.search(": write |is one of", line) for line in problems), message
+    assert all(re.search(": write|must be", line) for line in problems), message
 
 
 def marks_in(file: Path) -> set[str]:
-    """Name the answers that are shown in a file."""
+    """Return the names of the answers that a file contains."""
     content = file.read_bytes()
     return {name for name, mark in MARKS.items() if mark.encode() in content}
 
@@ -402,18 +402,18 @@ def marks_in(file: Path) -> set[str]:
 def judge(oven: Oven) -> Iterator[Judge]:
     judge = Judge(oven)
     yield judge
-    print("\nrendered without the files that are copied:", dict(judge.tried))
+    print("\nrendered without copied files:", dict(judge.tried))
 
 
 @pytest.fixture(scope="module")
 def whole_judge(whole_oven: Oven) -> Iterator[Judge]:
     judge = Judge(whole_oven)
     yield judge
-    print("\nrendered whole, hooks as processes:", dict(judge.tried))
+    print("\nrendered completely, with hooks as processes:", dict(judge.tried))
 
 
 def written(longest: int) -> st.SearchStrategy[str]:
-    """Draw texts that can be seen, most of which are accepted."""
+    """Draw visible texts, most of which are accepted."""
     plain = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=12)
     ascii_signs = st.text("\"'\\`{}%#$&<>[]()*_-+=|~!?:;,.@/ ^0a", min_size=1, max_size=12)
     pieces = st.lists(st.one_of(st.sampled_from(SEEN), plain, ascii_signs), min_size=1, max_size=4)
@@ -422,7 +422,7 @@ def written(longest: int) -> st.SearchStrategy[str]:
 
 
 def hostile(longest: int) -> st.SearchStrategy[str]:
-    """Draw texts of all kinds, most of which are refused."""
+    """Draw texts of all kinds, most of which are rejected."""
     piece = st.one_of(st.sampled_from(UNSEEN), st.sampled_from(SEEN), st.text(st.characters()))
     long = st.builds(
         lambda piece, length: (piece * length)[:length],
@@ -464,16 +464,18 @@ def five_answers(draw: st.DrawFn) -> Answers:
 
 @settings(max_examples=200, deadline=None)
 @given(answers=five_answers(), typed=st.booleans())
-def test_all_answers_are_refused_or_come_out_as_they_were_typed(
+def test_answers_are_either_rejected_or_reproduced_as_typed(
     judge: Judge, answers: Answers, typed: bool
 ) -> None:
     with judge.try_out(answers, typed=typed) as path:
         event("accepted" if path else "refused")
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.generate])  # the other test shrinks, faster
+@settings(
+    max_examples=20, deadline=None, phases=[Phase.generate]
+)  # shrinking is faster in the other test
 @given(answers=five_answers(), typed=st.booleans())
-def test_whole_projects_pass_their_linter_whatever_was_answered(
+def test_projects_pass_the_linter_with_any_answers(
     whole_judge: Judge, answers: Answers, typed: bool
 ) -> None:
     with whole_judge.try_out(answers, typed=typed) as path:
@@ -483,7 +485,7 @@ def test_whole_projects_pass_their_linter_whatever_was_answered(
 
 
 @pytest.mark.parametrize("text", SEEN)
-def test_what_can_be_seen_comes_out_as_it_was_typed(judge: Judge, text: str) -> None:
+def test_visible_text_is_reproduced_as_typed(judge: Judge, text: str) -> None:
     name = text[:60].strip()
 
     with judge.try_out(GOOD | {"project_name": name, "description": text}) as path:
@@ -492,27 +494,27 @@ def test_what_can_be_seen_comes_out_as_it_was_typed(judge: Judge, text: str) -> 
 
 @pytest.mark.parametrize("answer", LONGEST)
 @pytest.mark.parametrize("text", UNSEEN, ids=lambda text: ascii(text)[:20])
-def test_what_cannot_be_seen_is_refused(judge: Judge, answer: str, text: str) -> None:
+def test_invisible_text_is_rejected(judge: Judge, answer: str, text: str) -> None:
     with judge.try_out(GOOD | {answer: text}) as path:
         assert path is None
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_a_slug_that_looks_like_something_else_does_no_harm(judge: Judge, slug: str) -> None:
+def test_a_slug_that_looks_like_another_type_is_accepted(judge: Judge, slug: str) -> None:
     with judge.try_out(GOOD | {"project_slug": slug}) as path:
         assert path
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "given"])
 @pytest.mark.parametrize("slug", NO_SLUGS, ids=lambda slug: ascii(slug)[:20])
-def test_a_slug_that_leads_elsewhere_makes_no_folder(judge: Judge, slug: str, typed: bool) -> None:
+def test_an_invalid_slug_creates_no_folder(judge: Judge, slug: str, typed: bool) -> None:
     with judge.try_out(GOOD | {"project_slug": slug}, typed=typed) as path:
         assert path is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(name=written(60))
-def test_every_name_that_fits_leads_to_a_slug_that_fits(slim_template: Path, name: str) -> None:
+def test_every_valid_name_gives_a_valid_slug(slim_template: Path, name: str) -> None:
     context = generate_context(str(slim_template / "cookiecutter.json"))
     context["cookiecutter"]["project_name"] = quote(name)
 
@@ -522,7 +524,7 @@ def test_every_name_that_fits_leads_to_a_slug_that_fits(slim_template: Path, nam
     assert [problem for problem in hook.find_problems(answers) if " is a" not in problem] == []
 
 
-def test_answers_are_shown_in_files_whose_format_can_hold_them(judge: Judge) -> None:
+def test_only_files_with_a_known_format_contain_texts(judge: Judge) -> None:
     plain = judge.oven.root / "3.13"
 
     shown = [name for name in files(plain) if marks_in(plain / name) & set(LONGEST)]
@@ -531,7 +533,7 @@ def test_answers_are_shown_in_files_whose_format_can_hold_them(judge: Judge) -> 
     assert [name for name in shown if not has_format(plain / name)] == []
 
 
-def test_python_files_are_those_of_the_template(whole_judge: Judge, bare_template: Path) -> None:
+def test_python_files_are_copied_unchanged(whole_judge: Judge, bare_template: Path) -> None:
     plain = whole_judge.oven.root / "3.13"
     source = bare_template / "{{cookiecutter.project_slug}}"
 
@@ -545,7 +547,7 @@ def test_python_files_are_those_of_the_template(whole_judge: Judge, bare_templat
     assert changed == []
 
 
-# Of the answers that are accepted, what is hardest to carry: signs, scripts and joiners at once.
+# The most difficult valid answers: signs, scripts and joiners at once.
 NASTIEST = {
     "project_name": '\'"""\\ {{ x }} </title><b>&amp; $HOME `id` 👩‍💻 תזכורות e\u0301 #',
     "project_slug": "2026-11-21-" + "0" * 48 + "7",
@@ -590,37 +592,37 @@ json.dump(seen, sys.stdout)
 
 @pytest.fixture(scope="module")
 def nastiest(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """A project that was generated with the nastiest answers, and all steps."""
+    """A project generated with the nastiest answers, including all setup steps."""
     with new_machine(tmp_path_factory.mktemp("nastiest") / "machine", template) as machine:
         answers = [f"{name}={quote(text)}" for name, text in NASTIEST.items()]
         yield machine.generate(*answers, slug=NASTIEST["project_slug"])
 
 
-def test_the_nastiest_answers_give_a_project_that_is_ready(nastiest: Outcome) -> None:
+def test_the_nastiest_answers_give_a_working_project(nastiest: Outcome) -> None:
     assert nastiest.code == 0
     assert "It is ready." in nastiest.output
     assert NASTIEST["project_name"] in nastiest.output
 
 
-# Not all of its tests: its Python files are the template's, byte by byte, and these read what the
-# answers change. Its database, which the slug names, has had its smoke test.
+# Only the tests that read what the answers change: the Python files are copied unchanged. The
+# smoke test has checked the database, which is named after the slug.
 @pytest.mark.parametrize(
     "command",
     [
         "ruff check",
         "ruff format --check",
-        # Its own Python is 3.13, under which a project of the same files passes elsewhere.
+        # Another test checks the same files with the project's own Python, 3.13.
         "mypy --python-version 3.14 .",
         "pytest --quiet tests/test_health.py tests/test_settings.py",
     ],
 )
-def test_the_checks_of_the_nastiest_project_pass(nastiest: Outcome, command: str) -> None:
+def test_the_nastiest_project_passes_its_checks(nastiest: Outcome, command: str) -> None:
     outcome = nastiest.project.run("uv", "run", *command.split(), seconds=480)
 
     assert outcome.code == 0, outcome.output
 
 
-def test_the_app_shows_the_nastiest_name_as_it_was_typed(nastiest: Outcome) -> None:
+def test_the_app_shows_the_nastiest_name_as_typed(nastiest: Outcome) -> None:
     outcome = nastiest.project.run("uv", "run", "python", "-c", PAGES)
 
     shown = json.loads(outcome.output.splitlines()[-1])

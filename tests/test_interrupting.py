@@ -1,4 +1,4 @@
-"""Ctrl-C during a project's own tests: they end soon, and leave nothing behind."""
+"""Ctrl-C during a project's tests: they end soon, and leave nothing behind."""
 
 import re
 import time
@@ -11,12 +11,12 @@ import pytest
 
 from machine import Project
 
-SECONDS = 60  # for the tests to get there
-END_SECONDS = 20  # for what would hang to end, and no measure
+SECONDS = 60  # for the tests to reach the point of interruption
+END_SECONDS = 20  # generous: only detects a hang
 
 
 def processes(temp: Path) -> list[str]:
-    """Return what runs there, or was started with it as its temporary folder."""
+    """Return the processes that run in a temporary folder, or were started with it as TMPDIR."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -29,12 +29,12 @@ def processes(temp: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "shown", "seconds"),
     [
-        ("tests postgres/tests", "test session starts", 1.0),  # the server starts
+        ("tests postgres/tests", "test session starts", 1.0),  # while the server starts
         ("tests postgres/tests", "PASSED", 0.0),
         ("-n0 tests", "PASSED", 0.0),
-        # It is frozen when Ctrl-C comes.
+        # The server is frozen when Ctrl-C comes.
         ("postgres/tests/test_connect.py -k freezes_after", "alembic_version-schema]", 0.5),
-        # The command says that nothing was copied, which must not be all that ends.
+        # The command stops with "nothing was copied", but the tests must end, too.
         ("tests/test_copying.py -k freezes_ends_the_copy", "ends_the_copy_in_time[target]", 1.5),
     ],
     ids=["at the start", "in parallel", "one by one", "in a check", "in a copy"],

@@ -1,4 +1,4 @@
-"""Life after generation: a project that follows its template, and other ways to generate one."""
+"""Life after generation: updates from the template with cruft, and other ways to generate."""
 
 import json
 import re
@@ -14,8 +14,8 @@ import pytest
 from machine import COOKIECUTTER, UV, Machine, Outcome, Project, new_machine, run
 
 CRUFT = (sys.executable, "-m", "cruft")
-# Lines of pyproject.toml: what changes in the template, and what a user changes elsewhere in that
-# file, and in the same line.
+# Changes to lines of pyproject.toml: one in the template, and two by the user, elsewhere in that
+# file and in the same line.
 NEWS = ('version = "0.1.0"', 'version = "0.2.0"')
 BESIDE = ("line-length = 100", "line-length = 90")
 ACROSS = ('version = "0.1.0"', 'version = "1.0.0"')
@@ -29,7 +29,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def change(folder: Path, words: tuple[str, str]) -> None:
-    """Change pyproject.toml in a folder, and commit that."""
+    """Change pyproject.toml in a folder, and commit the change."""
     path = folder / "pyproject.toml"
     text = path.read_text("utf-8")
     assert words[0] in text
@@ -39,7 +39,7 @@ def change(folder: Path, words: tuple[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Linked:
-    """A project that cruft made from a repository, where uv only notes what it is asked for."""
+    """A project that cruft created from a repository. uv logs its arguments to `notes`."""
 
     template: Path
     project: Project
@@ -54,12 +54,12 @@ class Linked:
 
     def asked_of_uv(self) -> list[str]:
         asked = self.notes.read_text("utf-8").splitlines()
-        return [words for words in asked if words != "--version"]  # the hooks ask that each time
+        return [words for words in asked if words != "--version"]  # every hook runs that
 
 
 @pytest.fixture(scope="module")
 def created(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linked]:
-    """A project as `cruft create` leaves it."""
+    """The result of `cruft create`."""
     root = tmp_path_factory.mktemp("life")
     published = Path(shutil.copytree(template, root / "template"))
     git(published, "init", "--quiet")
@@ -77,7 +77,7 @@ def created(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def linked(created: Linked, tmp_path: Path) -> Linked:
-    """A copy of template and project, committed as the screen asks for."""
+    """A copy of template and project, committed as the output says."""
     template = shutil.copytree(created.template, tmp_path / "template")
     installed = shutil.ignore_patterns(".venv", ".postgres")
     path = shutil.copytree(created.project.path, tmp_path / "todo-backend", ignore=installed)
@@ -89,13 +89,13 @@ def linked(created: Linked, tmp_path: Path) -> Linked:
     return replace(created, template=template, project=replace(created.project, path=path))
 
 
-def test_cruft_sets_a_new_project_up(created: Linked) -> None:
+def test_cruft_create_sets_up_a_new_project(created: Linked) -> None:
     assert "run manage.py setup --local" in created.asked_of_uv()
     assert "✓ connection" in created.creation.output
     assert (created.project.path / ".env").exists()
 
 
-def test_the_screen_says_how_to_commit_what_cruft_writes_last(
+def test_the_output_says_how_to_commit_the_file_that_cruft_writes_last(
     created: Linked, tmp_path: Path
 ) -> None:
     installed = shutil.ignore_patterns(".venv", ".postgres")
@@ -110,7 +110,7 @@ def test_the_screen_says_how_to_commit_what_cruft_writes_last(
     assert ".cruft.json" in project.git("ls-files")
 
 
-def test_what_cruft_remembers_holds_no_secret(created: Linked) -> None:
+def test_the_answers_stored_by_cruft_contain_no_secret(created: Linked) -> None:
     settings = dict(re.findall(r"^(\w+)=(.*)$", created.project.read(".env"), re.MULTILINE))
     password = re.search(r":([^:@]+)@", settings["DATABASE_URL"])
     assert password is not None
@@ -121,7 +121,7 @@ def test_what_cruft_remembers_holds_no_secret(created: Linked) -> None:
     assert password[1] not in remembered
 
 
-def test_cruft_tells_whether_there_is_news(linked: Linked) -> None:
+def test_cruft_check_reports_whether_the_template_changed(linked: Linked) -> None:
     before = linked.cruft("check")
 
     linked.change_template()
@@ -136,7 +136,7 @@ def test_a_new_project_does_not_differ_from_its_template(linked: Linked) -> None
     assert (outcome.code, outcome.output) == (0, "")
 
 
-def test_news_of_the_template_are_merged_beside_a_change_of_ones_own(linked: Linked) -> None:
+def test_an_update_is_merged_with_the_users_changes(linked: Linked) -> None:
     change(linked.project.path, BESIDE)
     linked.change_template()
 
@@ -149,7 +149,7 @@ def test_news_of_the_template_are_merged_beside_a_change_of_ones_own(linked: Lin
     assert linked.cruft("check").code == 0
 
 
-def test_news_that_collide_with_a_change_of_ones_own_are_shown_as_a_conflict(
+def test_an_update_that_collides_with_the_users_changes_is_shown_as_a_conflict(
     linked: Linked,
 ) -> None:
     change(linked.project.path, ACROSS)
@@ -162,7 +162,7 @@ def test_news_that_collide_with_a_change_of_ones_own_are_shown_as_a_conflict(
     assert "UU pyproject.toml" in linked.project.git("status", "--porcelain")
 
 
-def test_an_update_sets_nothing_up(linked: Linked) -> None:
+def test_an_update_does_not_run_the_setup(linked: Linked) -> None:
     linked.change_template()
     temp = Path(linked.project.environment["TMPDIR"])
     before = linked.project.read(".env"), linked.asked_of_uv(), sorted(temp.iterdir())
@@ -190,7 +190,7 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
 def rendered(
     bare_template: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, tuple[int, bytes]]]:
-    """What the Cookiecutter of these tests renders, without setting it up."""
+    """The files that the installed Cookiecutter renders, without setup."""
     with new_machine(tmp_path_factory.mktemp("rendered") / "machine", bare_template) as machine:
         outcome = machine.generate(program=COOKIECUTTER)
         assert outcome.code == 0, outcome.output
@@ -200,13 +200,13 @@ def rendered(
 @pytest.mark.parametrize(
     "program",
     [
-        ("--from", "cookiecutter==2.6.0", "cookiecutter"),  # the oldest that this is made for
+        ("--from", "cookiecutter==2.6.0", "cookiecutter"),  # the oldest supported version
         ("cookiecutter@latest",),
         ("pipx", "run", "cookiecutter"),
     ],
     ids=["oldest", "newest", "pipx"],
 )
-def test_every_cookiecutter_renders_the_same(
+def test_every_cookiecutter_version_renders_the_same(
     program: tuple[str, ...],
     rendered: dict[str, tuple[int, bytes]],
     machine: Machine,

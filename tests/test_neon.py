@@ -1,6 +1,6 @@
-"""The generated project on a stand-in for Neon: its commands, its generation and its app.
+"""The generated project on an imitation of Neon: its commands, its generation and its app.
 
-What takes long, because it waits for a time limit or a compute that wakes, is done side by side.
+Slow scenarios, which wait for a timeout or a waking compute, run in parallel.
 """
 
 import json
@@ -26,11 +26,11 @@ from visitors import wait_for
 
 T = TypeVar("T")
 
-CHECK_SECONDS = 100  # all that a check takes, on a machine that is busy
-OWN_SECONDS = 600  # all that the project's own tests take
+CHECK_SECONDS = 100  # timeout of a check, on a busy machine
+OWN_SECONDS = 600  # timeout of the project's own tests
 SIDE_BY_SIDE = 16
 CORES = 2
-SHARED_SECONDS = 1.5  # how long an answer of /ready serves all who ask
+SHARED_SECONDS = 1.5  # how long the app caches the result of /ready
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def endpoint(neon: NeonProxy, migrated: str) -> Endpoint:
 
 @dataclass(frozen=True)
 class Run:
-    """What a command of the project left behind."""
+    """The result of a command of the project."""
 
     code: int
     output: str
@@ -65,7 +65,7 @@ class Run:
 def manage(
     project: Project, url: str | None, *arguments: str, folder: Path | None = None, typed: str = ""
 ) -> Run:
-    """Run `manage.py`, on a database. None: on the one of .env. folder: another copy of it."""
+    """Run `manage.py`. url: of the database; default: from .env. folder: of another project."""
     environment = {**project.environment, **({"DATABASE_URL": url} if url else {})}
     start = time.monotonic()
     done = subprocess.run(
@@ -83,7 +83,7 @@ def manage(
 
 
 def side_by_side(works: Iterable[Callable[[], T]]) -> list[T]:
-    """Do all of it at once. Returns what came out, in their order."""
+    """Run functions in parallel. Returns their results in order."""
     with ThreadPoolExecutor(SIDE_BY_SIDE) as executor:
         return [future.result() for future in [executor.submit(work) for work in works]]
 
@@ -93,7 +93,7 @@ def side_by_side(works: Iterable[Callable[[], T]]) -> list[T]:
 
 @dataclass(frozen=True)
 class Meeting:
-    """How a check met a mishap. attempts: how often it has named the endpoint."""
+    """The run of a check during a mishap. attempts: connections that named the endpoint."""
 
     run: Run
     attempts: int
@@ -105,7 +105,7 @@ Meetings = dict[tuple[Mishap, str], Meeting]
 
 @pytest.fixture(scope="module")
 def meetings(project: Project, neon: NeonProxy, migrated: str) -> Meetings:
-    """All mishaps, each met by the check as people and as programs call it."""
+    """The check's runs for all mishaps, with text and with JSON output."""
 
     def meet(mishap: Mishap, *options: str) -> Meeting:
         endpoint = neon.new_endpoint(migrated)
@@ -128,7 +128,7 @@ def names(mishap: Mishap) -> str:
 
 
 @pytest.mark.parametrize("mishap", MISHAPS, ids=names)
-def test_the_check_names_what_is_wrong_and_what_to_do(meetings: Meetings, mishap: Mishap) -> None:
+def test_the_check_says_what_is_wrong_and_what_to_do(meetings: Meetings, mishap: Mishap) -> None:
     report = meetings[mishap, "--json"].run
     text = meetings[mishap, ""].run
 
@@ -142,9 +142,7 @@ def test_the_check_names_what_is_wrong_and_what_to_do(meetings: Meetings, mishap
 
 
 @pytest.mark.parametrize("mishap", MISHAPS, ids=names)
-def test_the_check_tries_again_where_that_helps_and_nowhere_else(
-    meetings: Meetings, mishap: Mishap
-) -> None:
+def test_the_check_retries_only_if_that_can_help(meetings: Meetings, mishap: Mishap) -> None:
     meeting = meetings[mishap, ""]
 
     if mishap.counted:
@@ -153,13 +151,13 @@ def test_the_check_tries_again_where_that_helps_and_nowhere_else(
 
 
 @pytest.mark.parametrize("mishap", MISHAPS, ids=names)
-def test_the_check_tells_no_secret(meetings: Meetings, mishap: Mishap) -> None:
+def test_the_check_shows_no_secret(meetings: Meetings, mishap: Mishap) -> None:
     shown = [meetings[mishap, option] for option in ("", "--json")]
 
     assert all(meeting.password not in meeting.run.output for meeting in shown)
 
 
-@pytest.mark.usefixtures("own_tests")  # they begin now
+@pytest.mark.usefixtures("own_tests")  # they start now
 def test_a_healthy_database_passes_each_step(project: Project, endpoint: Endpoint) -> None:
     run = manage(project, endpoint.url(), "check")
 
@@ -168,7 +166,7 @@ def test_a_healthy_database_passes_each_step(project: Project, endpoint: Endpoin
     assert f"migrations go to {endpoint.host(pooled=False)}" in run.output
 
 
-def test_a_database_that_is_behind_is_named(project: Project, neon: NeonProxy) -> None:
+def test_a_database_with_an_old_schema_is_reported(project: Project, neon: NeonProxy) -> None:
     run = manage(project, neon.new_endpoint().url(), "check", "--json")
 
     assert run.code == 1
@@ -176,7 +174,7 @@ def test_a_database_that_is_behind_is_named(project: Project, neon: NeonProxy) -
     assert "uv run manage.py migrate" in run.output
 
 
-def test_a_waking_compute_is_waited_for_with_a_count_of_seconds(
+def test_the_check_waits_for_a_waking_compute_and_counts_the_seconds(
     project: Project, neon: NeonProxy, migrated: str
 ) -> None:
     endpoint = neon.new_endpoint(migrated, wake_seconds=8)
@@ -211,7 +209,7 @@ def test_a_terminal_shows_each_second_of_the_wait(
     assert counted == sorted(counted)
 
 
-def test_trouble_that_passes_is_waited_out(project: Project, endpoint: Endpoint) -> None:
+def test_the_check_retries_after_temporary_errors(project: Project, endpoint: Endpoint) -> None:
     endpoint.reply(
         Reply("Couldn't connect to compute node", times=1),
         Reply("Control plane request failed", times=1),
@@ -223,10 +221,10 @@ def test_trouble_that_passes_is_waited_out(project: Project, endpoint: Endpoint)
     assert len(endpoint.show()["connections"]) == 3
 
 
-# Migrations, and settings
+# Migrations and settings
 
 
-def test_migrations_go_past_the_pooler(project: Project, neon: NeonProxy) -> None:
+def test_migrations_bypass_the_pooler(project: Project, neon: NeonProxy) -> None:
     endpoint = neon.new_endpoint()
 
     run = manage(project, endpoint.url(), "migrate")
@@ -256,7 +254,7 @@ def test_a_migration_that_cannot_connect_says_why(
     assert endpoint.password not in run.output
 
 
-def test_what_the_console_shows_can_be_pasted(
+def test_the_consoles_connection_string_can_be_pasted(
     project: Project, endpoint: Endpoint, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
@@ -278,7 +276,7 @@ def test_what_the_console_shows_can_be_pasted(
 def generations(
     template: Path, neon: NeonProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Endpoint, Outcome]]:
-    """Projects generated for databases in all states, by these."""
+    """Projects generated for databases in different states, by state."""
     states = {
         "healthy": [],
         "waking": [],
@@ -314,22 +312,22 @@ def test_a_project_is_generated_on_neon(
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [
         ("wrong password", "uv run manage.py env"),
         ("quota", "quota"),
         ("not allowed", "not allowed"),
     ],
 )
-def test_a_project_whose_database_refuses_is_whole_and_says_what_to_do(
-    generations: dict[str, tuple[Endpoint, Outcome]], state: str, told: str
+def test_if_the_database_refuses_the_project_is_complete_and_the_output_says_what_to_do(
+    generations: dict[str, tuple[Endpoint, Outcome]], state: str, message: str
 ) -> None:
     endpoint, outcome = generations[state]
 
     assert outcome.code == 0
     assert re.search(r"✗ ep-.*\n  → .*\n  error: .*\n  → another .*: uv run", outcome.output)
     assert re.search(r"✗ setup: .*\n    again: uv run manage.py setup\n", outcome.output)
-    assert told in outcome.output
+    assert message in outcome.output
     assert "migrations use the direct host" in outcome.output
     assert "\n    uv run manage.py setup\n" in outcome.output
     assert endpoint.password not in outcome.output
@@ -341,7 +339,7 @@ def test_a_project_whose_database_refuses_is_whole_and_says_what_to_do(
 
 @dataclass(frozen=True)
 class Night:
-    """The end of a night in which the compute slept: its first requests, and what came later."""
+    """Responses after a night in which the compute slept: the first ones, and later ones."""
 
     answers: list[Answer]
     health: Answer
@@ -351,7 +349,7 @@ class Night:
 
 
 POOL_SIZE = 4
-CLIENTS = 6  # so that two of them have to wait until others are done
+CLIENTS = 6  # two more than connections, so that two have to wait
 NIGHTS: list[tuple[Way, float]] = [
     *((way, 0.5) for way in get_args(Way)),
     *((way, 5) for way in get_args(Way)),
@@ -364,7 +362,7 @@ def spend_a_night(app: AppServer, endpoint: Endpoint, way: Way, wake_seconds: fl
     read = partial(app.request, "GET", "/tasks", token=token)
     write = partial(app.request, "POST", "/tasks", {"title": "first thing"}, token=token)
     health, ready = (partial(app.request, "GET", path) for path in ("/health", "/ready"))
-    side_by_side([read] * CLIENTS)  # so that several connections are there to die
+    side_by_side([read] * CLIENTS)  # opens several connections
 
     endpoint.suspend(way, wake_seconds=wake_seconds)
 
@@ -397,7 +395,7 @@ def nights(
 
 @pytest.mark.parametrize("wake_seconds", [0.5, 5])
 @pytest.mark.parametrize("way", get_args(Way))
-def test_the_first_requests_after_a_night_are_answered(
+def test_the_first_requests_after_a_night_succeed(
     nights: dict[tuple[Way, float], Night], way: Way, wake_seconds: float
 ) -> None:
     night = nights[way, wake_seconds]
@@ -406,7 +404,7 @@ def test_the_first_requests_after_a_night_are_answered(
     assert night.health.status == 200
 
 
-def test_a_compute_that_takes_too_long_costs_requests_but_not_the_app(
+def test_if_a_compute_wakes_too_slowly_requests_get_a_503_and_the_app_recovers(
     nights: dict[tuple[Way, float], Night],
 ) -> None:
     night = nights["fatal", 20]
@@ -422,14 +420,14 @@ def test_a_compute_that_takes_too_long_costs_requests_but_not_the_app(
 def idle(
     project: Project, neon: NeonProxy, migrated: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[AppServer, Endpoint]]:
-    """An app on an endpoint of its own."""
+    """An app with its own endpoint."""
     endpoint = neon.new_endpoint(migrated)
     log = tmp_path_factory.mktemp("idle") / "log"
     with app_server(project, endpoint.url(), log) as app:
         yield app, endpoint
 
 
-def test_an_app_that_nobody_asks_asks_nothing(idle: tuple[AppServer, Endpoint]) -> None:
+def test_an_idle_app_sends_no_queries(idle: tuple[AppServer, Endpoint]) -> None:
     app, endpoint = idle
     app.register()
     before = len(endpoint.show()["statements"])
@@ -440,7 +438,9 @@ def test_an_app_that_nobody_asks_asks_nothing(idle: tuple[AppServer, Endpoint]) 
     assert len(endpoint.show()["statements"]) == before
 
 
-def test_readiness_costs_one_query_in_its_cache_time(idle: tuple[AppServer, Endpoint]) -> None:
+def test_readiness_sends_at_most_one_query_per_cache_period(
+    idle: tuple[AppServer, Endpoint],
+) -> None:
     app, endpoint = idle
     before = len(endpoint.show()["statements"])
     start = time.monotonic()
@@ -455,7 +455,7 @@ def test_readiness_costs_one_query_in_its_cache_time(idle: tuple[AppServer, Endp
     assert 2 <= asked <= (time.monotonic() - start) / SHARED_SECONDS + 1
 
 
-def test_an_error_that_passes_is_tried_again_within_the_requests_limit(
+def test_a_temporary_error_is_retried_within_the_requests_time_limit(
     idle: tuple[AppServer, Endpoint],
 ) -> None:
     app, endpoint = idle
@@ -468,7 +468,7 @@ def test_an_error_that_passes_is_tried_again_within_the_requests_limit(
     assert answer.status == 200
 
 
-def test_an_app_may_start_while_the_compute_sleeps(
+def test_an_app_can_start_while_the_compute_sleeps(
     project: Project, neon: NeonProxy, migrated: str, tmp_path: Path
 ) -> None:
     endpoint = neon.new_endpoint(migrated, wake_seconds=3)
@@ -485,8 +485,8 @@ def test_an_app_may_start_while_the_compute_sleeps(
 def own_tests(
     project: Project, neon: NeonProxy, migrated: str, meetings: Meetings
 ) -> Iterator[tuple[Endpoint, Future[Outcome]]]:
-    """The project's tests on a pooled host, which go on while other tests wait."""
-    assert meetings  # these were many, and are done
+    """The project's tests on a pooled host, running while other tests wait."""
+    assert meetings  # wait until these are done
     endpoint = neon.new_endpoint(migrated)
     environment = {**project.environment, "TEST_DATABASE_URL": endpoint.url()}
     tested = Project(project.path, environment)
@@ -496,7 +496,7 @@ def own_tests(
 
 
 @pytest.mark.timeout(OWN_SECONDS + 60)
-def test_its_own_tests_pass_through_the_pooled_host(
+def test_the_projects_tests_pass_on_the_pooled_host(
     own_tests: tuple[Endpoint, Future[Outcome]],
 ) -> None:
     endpoint, future = own_tests

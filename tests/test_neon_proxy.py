@@ -1,4 +1,4 @@
-"""The stand-in for Neon's proxy: what clients meet there is what they meet at Neon."""
+"""The imitation of Neon's proxy behaves like Neon for clients."""
 
 import os
 import select
@@ -63,7 +63,7 @@ def refusal(url: str) -> str:
 
 
 class RawClient:
-    """A client that shows the messages themselves."""
+    """A client that returns raw protocol messages."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -90,7 +90,7 @@ class RawClient:
 
 @pytest.mark.parametrize("ask", [ask_psycopg2, ask_psycopg, ask_psql])
 @pytest.mark.parametrize("pooled", [True, False], ids=["pooled", "direct"])
-def test_clients_connect_with_what_the_console_shows(
+def test_clients_connect_with_the_consoles_connection_string(
     endpoint: Endpoint, ask: Callable[[str, str], str], *, pooled: bool
 ) -> None:
     url = endpoint.url(host=endpoint.host(pooled=pooled))
@@ -102,11 +102,11 @@ def test_clients_connect_with_what_the_console_shows(
     assert [connection["pooled"] for connection in endpoint.show()["connections"]] == [pooled]
 
 
-def test_clients_without_channel_binding_connect_too(endpoint: Endpoint) -> None:
+def test_clients_can_connect_without_channel_binding(endpoint: Endpoint) -> None:
     assert ask_psycopg2(endpoint.url(channel_binding="disable"), "SELECT 1") == "1"
 
 
-def test_clients_may_verify_the_certificate(neon: NeonProxy, endpoint: Endpoint) -> None:
+def test_clients_can_verify_the_certificate(neon: NeonProxy, endpoint: Endpoint) -> None:
     url = endpoint.url(sslmode="verify-full", sslrootcert=str(neon.authority))
     elsewhere = url.replace(endpoint.host(), "example.com")
 
@@ -114,7 +114,7 @@ def test_clients_may_verify_the_certificate(neon: NeonProxy, endpoint: Endpoint)
     assert 'does not match host name "example.com"' in refusal(elsewhere)
 
 
-def test_much_data_passes_both_ways(endpoint: Endpoint) -> None:
+def test_large_messages_pass_in_both_directions(endpoint: Endpoint) -> None:
     with closing(psycopg2.connect(endpoint.url())) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT %s || 'x'", ("ä" * 3_000_000,))
         (row,) = cursor.fetchall()
@@ -135,7 +135,7 @@ def test_a_statement_can_be_cancelled(endpoint: Endpoint, *, pooled: bool) -> No
         cancel.join(LIMIT)
 
 
-def test_a_request_to_cancel_may_be_encrypted(endpoint: Endpoint) -> None:
+def test_a_cancel_request_can_be_encrypted(endpoint: Endpoint) -> None:
     with psycopg.connect(endpoint.direct_url()) as connection:
         cancel = threading.Timer(0.2, connection.cancel_safe)
         cancel.start()
@@ -160,39 +160,39 @@ def test_pooled_clients_share_the_servers_connections(neon: NeonProxy, endpoint:
     assert len(set(backends)) == 1
 
 
-# Who is let in
+# Authentication
 
 
-def test_without_tls_nobody_is_let_in(endpoint: Endpoint) -> None:
+def test_connections_without_tls_are_refused(endpoint: Endpoint) -> None:
     url = endpoint.url(sslmode="disable", channel_binding=None)
 
     assert refusal(url) == "ERROR:  connection is insecure (try using `sslmode=require`)"
 
 
-def test_a_wrong_password_role_and_endpoint_are_told_alike(endpoint: Endpoint) -> None:
+def test_a_wrong_password_role_or_endpoint_gives_the_same_error(endpoint: Endpoint) -> None:
     nowhere = "ep-no-body-1234.us-east-2.aws.neon.tech"
 
-    told = "ERROR:  password authentication failed for user '{}'"
-    assert refusal(endpoint.url(password="wrong")) == told.format(endpoint.user)
-    assert refusal(endpoint.url(host=nowhere)) == told.format(endpoint.user)
-    assert refusal(endpoint.url(user="nobody")) == told.format("nobody")
+    error = "ERROR:  password authentication failed for user '{}'"
+    assert refusal(endpoint.url(password="wrong")) == error.format(endpoint.user)
+    assert refusal(endpoint.url(host=nowhere)) == error.format(endpoint.user)
+    assert refusal(endpoint.url(user="nobody")) == error.format("nobody")
 
 
-def test_a_client_that_names_no_endpoint_is_told_so(endpoint: Endpoint) -> None:
+def test_a_client_that_names_no_endpoint_gets_an_error(endpoint: Endpoint) -> None:
     url = endpoint.url(sslsni="0", channel_binding=None)
 
     assert refusal(url).startswith("ERROR:  Endpoint ID is not specified. ")
     assert refusal(endpoint.url(host="example.com", channel_binding=None)) == refusal(url)
 
 
-def test_a_client_that_insists_on_channel_binding_gives_up_by_itself(endpoint: Endpoint) -> None:
+def test_a_client_that_requires_channel_binding_gives_up_without_it(endpoint: Endpoint) -> None:
     assert refusal(endpoint.url(host="example.com")) == (
         "channel binding required but not supported by server's authentication request"
     )
 
 
 @pytest.mark.parametrize("word", ["endpoint", "project"])
-def test_options_may_name_the_endpoint(endpoint: Endpoint, word: str) -> None:
+def test_options_can_name_the_endpoint(endpoint: Endpoint, word: str) -> None:
     options = f"{word}={endpoint.name} -c statement_timeout=5s"
     url = endpoint.direct_url(sslsni="0", options=options)
 
@@ -217,16 +217,16 @@ def test_only_the_pooled_host_refuses_other_options(endpoint: Endpoint) -> None:
     assert ask_psycopg2(endpoint.direct_url(options=options), "SHOW statement_timeout") == "5s"
 
 
-def test_the_servers_own_errors_pass_through(endpoint: Endpoint) -> None:
+def test_the_servers_errors_are_passed_on(endpoint: Endpoint) -> None:
     url = endpoint.direct_url(database="nowhere")
 
     assert refusal(url) == 'FATAL:  database "nowhere" does not exist'
 
 
-# Knobs
+# Controls
 
 
-def test_a_sleeping_compute_wakes_once_for_all_who_come(neon: NeonProxy) -> None:
+def test_a_sleeping_compute_wakes_once_for_all_clients(neon: NeonProxy) -> None:
     endpoint = neon.new_endpoint(wake_seconds=1)
     start = time.monotonic()
 
@@ -240,28 +240,28 @@ def test_a_sleeping_compute_wakes_once_for_all_who_come(neon: NeonProxy) -> None
     assert endpoint.show()["asleep"] is False
 
 
-def test_who_gives_up_waking_it_finds_it_awake_later(neon: NeonProxy) -> None:
+def test_a_compute_wakes_even_if_the_client_gives_up(neon: NeonProxy) -> None:
     endpoint = neon.new_endpoint(wake_seconds=2.5)
-    impatient = endpoint.url(connect_timeout="2")  # the shortest that libpq takes
+    impatient = endpoint.url(connect_timeout="2")  # the minimum of libpq
 
     assert "timeout expired" in refusal(impatient)
     assert ask_psycopg2(impatient, "SELECT 1") == "1"
 
 
-def test_an_error_comes_as_often_as_it_shall(endpoint: Endpoint) -> None:
+def test_an_error_is_sent_as_often_as_requested(endpoint: Endpoint) -> None:
     endpoint.reply(
         Reply("Control plane request failed", times=2), Reply("Authentication timed out", times=1)
     )
 
-    told = [refusal(endpoint.url()) for _ in range(3)]
+    errors = [refusal(endpoint.url()) for _ in range(3)]
 
-    assert told == ["ERROR:  Control plane request failed"] * 2 + [
+    assert errors == ["ERROR:  Control plane request failed"] * 2 + [
         "ERROR:  Authentication timed out"
     ]
     assert ask_psycopg2(endpoint.url(), "SELECT 1") == "1"
 
 
-def test_an_error_of_the_proxy_has_three_fields(endpoint: Endpoint) -> None:
+def test_an_error_from_the_proxy_has_three_fields(endpoint: Endpoint) -> None:
     endpoint.reply(Reply("Too many connections attempts", before_login=True))
 
     with RawClient(endpoint) as client:
@@ -271,14 +271,14 @@ def test_an_error_of_the_proxy_has_three_fields(endpoint: Endpoint) -> None:
     assert message == wire.message(b"E", body)
 
 
-def test_an_error_may_be_the_servers(endpoint: Endpoint) -> None:
+def test_a_reply_can_imitate_an_error_from_the_server(endpoint: Endpoint) -> None:
     endpoint.reply(Reply("sorry, too many clients already", "FATAL", "53300"))
 
     assert refusal(endpoint.url()) == "FATAL:  sorry, too many clients already"
 
 
 @pytest.mark.parametrize("way", ["fatal", "close", "reset"])
-def test_an_attempt_may_end_without_an_answer(endpoint: Endpoint, way: Any) -> None:
+def test_a_connection_attempt_can_end_without_an_answer(endpoint: Endpoint, way: Any) -> None:
     endpoint.reply(Reply(way=way, times=1))
 
     with pytest.raises(psycopg2.OperationalError):
@@ -294,7 +294,7 @@ def test_an_attempt_may_end_without_an_answer(endpoint: Endpoint, way: Any) -> N
         ("reset", "Connection reset by peer"),
     ],
 )
-def test_an_idle_client_is_hung_up_on(endpoint: Endpoint, way: Any, seen: str) -> None:
+def test_an_idle_client_can_be_disconnected(endpoint: Endpoint, way: Any, seen: str) -> None:
     with closing(psycopg2.connect(endpoint.url())) as connection:
         count = endpoint.hang_up(way)
 
@@ -306,7 +306,7 @@ def test_an_idle_client_is_hung_up_on(endpoint: Endpoint, way: Any, seen: str) -
 
 
 def look_at(descriptor: int) -> str:
-    """Tell what a client's socket has to say, without taking it away."""
+    """Return what a client's socket would read next, without consuming it."""
     stream = socket.socket(fileno=os.dup(descriptor))
     with stream:
         select.select([stream], [], [], LIMIT)
@@ -314,11 +314,11 @@ def look_at(descriptor: int) -> str:
             data = stream.recv(1000, socket.MSG_PEEK)
         except OSError as error:
             return str(error.strerror)
-        # Encrypted, it is the error and the good-bye, and no more.
+        # The data is encrypted: it can only be the error and TLS's close_notify.
         return "FATAL 57P01" if data else "the end"
 
 
-def test_statements_are_noted_as_they_come(endpoint: Endpoint) -> None:
+def test_statements_are_recorded(endpoint: Endpoint) -> None:
     ask_psycopg2(endpoint.url(), "SELECT 'simple'")
     with psycopg.connect(endpoint.url(), autocommit=True) as connection:
         connection.execute("SELECT %s::text", ("extended",))
@@ -327,7 +327,7 @@ def test_statements_are_noted_as_they_come(endpoint: Endpoint) -> None:
     assert statements == ["BEGIN", "SELECT 'simple'", "SELECT $1::text"]
 
 
-def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
+def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "neon_proxy", str(tmp_path), "1", "1"],
         cwd=Path(__file__).parent,
@@ -338,7 +338,7 @@ def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
 
-    process.stdin.close()  # as the system does for whoever was killed
+    process.stdin.close()  # as the system does when the parent is killed
 
     try:
         assert process.wait(LIMIT) == 0

@@ -1,4 +1,4 @@
-"""More clients than the generated app can serve at once: each is answered, and it stays alive."""
+"""More clients than the generated app can serve at once: all get a response, and it stays up."""
 
 import json
 import shutil
@@ -22,10 +22,10 @@ from visitors import visitors
 
 POOL_SIZE = 15
 LOAD_SECONDS = 2
-ACCOUNTS = 200  # each of which may log in ten times at once
-LOG_INS = 10  # of a hundred requests of the mix
-# What somebody adds who has learned from FastAPI's and SQLModel's tutorials. The database works for
-# 50 ms, so that POOL_SIZE connections serve 300 requests a second at best.
+ACCOUNTS = 200  # each may log in ten times at once
+LOG_INS = 10  # per hundred requests of the mix
+# Routes as in FastAPI's and SQLModel's tutorials. Each keeps the database busy for 50 ms, so that
+# POOL_SIZE connections serve at most 300 requests per second.
 OWN_ROUTES = """
 
 from sqlalchemy import text
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk")
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have wrk wait for the last answers longer than the slowest should take."""
+    """Make wrk wait for the last responses longer than the slowest should take."""
     monkeypatch.setattr(load, "GRACE_SECONDS", LIMIT_SECONDS + 10)
 
 
@@ -77,7 +77,7 @@ def app(stage: Stage) -> Iterator[AppServer]:
 
 @pytest.fixture(scope="module")
 def token(app: AppServer, stage: Stage) -> str:
-    """The log-in of the first of ACCOUNTS."""
+    """The access token of the first of ACCOUNTS."""
     token = app.register("0")
     stage.ask(
         "INSERT INTO users (id, email, password_hash, name)"
@@ -90,7 +90,7 @@ def token(app: AppServer, stage: Stage) -> str:
 
 @pytest.fixture(scope="module")
 def extended_app(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
-    """The app with OWN_ROUTES, in a copy of the project that has the same environment."""
+    """The app with OWN_ROUTES, in a copy of the project with the same virtual environment."""
     folder = tmp_path_factory.mktemp("extended") / "project"
     ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
     shutil.copytree(stage.project.path, folder, ignore=ignored)
@@ -103,14 +103,14 @@ def extended_app(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def log_in(account: int) -> bytes:
-    """Return a log-in as it goes over the wire."""
+    """Return the raw bytes of a login request."""
     form = f"username={account}@example.com&password={PASSWORD}".encode()
     head = f"POST /auth/login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(form)}\r\n"
     return head.encode() + b"Content-Type: application/x-www-form-urlencoded\r\n\r\n" + form
 
 
 def load_of(kind: str, token: str) -> list[bytes]:
-    """Return requests, to be sent in turn."""
+    """Return requests to send in a loop."""
     listing = prepare("GET", "/tasks", token)
     creation = prepare("POST", "/tasks", token, {"title": "one of very many"})
     if kind == "lists":
@@ -127,7 +127,7 @@ def load_of(kind: str, token: str) -> list[bytes]:
 
 @contextmanager
 def pulse(app: AppServer) -> Iterator[list[float]]:
-    """Ask for its health again and again, on one connection. Yields the seconds of each answer."""
+    """Check health repeatedly on one connection. Yields the response times in seconds."""
     seconds: list[float] = []
     over = threading.Event()
     connection = HTTPConnection("127.0.0.1", app.port, timeout=REQUEST_SECONDS)
@@ -142,7 +142,7 @@ def pulse(app: AppServer) -> Iterator[list[float]]:
         while not over.wait(0.02):
             ask()
 
-    ask()  # connects before the crowd does
+    ask()  # connects before the crowd
     with closing(connection), ThreadPoolExecutor(1) as thread:
         asking = thread.submit(go_on)
         try:
@@ -163,7 +163,7 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("clients", [200, 1000, 2000])
 @pytest.mark.parametrize("kind", ["lists", "creates", "mix"])
-def test_each_client_of_a_crowd_is_answered(
+def test_every_client_of_a_crowd_gets_a_response(
     app: AppServer,
     token: str,
     clients: int,
@@ -172,7 +172,7 @@ def test_each_client_of_a_crowd_is_answered(
 ) -> None:
     requests = load_of(kind, token)
 
-    # wrk tells of each answer only its status: a few visitors look at the whole of theirs.
+    # wrk reports only the status of a response. A few visitors check theirs completely.
     with pulse(app) as health, visitors(app, token, 4) as witnesses:
         run = send(app.port, requests, clients, LOAD_SECONDS)
 
@@ -188,7 +188,7 @@ def test_each_client_of_a_crowd_is_answered(
 
 @pytest.mark.parametrize("clients", [200, 1000])
 @pytest.mark.parametrize("methods", [("GET",), ("POST",), ("GET", "POST")], ids="+".join)
-def test_each_client_of_a_crowd_is_answered_by_routes_as_tutorials_write_them(
+def test_every_client_of_a_crowd_gets_a_response_from_tutorial_style_routes(
     extended_app: AppServer,
     clients: int,
     methods: Sequence[str],
@@ -204,7 +204,7 @@ def test_each_client_of_a_crowd_is_answered_by_routes_as_tutorials_write_them(
     record_property("load", str(run))
     record_property("health", milliseconds(health))
     assert set(run.statuses) <= {"200", "201", "503"}
-    assert run.failed == 0  # a 503 says when to come back
+    assert run.failed == 0  # every 503 has Retry-After
     assert (run.unanswered, run.broken) == (0, 0)
     assert run.max_ms < 1000 * LIMIT_SECONDS
     assert run.succeeded > 0
@@ -213,7 +213,7 @@ def test_each_client_of_a_crowd_is_answered_by_routes_as_tutorials_write_them(
     assert (afterwards.status, afterwards.seconds < 1) == (200, True)
 
 
-def test_a_crowd_at_the_start_finds_fewer_connections_than_it_wants(
+def test_a_crowd_is_served_although_the_server_allows_fewer_connections(
     project: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     def app_on(stage: Stage, name: str) -> AbstractContextManager[AppServer]:

@@ -1,4 +1,4 @@
-"""The page at / and the documentation, in a browser, by clicking and typing as a person does."""
+"""Browser tests of the home page and the API documentation, with clicks and typing."""
 
 import base64
 import json
@@ -21,14 +21,14 @@ from app_server import PASSWORD, AppServer
 from machine import Project
 from stage import Stage, new_stage
 
-SECONDS = 30  # the longest that anything here may take; it guards against hanging only
-PAGE_SIZE = 20  # tasks that the page asks for at once
+SECONDS = 30  # timeout of an operation, only to detect a hang
+PAGE_SIZE = 20  # tasks per request of the page
 MARKUP = "<img src=x onerror=\"alert(1)\"><b>bold</b> & 'quoted' $TOKEN `id` \\"
 
-# Radio buttons are outlined all together.
+# Radio buttons share one outline.
 OUTLINE = "element => getComputedStyle(element.closest('.choice') ?? element).outlineStyle"
 
-NOTE_WHAT_IS_SAID = """() => {
+RECORD_ANNOUNCEMENTS = """() => {
   window.said = [];
   const element = document.getElementById("said");
   const note = () => { if (element.textContent) said.push(element.textContent); };
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(not find_chromium(), reason="needs Chromium")
 
 @dataclass
 class Visitor:
-    """Somebody with a browser. `refusals`: the statuses of 400 and more that are to be expected."""
+    """A user with a browser. refusals: expected statuses of 400 and above."""
 
     page: Page
     app: AppServer
@@ -57,7 +57,7 @@ class Visitor:
         return f"http://127.0.0.1:{self.app.port}/"
 
     def watch(self) -> None:
-        """Note all that nobody who made the page would want to see."""
+        """Record everything that should not happen on the page."""
 
         def note_console(message: ConsoleMessage) -> None:
             if message.type in {"error", "warning"} and "Failed to load" not in message.text:
@@ -109,7 +109,7 @@ class Visitor:
 
     @property
     def said(self) -> Locator:
-        """What a screen reader is told."""
+        """The live region that screen readers announce."""
         return self.page.locator("#said")
 
     @property
@@ -121,11 +121,11 @@ class Visitor:
         return self.page.locator("#exchanges > li").first
 
     def sees(self, *titles: str) -> None:
-        """Check which tasks are on the screen, and in what order."""
+        """Check the tasks on the screen, and their order."""
         expect(self.page.locator("#list .tick span")).to_have_text(list(titles))
 
     def titles_of(self, token: str, query: str = "sort=order") -> list[str]:
-        """Return what the API has."""
+        """Return the titles that the API returns."""
         answer = self.app.request("GET", f"/tasks?{query}", token=token)
         return [task["title"] for task in answer.body]
 
@@ -151,13 +151,13 @@ def app(stage: Stage) -> Iterator[AppServer]:
 
 @pytest.fixture
 def screen() -> dict[str, Any]:
-    """How the browser is set up: overridden by parametrizing."""
+    """Options of the browser context; override by parametrizing."""
     return {}
 
 
 @pytest.fixture
 def visitor(browser: Browser, app: AppServer, screen: dict[str, Any]) -> Iterator[Visitor]:
-    """Somebody who has opened the page, and leaves without a complaint."""
+    """A user who has opened the page. Fails at the end if there were complaints."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **screen})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     context.set_default_timeout(SECONDS * 1000)
@@ -171,20 +171,20 @@ def visitor(browser: Browser, app: AppServer, screen: dict[str, Any]) -> Iterato
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A name of the test's own: all of them share one database."""
+    """A user name that is unique to the test: all tests share one database."""
     return "ada-" + re.sub(r"\W+", "-", request.node.name)[-60:].strip("-").lower()
 
 
 @pytest.fixture
 def ada(visitor: Visitor, name: str) -> Visitor:
-    """Somebody who has registered."""
+    """A registered user."""
     visitor.register(name)
     return visitor
 
 
 @pytest.fixture
 def token(ada: Visitor, name: str) -> str:
-    """A log-in of hers, to see what the API has."""
+    """An access token of Ada's for direct requests to the API."""
     return ada.app.log_in(f"{name}@example.com")
 
 
@@ -194,11 +194,11 @@ def clipboard(page: Page) -> str:
 
 
 def make_stale(route: Route) -> None:
-    """Have the API see a token that has run out."""
+    """Send an expired token to the API."""
     route.continue_(headers={**route.request.headers, "authorization": "Bearer stale"})
 
 
-def test_the_page_tells_what_runs_here(visitor: Visitor, stage: Stage) -> None:
+def test_the_page_shows_the_status_of_the_app(visitor: Visitor, stage: Stage) -> None:
     page = visitor.page
 
     expect(page.get_by_role("heading", level=1)).to_have_text("Todo Backend")
@@ -213,7 +213,7 @@ def test_the_page_tells_what_runs_here(visitor: Visitor, stage: Stage) -> None:
         assert visitor.page.request.get(visitor.url + (link.get_attribute("href") or "")).ok
 
 
-def test_a_schema_that_is_behind_is_told_with_what_to_type(visitor: Visitor) -> None:
+def test_an_old_schema_is_shown_with_the_command_that_migrates_it(visitor: Visitor) -> None:
     def age(route: Route) -> None:
         answer = route.fetch()
         behind = {"ok": False, "state": "behind the code", "revision": None}
@@ -238,7 +238,7 @@ def test_a_newcomer_registers_and_adds_a_task(visitor: Visitor, name: str) -> No
     expect(visitor.last_exchange.locator(".answered")).to_contain_text('"title": "Buy milk"')
 
 
-def test_somebody_who_was_here_before_logs_in_and_out(visitor: Visitor, name: str) -> None:
+def test_a_user_can_log_in_and_out(visitor: Visitor, name: str) -> None:
     token = visitor.app.register(name)
     visitor.app.request("POST", "/tasks", {"title": "from before"}, token=token)
 
@@ -251,7 +251,7 @@ def test_somebody_who_was_here_before_logs_in_and_out(visitor: Visitor, name: st
     expect(visitor.page.get_by_label("E-mail")).to_be_focused()
 
 
-def test_a_wrong_password_is_told(visitor: Visitor, name: str) -> None:
+def test_a_wrong_password_is_reported(visitor: Visitor, name: str) -> None:
     visitor.app.register(name)
     visitor.refusals = {401}
 
@@ -261,7 +261,7 @@ def test_a_wrong_password_is_told(visitor: Visitor, name: str) -> None:
     expect(visitor.page.get_by_role("button", name="Log in")).to_be_visible()
 
 
-def test_mistakes_are_told_at_their_fields(visitor: Visitor) -> None:
+def test_invalid_values_are_reported_at_their_fields(visitor: Visitor) -> None:
     visitor.refusals = {422}
     visitor.page.get_by_label("E-mail").fill("no address")
     visitor.page.get_by_label("Password").fill("short")
@@ -276,7 +276,7 @@ def test_mistakes_are_told_at_their_fields(visitor: Visitor) -> None:
     expect(visitor.problem).to_be_empty()
 
 
-def test_a_taken_address_is_told_at_its_field(visitor: Visitor, name: str) -> None:
+def test_a_taken_address_is_reported_at_its_field(visitor: Visitor, name: str) -> None:
     visitor.app.register(name)
     visitor.refusals = {409}
     visitor.page.get_by_label("E-mail").fill(f"{name}@example.com")
@@ -288,7 +288,7 @@ def test_a_taken_address_is_told_at_its_field(visitor: Visitor, name: str) -> No
     expect(visitor.page.locator("#email-mistake")).to_have_text("This e-mail address is taken.")
 
 
-def test_a_task_is_ticked_edited_and_deleted(ada: Visitor, token: str) -> None:
+def test_a_task_can_be_completed_edited_and_deleted(ada: Visitor, token: str) -> None:
     ada.add("Buy milk", "Mend the bicycle")
     ada.tick("Buy milk")
     assert ada.titles_of(token, "completed=true") == ["Buy milk"]
@@ -305,7 +305,7 @@ def test_a_task_is_ticked_edited_and_deleted(ada: Visitor, token: str) -> None:
     assert ada.titles_of(token) == ["Buy oat milk"]
 
 
-def test_a_title_that_is_refused_is_told_and_not_lost(ada: Visitor) -> None:
+def test_a_rejected_title_is_reported_and_not_lost(ada: Visitor) -> None:
     ada.add("Buy milk")
     ada.refusals = {422}
     ada.button("Edit", "Buy milk").click()
@@ -321,7 +321,7 @@ def test_a_title_that_is_refused_is_told_and_not_lost(ada: Visitor) -> None:
     ada.sees("Buy milk")
 
 
-def test_what_is_being_typed_outlives_what_else_happens(ada: Visitor, token: str) -> None:
+def test_other_actions_do_not_discard_an_edit(ada: Visitor, token: str) -> None:
     ada.add("three", "two", "one")
     ada.button("Edit", "two").click()
     title = ada.page.get_by_role("textbox", name="Title")
@@ -329,7 +329,7 @@ def test_what_is_being_typed_outlives_what_else_happens(ada: Visitor, token: str
 
     ada.tick("one")
     expect(title).to_have_value("two and more")
-    ada.page.get_by_role("checkbox", name="one").press("Escape")  # meant for nothing here
+    ada.page.get_by_role("checkbox", name="one").press("Escape")  # has no effect here
     expect(title).to_have_value("two and more")
     title.press("Alt+ArrowUp")
     title.press("Alt+ArrowDown")
@@ -342,7 +342,9 @@ def test_what_is_being_typed_outlives_what_else_happens(ada: Visitor, token: str
     assert ada.titles_of(token) == ["one", "two and more", "three"]
 
 
-def test_a_task_that_is_saved_and_wanted_no_more_leaves(ada: Visitor, token: str) -> None:
+def test_a_saved_task_that_no_longer_matches_the_search_disappears(
+    ada: Visitor, token: str
+) -> None:
     ada.add("Mend the bicycle", "Buy milk")
     ada.page.get_by_label("Search").fill("milk")
     ada.sees("Buy milk")
@@ -356,7 +358,7 @@ def test_a_task_that_is_saved_and_wanted_no_more_leaves(ada: Visitor, token: str
     assert ada.titles_of(token) == ["Buy bread", "Mend the bicycle"]
 
 
-def test_tasks_are_reordered_by_buttons_and_by_dragging(ada: Visitor, token: str) -> None:
+def test_tasks_can_be_reordered_with_buttons_and_by_dragging(ada: Visitor, token: str) -> None:
     ada.add("three", "two", "one")
     ada.sees("one", "two", "three")
 
@@ -377,9 +379,7 @@ def test_tasks_are_reordered_by_buttons_and_by_dragging(ada: Visitor, token: str
     assert ada.titles_of(token) == ["one", "three", "two"]
 
 
-def test_tasks_that_were_made_elsewhere_get_a_place_when_they_are_moved(
-    visitor: Visitor, name: str
-) -> None:
+def test_tasks_without_an_order_get_one_when_they_are_moved(visitor: Visitor, name: str) -> None:
     token = visitor.app.register(name)
     for title in ("one", "two", "three", "four"):
         visitor.app.request("POST", "/tasks", {"title": title}, token=token)
@@ -395,7 +395,9 @@ def test_tasks_that_were_made_elsewhere_get_a_place_when_they_are_moved(
     assert visitor.titles_of(token) == ["one", "three", "four", "two"]
 
 
-def test_places_that_have_run_out_are_given_anew(visitor: Visitor, name: str) -> None:
+def test_tasks_are_renumbered_when_there_is_no_gap_in_the_order(
+    visitor: Visitor, name: str
+) -> None:
     token = visitor.app.register(name)
     for title, place in {"one": 1, "two": 2, "three": 3}.items():
         task = {"title": title, "order": place}
@@ -408,7 +410,7 @@ def test_places_that_have_run_out_are_given_anew(visitor: Visitor, name: str) ->
     assert visitor.titles_of(token) == ["two", "one", "three"]
 
 
-def test_tasks_are_filtered_and_searched(ada: Visitor) -> None:
+def test_tasks_can_be_filtered_and_searched(ada: Visitor) -> None:
     ada.add("Buy milk", "Buy bread", "Mend the bicycle")
     ada.tick("Buy bread")
 
@@ -427,7 +429,7 @@ def test_tasks_are_filtered_and_searched(ada: Visitor) -> None:
     expect(ada.page.get_by_label("Search")).to_be_focused()
 
 
-def test_the_next_page_follows_where_the_first_one_ends(visitor: Visitor, name: str) -> None:
+def test_show_more_appends_the_next_page(visitor: Visitor, name: str) -> None:
     token = visitor.app.register(name)
     titles = [f"number {number}" for number in range(PAGE_SIZE + 5)]
     for place, title in enumerate(titles):
@@ -443,7 +445,7 @@ def test_the_next_page_follows_where_the_first_one_ends(visitor: Visitor, name: 
     expect(visitor.last_exchange.locator("summary")).to_contain_text("cursor=")
 
 
-def test_completed_tasks_are_deleted_at_once(ada: Visitor, token: str) -> None:
+def test_all_completed_tasks_can_be_deleted(ada: Visitor, token: str) -> None:
     ada.add("one", "two", "three")
     ada.tick("one")
     ada.tick("three")
@@ -454,7 +456,7 @@ def test_completed_tasks_are_deleted_at_once(ada: Visitor, token: str) -> None:
     assert ada.titles_of(token) == ["two"]
 
 
-def test_a_copied_command_does_the_same_again(ada: Visitor, token: str) -> None:
+def test_a_copied_command_repeats_the_request(ada: Visitor, token: str) -> None:
     ada.add(MARKUP)
     ada.button("Copy curl").first.click()
     expect(ada.said).to_have_text("Copied.")
@@ -473,8 +475,8 @@ def test_a_copied_command_does_the_same_again(ada: Visitor, token: str) -> None:
     assert ada.titles_of(token) == [MARKUP, MARKUP]
 
 
-def test_a_copy_is_told_each_time_and_only_if_it_was_made(ada: Visitor) -> None:
-    ada.page.evaluate(NOTE_WHAT_IS_SAID)
+def test_every_successful_copy_is_announced(ada: Visitor) -> None:
+    ada.page.evaluate(RECORD_ANNOUNCEMENTS)
     button = ada.page.locator("#copy-token")
 
     for count in (1, 2):
@@ -489,7 +491,7 @@ def test_a_copy_is_told_each_time_and_only_if_it_was_made(ada: Visitor) -> None:
     assert ada.page.evaluate("said") == words
 
 
-def test_a_name_that_looks_like_a_variable_is_copied_as_it_is(visitor: Visitor, name: str) -> None:
+def test_a_name_that_looks_like_a_variable_is_escaped(visitor: Visitor, name: str) -> None:
     visitor.page.get_by_label("E-mail").fill(f"{name}@example.com")
     visitor.page.get_by_label("Password").fill(PASSWORD)
     visitor.page.get_by_label("Name").fill("$HOME")
@@ -510,7 +512,7 @@ def test_a_name_that_looks_like_a_variable_is_copied_as_it_is(visitor: Visitor, 
     assert json.loads(done.stdout.partition("\n\n")[2])["name"] == "$HOME"
 
 
-def test_a_copied_log_in_takes_the_password_from_the_shell(ada: Visitor, name: str) -> None:
+def test_a_copied_login_takes_the_password_from_a_shell_variable(ada: Visitor, name: str) -> None:
     for path in ("/auth/register", "/auth/login"):
         exchange = ada.page.locator("#exchanges > li", has_text=path)
         exchange.locator("summary").click()
@@ -525,12 +527,12 @@ def test_a_copied_log_in_takes_the_password_from_the_shell(ada: Visitor, name: s
         assert done.stdout.startswith("HTTP/1.1 20"), done.stdout
 
 
-def test_no_secret_is_shown_or_kept(ada: Visitor) -> None:
+def test_no_secret_is_shown_or_stored(ada: Visitor) -> None:
     ada.add("Buy milk")
 
     page = ada.page.content()
     assert PASSWORD not in page
-    assert "eyJ" not in page  # that is how tokens begin
+    assert "eyJ" not in page  # the beginning of every JWT
     assert "$PASSWORD" in page
     assert ada.page.context.cookies() == []
     assert ada.page.evaluate("localStorage.length + sessionStorage.length") == 0
@@ -538,7 +540,7 @@ def test_no_secret_is_shown_or_kept(ada: Visitor) -> None:
     expect(ada.button("Register")).to_be_visible()
 
 
-def test_a_log_in_that_has_expired_is_renewed(ada: Visitor) -> None:
+def test_an_expired_access_token_is_refreshed(ada: Visitor) -> None:
     ada.refusals = {401}
     ada.page.route("**/tasks", make_stale, times=1)
 
@@ -553,7 +555,7 @@ def test_a_log_in_that_has_expired_is_renewed(ada: Visitor) -> None:
     )
 
 
-def test_a_log_in_that_has_ended_leads_back_to_the_form(ada: Visitor, stage: Stage) -> None:
+def test_an_ended_session_leads_back_to_the_login_form(ada: Visitor, stage: Stage) -> None:
     ada.refusals = {401}
     stage.ask("DELETE FROM refresh_tokens")
     ada.page.route("**/tasks", make_stale)
@@ -566,7 +568,7 @@ def test_a_log_in_that_has_ended_leads_back_to_the_form(ada: Visitor, stage: Sta
     expect(ada.button("Log in")).to_be_visible()
 
 
-def test_a_database_that_stops_is_told_and_work_goes_on_when_it_is_back(
+def test_a_stopped_database_is_reported_and_work_continues_when_it_is_back(
     ada: Visitor, stage: Stage
 ) -> None:
     ada.add("Buy milk")
@@ -588,7 +590,7 @@ def test_a_database_that_stops_is_told_and_work_goes_on_when_it_is_back(
     expect(ada.page.locator("#trouble")).to_be_empty()
 
 
-def test_an_app_that_has_ended_is_told(ada: Visitor) -> None:
+def test_a_stopped_app_is_reported(ada: Visitor) -> None:
     ada.page.route("**/tasks", lambda route: route.abort("connectionrefused"))
     ada.page.get_by_label("New task").fill("Buy milk")
 
@@ -600,7 +602,7 @@ def test_an_app_that_has_ended_is_told(ada: Visitor) -> None:
 
 
 class Typist:
-    """Somebody without a mouse. `outlines`: what shows where the focus is, at each stop."""
+    """A user without a mouse. outlines: the focus outline at each stop."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -617,7 +619,7 @@ class Typist:
         raise AssertionError(f"no way leads to {target}")
 
 
-def test_the_keyboard_is_enough_to_register(visitor: Visitor, name: str) -> None:
+def test_a_user_can_register_with_the_keyboard(visitor: Visitor, name: str) -> None:
     typist = Typist(visitor.page)
     typist.tab_to(visitor.page.get_by_role("link", name="Skip to the tasks"))
     typist.press("Enter")
@@ -635,7 +637,7 @@ def test_the_keyboard_is_enough_to_register(visitor: Visitor, name: str) -> None
     assert typist.outlines == {"solid"}
 
 
-def test_the_keyboard_is_enough_for_tasks_and_the_focus_is_never_lost(ada: Visitor) -> None:
+def test_tasks_can_be_managed_with_the_keyboard_without_losing_the_focus(ada: Visitor) -> None:
     ada.add("two", "one")
     typist = Typist(ada.page)
     box = ada.page.get_by_role("checkbox", name="one")
@@ -651,7 +653,7 @@ def test_the_keyboard_is_enough_for_tasks_and_the_focus_is_never_lost(ada: Visit
     typist.tab_to(ada.button("Move up", "one"))
     typist.press("Enter")
     expect(ada.said).to_have_text("“one” is number 1 of 2.")
-    expect(ada.button("Move down", "one")).to_be_focused()  # up has no more meaning
+    expect(ada.button("Move down", "one")).to_be_focused()  # it cannot move further up
     typist.tab_to(edit)
     typist.press("Enter")
     expect(ada.page.get_by_role("textbox", name="Title")).to_be_focused()
@@ -674,7 +676,7 @@ def test_the_keyboard_is_enough_for_tasks_and_the_focus_is_never_lost(ada: Visit
     assert typist.outlines == {"solid"}
 
 
-def test_markup_in_a_title_stays_text(ada: Visitor) -> None:
+def test_markup_in_a_title_is_shown_as_text(ada: Visitor) -> None:
     ada.add(MARKUP)
 
     ada.sees(MARKUP)
@@ -682,12 +684,12 @@ def test_markup_in_a_title_stays_text(ada: Visitor) -> None:
     assert ada.page.locator("#list img, #list b").count() == 0
     with pytest.raises(Error, match="TrustedHTML"):
         ada.page.evaluate("document.body.innerHTML = '<b>x</b>'")
-    ada.complaints.clear()  # the browser told of that attempt
+    ada.complaints.clear()  # the browser reported that attempt
 
 
 @pytest.mark.parametrize("screen", [{"color_scheme": "light"}, {"color_scheme": "dark"}], ids=str)
-def test_nothing_stands_in_the_way_of_anybody(visitor: Visitor, name: str) -> None:
-    """The rules of axe-core, on the page as it is before, during and after a mishap."""
+def test_the_page_passes_the_accessibility_rules_of_axe(visitor: Visitor, name: str) -> None:
+    """axe-core checks the page before, during and after an error."""
     found = violations(visitor.page)
     visitor.register(name)
     visitor.add("Buy milk", "Mend the bicycle")
@@ -714,7 +716,7 @@ def violations(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("screen", [{"color_scheme": "dark", "reduced_motion": "reduce"}], ids=str)
-def test_the_page_is_dark_and_still_where_that_is_wanted(visitor: Visitor) -> None:
+def test_the_page_respects_dark_mode_and_reduced_motion(visitor: Visitor) -> None:
     style = "(element, name) => getComputedStyle(element)[name]"
     background = visitor.page.locator("body").evaluate(style, "backgroundColor")
     ink = visitor.page.locator("body").evaluate(style, "color")
@@ -742,12 +744,12 @@ def test_a_phone_shows_everything_without_scrolling_sideways(visitor: Visitor, n
     buttons = visitor.page.locator("#tasks button:visible").all()
     size = "button => Math.min(button.offsetWidth, button.offsetHeight)"
     assert len(buttons) > 10
-    assert min(button.evaluate(size) for button in buttons) >= 44  # a finger's
+    assert min(button.evaluate(size) for button in buttons) >= 44  # minimum size for a finger
 
 
 @dataclass
 class Issuer:
-    """A server that publishes a key as Better Auth does, and signs tokens with it."""
+    """A server that publishes a key like Better Auth, and signs tokens with it."""
 
     origin: str
     key: Ed25519PrivateKey
@@ -776,7 +778,7 @@ def issuer() -> Iterator[Issuer]:
             self.wfile.write(json.dumps({"keys": [published]}).encode())
 
         def log_message(self, *_arguments: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -786,7 +788,7 @@ def issuer() -> Iterator[Issuer]:
         thread.join()
 
 
-def test_with_better_auth_a_token_is_asked_for_and_taken(
+def test_with_better_auth_the_page_accepts_a_token(
     browser: Browser, stage: Stage, issuer: Issuer
 ) -> None:
     with stage.app("tokens", ENVIRONMENT="development", BETTER_AUTH_URL=issuer.origin) as app:

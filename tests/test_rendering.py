@@ -1,4 +1,4 @@
-"""What the files of a project look like, whatever the answers."""
+"""Rendered files are well-formed, whatever the answers."""
 
 import hashlib
 import re
@@ -40,13 +40,13 @@ def bake(cookies_session: Cookies, bare_template: Path) -> Bake:
 
 @pytest.fixture(scope="module", params=product(PYTHONS, DATABASES), ids="-".join)
 def answers(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Each combination of choices."""
+    """Every combination of choices."""
     return dict(zip(("python_version", "database"), request.param, strict=True))
 
 
 @pytest.fixture(scope="module")
 def path(answers: dict[str, str], bake: Bake) -> Path:
-    """A project for each combination."""
+    """A project for every combination."""
     return bake(**answers)
 
 
@@ -64,8 +64,8 @@ def texts(path: Path) -> Iterable[tuple[str, str]]:
     return [(name, (path / name).read_bytes().decode("utf-8")) for name in names]
 
 
-def test_nothing_of_the_template_language_is_left(path: Path) -> None:
-    # ${{ … }} is GitHub's; Python files are copied as they are, and may hold braces.
+def test_no_jinja_is_left(path: Path) -> None:
+    # ${{ … }} is GitHub's. Python files are copied unchanged, and may contain braces.
     jinja = re.compile(r"\{%|\{#|(?<!\$)\{\{")
 
     assert [
@@ -75,15 +75,15 @@ def test_nothing_of_the_template_language_is_left(path: Path) -> None:
     ] == []
 
 
-def test_no_line_ends_in_white_space(path: Path) -> None:
+def test_no_line_ends_with_whitespace(path: Path) -> None:
     assert [name for name, text in texts(path) if re.search(r"[^\S\n]$", text, re.MULTILINE)] == []
 
 
-def test_every_file_ends_with_one_line_end(path: Path) -> None:
+def test_every_file_ends_with_one_newline(path: Path) -> None:
     assert [name for name, text in texts(path) if text and not re.search(r"\S\n\Z", text)] == []
 
 
-def test_no_blank_line_is_doubled(path: Path) -> None:
+def test_no_blank_lines_are_doubled(path: Path) -> None:
     def is_doubled(name: str, text: str) -> bool:
         if name.endswith((".py", ".py.mako")):
             return "\n\n\n\n" in text  # PEP 8 wants two
@@ -93,11 +93,11 @@ def test_no_blank_line_is_doubled(path: Path) -> None:
     assert [name for name, text in texts(path) if is_doubled(name, text)] == []
 
 
-def test_no_file_begins_with_a_blank_line(path: Path) -> None:
+def test_no_file_starts_with_a_blank_line(path: Path) -> None:
     assert [name for name, text in texts(path) if text.startswith("\n")] == []
 
 
-def test_the_python_version_is_the_one_that_was_chosen(answers: dict[str, str], path: Path) -> None:
+def test_the_project_uses_the_chosen_python_version(answers: dict[str, str], path: Path) -> None:
     version = answers["python_version"]
     pyproject = tomllib.loads((path / "pyproject.toml").read_text("utf-8"))
 
@@ -105,11 +105,11 @@ def test_the_python_version_is_the_one_that_was_chosen(answers: dict[str, str], 
     assert pyproject["project"]["requires-python"] == f">={version}"
 
 
-def test_two_renderings_are_the_same(answers: dict[str, str], path: Path, bake: Bake) -> None:
+def test_rendering_is_reproducible(answers: dict[str, str], path: Path, bake: Bake) -> None:
     assert tree(bake(**answers)) == tree(path)
 
 
-# So the checks of one project hold for the other, too: which database it is, stands in .env.
+# So checking one project is enough. The choice of database affects only .env.
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_database_changes_no_file(bake: Bake, python: str) -> None:
     local, neon = (tree(bake(python_version=python, database=each)) for each in DATABASES)
@@ -117,7 +117,7 @@ def test_the_database_changes_no_file(bake: Bake, python: str) -> None:
     assert local == neon
 
 
-def test_the_python_changes_nothing_but_its_number(bake: Bake) -> None:
+def test_the_python_version_changes_only_version_numbers(bake: Bake) -> None:
     old, new = (tree(bake(python_version=python)) for python in PYTHONS)
 
     assert old != new
@@ -127,7 +127,9 @@ def test_the_python_changes_nothing_but_its_number(bake: Bake) -> None:
     } == old
 
 
-def test_the_first_commit_holds_what_is_rendered_and_the_lock(project: Project, bake: Bake) -> None:
+def test_the_first_commit_contains_the_rendered_files_and_the_lock_file(
+    project: Project, bake: Bake
+) -> None:
     listed = (line.split() for line in project.git("ls-tree", "-r", "HEAD").splitlines())
     committed = {name: blob for _mode, _type, blob, name in listed}
 
@@ -136,15 +138,15 @@ def test_the_first_commit_holds_what_is_rendered_and_the_lock(project: Project, 
 
 
 def git_id(content: bytes) -> str:
-    """Return the name that git gives a file's content."""
+    """Return git's object id of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-# What can be said of another Python without having it
+# Checks for another Python version that do not need it installed
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_ruff_has_nothing_to_say_for_any_python(bake: Bake, python: str) -> None:
+def test_ruff_passes_for_every_python_version(bake: Bake, python: str) -> None:
     assert lint(bake(python_version=python)) == ""
 
 
@@ -173,7 +175,7 @@ def test_every_package_has_a_wheel_for_the_newest_python(project: Project) -> No
 
 @pytest.mark.timeout(720)
 @pytest.mark.skipif(not python_is_installed(PYTHONS[-1]), reason="no Python 3.14 is installed here")
-def test_a_project_on_the_newest_python_passes_its_own_checks(machine: Machine) -> None:
+def test_a_project_on_the_newest_python_passes_its_checks(machine: Machine) -> None:
     outcome = machine.generate(f"python_version={PYTHONS[-1]}")
 
     assert "It is ready." in outcome.output

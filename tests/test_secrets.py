@@ -1,4 +1,4 @@
-"""A secret stands in `.env`, for its owner alone: nowhere else, after success and after mishaps."""
+"""Secrets are only in `.env`, readable by its owner, after success and after failures."""
 
 import base64
 import json
@@ -26,11 +26,11 @@ NEON = "database=neon"
 PROMPT = "Connection string"
 AGAIN = "--overwrite-if-exists"
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 def plant() -> str:
-    """Return a password with letters that URLs, shells and JSON spell in another way."""
+    """Return a password with characters that URLs, shells and JSON escape."""
     return f"s3cr3t-{secrets.token_hex(12)}/@:é %\"'-{secrets.token_hex(12)}"
 
 
@@ -43,7 +43,7 @@ def secret_of(project: Project) -> str:
     return str(secret)
 
 
-# The search itself, without which nothing below would prove anything
+# The search itself: without these tests, those below would prove nothing
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def secret_of(project: Project) -> str:
         lambda text: text[-12:],
     ],
 )
-def test_the_search_finds_a_secret_however_it_is_spelled(spell: "type[str]") -> None:
+def test_the_search_finds_a_secret_in_any_encoding(spell: "type[str]") -> None:
     secret = plant()
 
     assert holds(f"some text {spell(secret)} and more", forms(secret))
     assert not holds(f"some text {spell(plant())} and more", forms(secret))
 
 
-def test_the_search_finds_files_objects_and_env_files_that_are_open(machine: Machine) -> None:
+def test_the_search_finds_files_git_objects_and_readable_env_files(machine: Machine) -> None:
     secret = plant()
     git = ["git", "-C", str(machine.work)]
     subprocess.run([*git, "init", "--quiet"], check=True)
@@ -97,7 +97,7 @@ def test_the_search_finds_files_objects_and_env_files_that_are_open(machine: Mac
 
 
 @linux
-def test_the_search_sees_command_lines_and_environments(machine: Machine) -> None:
+def test_the_search_covers_command_lines_and_environments(machine: Machine) -> None:
     secret = plant()
     environment = machine.environment
 
@@ -114,7 +114,7 @@ def test_the_search_sees_command_lines_and_environments(machine: Machine) -> Non
 
 @dataclass(frozen=True)
 class Generation:
-    """A generation with a secret in its connection string, and what was seen of its programs."""
+    """A generation with a secret in its connection string, and a record of its programs."""
 
     machine: Machine
     outcome: Outcome
@@ -126,7 +126,7 @@ class Generation:
 def connected(
     template: Path, tmp_path_factory: pytest.TempPathFactory, server: Server
 ) -> Iterator[Generation]:
-    """A project on a server, by a string from the environment; every step succeeds."""
+    """A project on a server, with the string from the environment. Every step succeeds."""
     with new_machine(tmp_path_factory.mktemp("secrets") / "machine", template) as machine:
         with watching(machine) as watch:
             outcome = machine.generate(NEON, NEON_DATABASE_URL=server.url())
@@ -134,7 +134,9 @@ def connected(
         yield Generation(machine, outcome, watch, (server.password, secret_of(outcome.project)))
 
 
-def test_after_success_no_secret_is_in_any_file_object_or_output(connected: Generation) -> None:
+def test_after_success_no_file_git_object_or_output_contains_a_secret(
+    connected: Generation,
+) -> None:
     assert leaks(connected.machine.root, connected.outcome.output, *connected.secrets) == []
 
 
@@ -145,10 +147,10 @@ def test_no_program_gets_a_secret_that_it_does_not_need(connected: Generation) -
     assert connected.watch.leaks(*connected.secrets) == set()
 
 
-# After mishaps: programs that note what they know, and fail or wait in one step
+# After failures: programs record what they know, and fail or wait in one step
 
 
-# Each notes its environment and its command line, where the search finds them.
+# Records its environment and command line, where the search finds them.
 RECORDER = """
 case "$*" in *setup*) exec "$REAL" "$@";; esac
 {{ env; echo "$@"; }} >> "$HOME/record" 2>&1
@@ -161,7 +163,7 @@ STEPS = {"dependencies": ("uv", "python"), "git": ("git", "commit")}  # a progra
 
 
 def prepare(machine: Machine, step: str, then: str) -> None:
-    """Give the machine such programs."""
+    """Install such programs on the machine."""
     for name, (program, word) in STEPS.items():
         script = RECORDER.format(word=word if name == step else "no-such-word", mishap=then)
         machine.environment["PATH"] = machine.path_with(program, script)
@@ -170,7 +172,7 @@ def prepare(machine: Machine, step: str, then: str) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_after_a_step_that_failed_the_secret_is_in_env_alone(
+def test_after_a_failed_step_the_secret_is_only_in_env(
     machine: Machine, server: Server, step: str
 ) -> None:
     prepare(machine, step, FAIL)
@@ -185,14 +187,14 @@ def test_after_a_step_that_failed_the_secret_is_in_env_alone(
 
 @linux
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         pytest.param(("--encoding=UTF8", "--encoding=other"), "initdb: error: ", id="initdb"),
         pytest.param(("CREATE DATABASE %I", "CREATE nothing %I"), "syntax error", id="psql"),
     ],
 )
-def test_after_a_database_step_that_failed_its_password_is_in_env_alone(
-    machine: Machine, words: tuple[str, str], said: str
+def test_after_a_failed_database_step_the_password_is_only_in_env(
+    machine: Machine, words: tuple[str, str], message: str
 ) -> None:
     machine.template = Path(shutil.copytree(machine.template, machine.root / "template"))
     path = machine.template / "{{cookiecutter.project_slug}}" / "postgres" / "embedded.py"
@@ -202,16 +204,14 @@ def test_after_a_database_step_that_failed_its_password_is_in_env_alone(
         outcome = machine.generate()
 
     secrets_there = local_secrets(outcome.project)
-    assert re.search(rf"(?s)✗ .*{said}.*✗ setup: see above", outcome.output)
+    assert re.search(rf"(?s)✗ .*{message}.*✗ setup: see above", outcome.output)
     assert leaks(machine.root, outcome.output, *secrets_there) == []
     assert watch.leaks(*secrets_there) == set()
     assert machine.orphans() == []
 
 
 @linux
-def test_after_ctrl_c_the_secret_that_was_typed_is_in_env_alone(
-    machine: Machine, server: Server
-) -> None:
+def test_after_ctrl_c_a_typed_secret_is_only_in_env(machine: Machine, server: Server) -> None:
     prepare(machine, "git", WAIT)
     terminal = machine.type("--no-input", NEON)
     terminal.expect(PROMPT)
@@ -222,7 +222,7 @@ def test_after_ctrl_c_the_secret_that_was_typed_is_in_env_alone(
         output = (terminal.before or "") + machine.press_ctrl_c(terminal)
 
     secret = secret_of(machine.project())
-    assert "Stopped. Finished steps stay." in output
+    assert "Stopped. Completed steps are kept." in output
     assert leaks(machine.root, output, server.password, secret) == []
     assert watch.leaks(server.password, secret) == set()
     assert machine.orphans() == []
@@ -230,7 +230,7 @@ def test_after_ctrl_c_the_secret_that_was_typed_is_in_env_alone(
 
 @linux
 @pytest.mark.parametrize("step", STEPS)
-def test_after_a_power_cut_the_secret_is_in_env_alone(
+def test_after_a_power_cut_the_secret_is_only_in_env(
     machine: Machine, server: Server, step: str
 ) -> None:
     prepare(machine, step, WAIT)
@@ -243,7 +243,7 @@ def test_after_a_power_cut_the_secret_is_in_env_alone(
 
 
 @pytest.mark.parametrize("end", ["Ctrl-C", "a power cut"])
-def test_a_prompt_that_is_left_leaves_no_secret(machine: Machine, end: str) -> None:
+def test_an_interrupted_prompt_leaves_no_secret(machine: Machine, end: str) -> None:
     password = plant()
     terminal = machine.type("--no-input", NEON)
     terminal.expect(PROMPT)
@@ -259,7 +259,7 @@ def test_a_prompt_that_is_left_leaves_no_secret(machine: Machine, end: str) -> N
     assert leaks(machine.root, output, password) == []
 
 
-def test_a_string_that_makes_no_sense_is_nowhere(machine: Machine) -> None:
+def test_an_invalid_connection_string_is_not_kept(machine: Machine) -> None:
     password = plant()
 
     outcome = machine.generate(NEON, NEON_DATABASE_URL=f"mysql://ada:{password}@/")
@@ -268,7 +268,7 @@ def test_a_string_that_makes_no_sense_is_nowhere(machine: Machine) -> None:
     assert leaks(machine.root, outcome.output, password) == []
 
 
-def test_a_replay_and_a_second_try_know_no_secret(machine: Machine) -> None:
+def test_a_replay_file_contains_no_secret(machine: Machine) -> None:
     password = plant()
     first = machine.generate(NEON, NEON_DATABASE_URL=url_with(password))
 
@@ -281,7 +281,7 @@ def test_a_replay_and_a_second_try_know_no_secret(machine: Machine) -> None:
     )
 
 
-def test_what_cruft_writes_knows_no_secret(machine: Machine) -> None:
+def test_crufts_file_contains_no_secret(machine: Machine) -> None:
     password = plant()
     shutil.copytree(machine.template, machine.root / "published")
     for command in ("init --quiet", "add --all", "commit --quiet --message template"):
@@ -311,7 +311,7 @@ PATHS = ("/openapi.json", "/docs", "/redoc", "/", "/health", "/ready", "/tasks",
 
 @contextmanager
 def served(project: Project, log: Path, **variables: str) -> Iterator[int]:
-    """Type `uv run main.py` in a project. Yields the port."""
+    """Run `uv run main.py` in a project. Yields the port."""
     port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -350,7 +350,7 @@ def wait_for(port: int) -> None:
 
 
 @pytest.mark.parametrize("environment", ["development", "production"])
-def test_the_app_tells_its_secrets_nowhere(
+def test_responses_and_logs_contain_no_secret(
     project: Project, tmp_path: Path, environment: str
 ) -> None:
     password, secret = plant(), plant()
@@ -371,7 +371,7 @@ def test_the_app_tells_its_secrets_nowhere(
     assert [answer for answer in answers if holds(answer, needles)] == []
 
 
-def test_settings_that_are_wrong_are_not_quoted(project: Project) -> None:
+def test_error_messages_do_not_quote_invalid_settings(project: Project) -> None:
     password = plant()
     wrong = Project(
         project.path,

@@ -1,7 +1,7 @@
-"""Where a project is generated, and what happens meanwhile: what is seen, what stays, what is next.
+"""Generation in unusual environments, and interrupted generations.
 
-What surrounds a person's terminal is not ours, and may be meant for another program. Whatever stops
-a generation, be it Ctrl-C or a power cut, the same command with `-f` finishes it.
+Variables and files on a user's machine may be meant for other programs. If a generation is stopped,
+by Ctrl-C or a power cut, the same command with `-f` finishes it.
 """
 
 import os
@@ -27,9 +27,9 @@ from machine import COOKIECUTTER, Machine, Outcome, Project, new_machine
 STEPS = ["dependencies", "settings", "database", "schema", "connection", "setup", "git"]
 READY = "\nIt is ready. Type:\n"
 AGAIN = "--overwrite-if-exists"
-LOCK_KEY = 7_206_041  # migrations take turns with it
+LOCK_KEY = 7_206_041  # of the advisory lock that migrations take
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 mounts = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts a disk of its own"
 )
@@ -43,7 +43,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-# A machine that is set up for everything but this
+# A machine set up for other programs
 
 
 OTHER = {
@@ -73,7 +73,7 @@ members = ["{members}"]
 
 @pytest.fixture(scope="module")
 def foreign_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A machine whose folders have long and odd names, and hold other programs' files."""
+    """A machine with long and odd folder names, and other programs' files."""
     long = tmp_path_factory.mktemp("foreign") / "Ada's wörk  ünd (spaces)" / ("äöü " * 35 + "end")
     with new_machine(long / "machine", template) as machine:
         (machine.work / ".env").write_text("DATABASE_URL=postgresql://a:b@192.0.2.1/c\n", "utf-8")
@@ -88,10 +88,7 @@ def foreign_machine(template: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def foreign(foreign_generation: tuple[Outcome, Watch]) -> Outcome:
-    """A project that was generated there, from another folder.
-
-    The shell has umask 000 and finds no uv.
-    """
+    """A project generated there, from another folder, by a shell with umask 000 and without uv."""
     return foreign_generation[0]
 
 
@@ -108,16 +105,16 @@ def foreign_generation(foreign_machine: Machine) -> tuple[Outcome, Watch]:
 
 
 @pytest.fixture(scope="module")
-def told_to_unset(foreign: Outcome) -> list[str]:
+def names_to_unset(foreign: Outcome) -> list[str]:
     return re.findall(r"(?:Type:|^   ) unset (\w+)$", foreign.output, re.MULTILINE)
 
 
-def test_settings_of_other_programs_do_not_disturb_the_steps(foreign: Outcome) -> None:
+def test_settings_of_other_programs_do_not_affect_the_steps(foreign: Outcome) -> None:
     assert passed(foreign.output) == STEPS
     assert READY in foreign.output
 
 
-def test_a_path_may_be_long_and_have_blanks_and_umlauts(foreign: Outcome) -> None:
+def test_a_path_can_be_long_and_contain_spaces_and_umlauts(foreign: Outcome) -> None:
     assert len(str(foreign.project.path)) > 200
     assert f"\n    cd {shlex.quote(str(foreign.project.path))}\n" in foreign.output
     assert "✓ connection" in foreign.output
@@ -128,7 +125,7 @@ def test_an_outer_env_file_is_not_read(foreign: Outcome) -> None:
     assert "@127.0.0.1:" in foreign.project.read(".env")
 
 
-def test_an_outer_workspace_that_the_project_is_no_part_of_does_not_matter(
+def test_an_outer_workspace_without_the_project_is_ignored(
     foreign: Outcome,
 ) -> None:
     assert foreign.project.python.exists()
@@ -136,43 +133,43 @@ def test_an_outer_workspace_that_the_project_is_no_part_of_does_not_matter(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no file modes")
-def test_an_open_umask_opens_no_secret(foreign: Outcome) -> None:
+def test_secrets_are_private_even_with_an_open_umask(foreign: Outcome) -> None:
     path = foreign.project.path
 
-    assert mode_of(path) == 0o777, "the umask should have been open"
+    assert mode_of(path) == 0o777, "the umask should be open"
     assert mode_of(path / ".env") == 0o600
     assert mode_of(path / ".postgres") == 0o700
     assert mode_of(path / ".postgres" / "data") == 0o700
 
 
-def test_what_would_go_before_the_projects_settings_is_to_be_unset(
-    told_to_unset: list[str],
+def test_the_output_unsets_variables_that_override_the_projects_settings(
+    names_to_unset: list[str],
 ) -> None:
-    assert set(told_to_unset) == {"DATABASE_URL", "PORT", "PYTHONPATH"}
+    assert set(names_to_unset) == {"DATABASE_URL", "PORT", "PYTHONPATH"}
 
 
-def test_a_uv_that_only_its_variable_names_is_used_and_the_next_terminal_gets_one(
+def test_a_uv_that_is_not_on_the_path_is_used_and_the_output_says_how_to_install_it(
     foreign: Outcome,
 ) -> None:
     assert "✓ dependencies" in foreign.output
     assert "\n    python3 -m pip install uv\n" in foreign.output
 
 
-def test_when_it_is_unset_the_commands_work_in_that_terminal(
-    foreign: Outcome, told_to_unset: list[str]
+def test_after_unsetting_variables_the_commands_work(
+    foreign: Outcome, names_to_unset: list[str]
 ) -> None:
     known = foreign.project.environment.items()
-    kept = {name: text for name, text in known if name not in told_to_unset}
+    kept = {name: text for name, text in known if name not in names_to_unset}
     terminal = Project(foreign.project.path, kept)
 
     check = terminal.run("uv", "run", "manage.py", "check")
 
     assert check.code == 0, check.output
-    assert "PGSERVICE" in terminal.environment  # which no embedded server needs to be kept from
+    assert "PGSERVICE" in terminal.environment  # does not affect the embedded server
 
 
 @linux
-def test_nothing_is_left_but_the_project_and_its_server(
+def test_only_the_project_and_its_server_are_left(
     foreign: Outcome, foreign_machine: Machine
 ) -> None:
     assert READY in foreign.output
@@ -181,7 +178,7 @@ def test_nothing_is_left_but_the_project_and_its_server(
 
 
 @linux
-def test_only_the_server_that_a_project_names_may_be_left(
+def test_a_process_that_only_looks_like_the_server_counts_as_left_over(
     foreign: Outcome, foreign_machine: Machine
 ) -> None:
     program = foreign_machine.root / "postgres"
@@ -198,7 +195,7 @@ def test_only_the_server_that_a_project_names_may_be_left(
 
 
 @linux
-def test_the_secrets_of_a_local_project_are_in_its_settings_alone(
+def test_the_secrets_of_a_local_project_are_only_in_its_settings(
     foreign_generation: tuple[Outcome, Watch], foreign_machine: Machine
 ) -> None:
     outcome, watch = foreign_generation
@@ -211,11 +208,11 @@ def test_the_secrets_of_a_local_project_are_in_its_settings_alone(
 
 @pytest.fixture(scope="module")
 def bare(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """A project in a workspace that takes in all, of a user without home and temp folder."""
+    """A project in a workspace that includes every folder, without home and temp folders."""
     with new_machine(tmp_path_factory.mktemp("bare") / "machine", template) as machine:
         workspace = OTHER_WORKSPACE.format(members="*")
         (machine.work / "pyproject.toml").write_text(workspace, "utf-8")
-        # Otherwise cookiecutter asks the system for the home, and notes the answers there.
+        # Otherwise cookiecutter asks the system for the home, and saves the answers there.
         config = machine.root / "cookiecutter.yaml"
         config.write_text(f"replay_dir: {machine.root / 'replay'}\n", "utf-8")
         yield machine.generate(
@@ -230,12 +227,12 @@ def bare(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
         )
 
 
-def test_no_home_and_no_temp_folder_are_no_obstacle(bare: Outcome) -> None:
+def test_generation_works_without_home_and_temp_folders(bare: Outcome) -> None:
     assert passed(bare.output) == STEPS
     assert not Path(bare.project.environment["TMPDIR"]).exists()
 
 
-def test_in_an_outer_workspace_the_project_becomes_a_member(bare: Outcome) -> None:
+def test_a_project_in_an_outer_workspace_becomes_a_member(bare: Outcome) -> None:
     assert (bare.project.path.parent / "uv.lock").exists()
     assert not (bare.project.path / ".venv").exists()
 
@@ -244,7 +241,7 @@ def test_in_an_outer_workspace_the_project_becomes_a_member(bare: Outcome) -> No
     assert check.code == 0, check.output
 
 
-def test_a_home_that_cannot_be_written_to_is_named_before_the_first_question(
+def test_a_home_that_is_not_writable_is_reported_before_the_first_question(
     offline: Machine,
 ) -> None:
     (offline.root / "file").touch()
@@ -252,40 +249,40 @@ def test_a_home_that_cannot_be_written_to_is_named_before_the_first_question(
     outcome = offline.generate(HOME=str(offline.root / "file" / "home"))
 
     assert outcome.code == 1
-    assert outcome.output.startswith(f"{offline.root}/file/home/.cookiecutter_replay/ cannot be")
+    assert outcome.output.startswith(f"{offline.root}/file/home/.cookiecutter_replay/ is not wr")
     assert "export HOME=" in outcome.output.splitlines()[0]
-    assert what_is_left(offline) == []
+    assert leftovers(offline) == []
     assert "✓ git" in offline.generate().output
 
 
-def test_a_uv_on_the_path_that_is_too_old_is_named(offline: Machine) -> None:
+def test_a_uv_on_the_path_that_is_too_old_is_reported(offline: Machine) -> None:
     old = offline.path_with("uv", "echo 'uv 0.4.30 (61ed2a236 2024-11-04)'")
 
     outcome = offline.generate(UV=None, PATH=old)
 
     assert outcome.code == 1
     assert outcome.output.startswith("uv 0.4.30 is too old, 0.5.0 is needed: type `")
-    assert what_is_left(offline) == []
+    assert leftovers(offline) == []
     assert "✓ git" in offline.generate().output
 
 
-def what_is_left(machine: Machine) -> list[str]:
-    """Return the files and programs that are there after a try."""
+def leftovers(machine: Machine) -> list[str]:
+    """Return the files and programs that an attempt left behind."""
     work = [path.name for path in machine.work.iterdir()]
     return [*work, *machine.left_in_temp(), *machine.orphans()]
 
 
 def half_done(machine: Machine, project: Project) -> list[str]:
-    """Return what should not be there after packages could not be installed, and what is changed.
+    """Return leftovers of a failed installation, and uncommitted changes.
 
-    The project itself should, with a first commit.
+    The project itself should exist, with a first commit.
     """
     half = [path.name for path in project.path.glob(".venv/*/*/site-packages/*.dist-info")]
     changes = project.git("status", "--porcelain", "--untracked-files=all").splitlines()
     return [*half, *changes, *machine.left_in_temp(), *machine.orphans()]
 
 
-def test_a_python_that_is_not_to_be_had_leaves_a_project_that_uv_sync_finishes(
+def test_without_the_required_python_uv_sync_can_finish_the_project_later(
     machine: Machine,
 ) -> None:
     outcome = machine.generate(
@@ -304,7 +301,7 @@ def test_a_python_that_is_not_to_be_had_leaves_a_project_that_uv_sync_finishes(
     assert outcome.project.python.exists()
 
 
-def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:
+def test_a_dead_proxy_is_reported_without_its_password(machine: Machine) -> None:
     password = "s3cr3t-of-the-proxy"
     outcome = machine.generate(
         HTTPS_PROXY=f"http://ada:{password}@127.0.0.1:9",
@@ -329,7 +326,7 @@ def test_a_dead_proxy_is_named_without_its_password(machine: Machine) -> None:
 # The terminal
 
 
-def test_a_locale_without_letters_costs_none(offline: Machine) -> None:
+def test_the_c_locale_loses_no_letters(offline: Machine) -> None:
     outcome = offline.generate("project_name=Ådas lïst", LANG="C", LC_ALL="C", NO_COLOR="1")
 
     assert "\nÅdas lïst, in " in outcome.output
@@ -337,7 +334,7 @@ def test_a_locale_without_letters_costs_none(offline: Machine) -> None:
 
 
 @pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_the_projects_commands_give_no_color_where_none_is_wanted(
+def test_the_projects_commands_respect_no_color_and_dumb_terminals(
     project: Project, variable: dict[str, str]
 ) -> None:
     environment = {name: text for name, text in project.environment.items() if name != "NO_COLOR"}
@@ -352,7 +349,7 @@ def test_the_projects_commands_give_no_color_where_none_is_wanted(
         terminal.close()
         return output
 
-    assert "\x1b[3" in check(), "a usual terminal should show colors"
+    assert "\x1b[3" in check(), "an ordinary terminal should show colors"
     assert "\x1b" not in check(**variable)
 
 
@@ -360,7 +357,7 @@ def test_the_projects_commands_give_no_color_where_none_is_wanted(
 
 
 def rendered(project: Project) -> dict[str, bytes]:
-    """Return what was rendered, without what a step wrote."""
+    """Return the rendered files, without those that a step wrote."""
     return {
         str(file.relative_to(project.path)): file.read_bytes()
         for file in project.path.rglob("*")
@@ -368,7 +365,7 @@ def rendered(project: Project) -> dict[str, bytes]:
     }
 
 
-def test_a_replay_gives_the_same_project_without_a_question(offline: Machine) -> None:
+def test_a_replay_gives_the_same_project_without_questions(offline: Machine) -> None:
     answers = ("project_name=Ada's list", "project_slug=todo-backend", "database=neon")
     first = offline.generate(*answers)
     elsewhere = offline.work / "elsewhere"
@@ -381,19 +378,19 @@ def test_a_replay_gives_the_same_project_without_a_question(offline: Machine) ->
     assert rendered(again.project) == rendered(first.project)
 
 
-def test_a_folder_that_a_refusal_was_told_to_keep_is_filled_by_the_next_try(
+def test_rejected_answers_leave_no_folder_even_with_keep_project_on_failure(
     offline: Machine,
 ) -> None:
     refused = offline.generate("--keep-project-on-failure", "description= x")
 
     assert refused.code == 1
-    assert "description begins or ends with a blank" in refused.output
+    assert "description starts or ends with a space" in refused.output
     assert not refused.project.path.exists()
     assert offline.left_in_temp() == []
     assert "✓ git" in offline.generate(AGAIN).output
 
 
-def test_a_refusal_leaves_nothing_anywhere(offline: Machine) -> None:
+def test_rejected_answers_leave_no_files(offline: Machine) -> None:
     outcome = offline.generate("description= x")
 
     assert outcome.code == 1
@@ -409,7 +406,7 @@ FAILING_HOOK = "#!/bin/sh\necho 'no ticket number in the message' >&2\nexit 1\n"
 
 @pytest.fixture(params=["core.hooksPath", "init.templateDir"])
 def with_failing_hook(request: pytest.FixtureRequest, offline: Machine) -> Machine:
-    """A machine where git runs a hook before each commit, and it always fails."""
+    """A machine where git runs a pre-commit hook that always fails."""
     folder = offline.root / "git"
     hook = folder / ("hooks" if request.param == "init.templateDir" else "") / "pre-commit"
     hook.parent.mkdir(parents=True)
@@ -421,7 +418,7 @@ def with_failing_hook(request: pytest.FixtureRequest, offline: Machine) -> Machi
     return offline
 
 
-def test_a_git_hook_that_refuses_is_quoted_and_the_next_try_commits(
+def test_a_failing_git_hook_is_quoted_and_the_next_attempt_commits(
     with_failing_hook: Machine,
 ) -> None:
     outcome = with_failing_hook.generate()
@@ -442,7 +439,7 @@ def test_a_git_hook_that_refuses_is_quoted_and_the_next_try_commits(
 
 @pytest.fixture
 def small_disk(machine: Machine) -> Iterator[Path]:
-    """A disk of three megabytes, where the project is to be: room for its files alone."""
+    """A disk of three megabytes for the project: enough only for its files."""
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=3m,mode=755", "small", machine.work], check=True
     )
@@ -452,7 +449,7 @@ def small_disk(machine: Machine) -> Iterator[Path]:
 
 
 @mounts
-def test_a_full_disk_is_named_and_the_next_try_succeeds_when_there_is_room(
+def test_a_full_disk_is_reported_and_the_next_attempt_succeeds_with_more_space(
     machine: Machine, small_disk: Path
 ) -> None:
     full = machine.generate()
@@ -469,7 +466,7 @@ def test_a_full_disk_is_named_and_the_next_try_succeeds_when_there_is_room(
 
 
 @mounts
-def test_a_disk_that_is_full_at_once_leaves_no_half_of_the_settings(
+def test_a_disk_that_is_full_from_the_start_leaves_no_incomplete_settings(
     offline: Machine, small_disk: Path
 ) -> None:
     with (small_disk / "filler").open("wb") as filler, suppress(OSError):
@@ -486,7 +483,7 @@ def test_a_disk_that_is_full_at_once_leaves_no_half_of_the_settings(
 
 
 @mounts
-def test_a_folder_that_cannot_be_written_to_is_named(offline: Machine, small_disk: Path) -> None:
+def test_a_read_only_folder_is_reported(offline: Machine, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
 
     refused = offline.generate()
@@ -498,11 +495,11 @@ def test_a_folder_that_cannot_be_written_to_is_named(offline: Machine, small_dis
     assert "✓ git" in offline.generate().output
 
 
-# Ctrl-C, and a power cut, in the middle of each step: one project, tried again and again
+# Ctrl-C or a power cut in the middle of each step, with repeated attempts on one project
 
 
 class Migrating:
-    """The moment when a migration waits for another one: its transaction has begun."""
+    """The moment when a migration waits for another one, after its transaction began."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
@@ -529,7 +526,7 @@ class Migrating:
 
 @dataclass(frozen=True)
 class Mishap:
-    """What was seen, and what was there after it."""
+    """The outcome of an interrupted attempt, and its leftovers."""
 
     moment: str
     outcome: Outcome
@@ -548,7 +545,7 @@ def look_around(machine: Machine, moment: str, outcome: Outcome, before: set[str
     drafts = [path.name for path in (*path.glob(".env.*.tmp"), *path.glob(".postgres/new-*"))]
     orphans = machine.orphans()
     leaked = []
-    if moment == "database":  # which writes its password to a file of its own
+    if moment == "database":  # this step writes the password to a temporary file
         leaked = leaks(machine.root, outcome.output, *local_secrets(outcome.project))
     return Mishap(moment, outcome, orphans, left, drafts, leaked)
 
@@ -557,14 +554,14 @@ SLEEPY = """
 import time
 from pathlib import Path
 
-time.sleep(1)  # the step before is told by then
+time.sleep(1)  # so that the output shows the step before
 Path("~/now").expanduser().touch()
 time.sleep(60)
 """
 
 
 def interrupted_everywhere(machine: Machine, stop: Stop) -> Iterator[Mishap]:
-    """Generate a project again and again, and stop it in each of its steps."""
+    """Generate a project repeatedly, and stop it in each step in turn."""
     project = machine.project()
     path, template = project.path, machine.template
     usual, sleepy_git = machine.environment["PATH"], "touch ~/now; sleep 60"
@@ -617,7 +614,7 @@ def interruptions(
 
 
 @linux
-def test_after_power_cuts_in_every_step_the_next_try_finishes_the_project(
+def test_after_power_cuts_in_every_step_the_next_attempt_finishes_the_project(
     power_cuts: list[Mishap],
 ) -> None:
     *cuts, last, _ = power_cuts
@@ -628,26 +625,26 @@ def test_after_power_cuts_in_every_step_the_next_try_finishes_the_project(
 
 
 @linux
-def test_a_try_on_a_finished_project_changes_nothing_and_disturbs_nothing(
+def test_an_attempt_on_a_finished_project_changes_nothing(
     power_cuts: list[Mishap],
 ) -> None:
     project, output = power_cuts[-1].outcome.project, power_cuts[-1].outcome.output
 
-    assert "- git: the folder is a repository already\n" in output
+    assert "- git: the folder is already a repository\n" in output
     assert passed(output) == STEPS[:-1]
     assert project.git("status", "--porcelain") == ""
     assert project.git("rev-list", "--count", "HEAD").strip() == "1"
 
 
 @linux
-def test_the_tries_that_finish_leave_nothing_in_the_temp_folder(
+def test_completed_attempts_leave_nothing_in_the_temp_folder(
     power_cuts: list[Mishap],
 ) -> None:
     assert [mishap.left_in_temp for mishap in power_cuts[-2:]] == [set(), set()]
 
 
 @linux
-def test_no_program_outlives_a_generation_that_was_stopped(
+def test_no_program_outlives_a_stopped_generation(
     interruptions: list[Mishap], power_cuts: list[Mishap]
 ) -> None:
     mishaps = [*interruptions, *power_cuts]
@@ -659,9 +656,9 @@ def test_no_program_outlives_a_generation_that_was_stopped(
 def test_ctrl_c_in_every_step_says_what_to_type_next(interruptions: list[Mishap]) -> None:
     rendering, *stops, _ = interruptions
 
-    assert "Aborted!" in rendering.outcome.output  # cookiecutter's own word: no hook runs yet
+    assert "Aborted!" in rendering.outcome.output  # from cookiecutter: no hook is running yet
     for stop in stops:
-        assert "Stopped. Finished steps stay." in stop.outcome.output, stop.moment
+        assert "Stopped. Completed steps are kept." in stop.outcome.output, stop.moment
         rest = [*COMMANDS.values()][[*COMMANDS].index(STEP_OF.get(stop.moment, stop.moment)) :]
         assert commands(stop.outcome.output)[: len(rest)] == rest
 
@@ -693,17 +690,17 @@ def test_ctrl_c_in_a_step_leaves_nothing_in_the_temp_folder(interruptions: list[
 
 
 @linux
-def test_no_half_of_a_database_or_of_settings_is_left(
+def test_no_incomplete_database_or_settings_are_left(
     interruptions: list[Mishap], power_cuts: list[Mishap]
 ) -> None:
-    """They would hold a secret. Only after a power cut it takes the next try to remove them."""
+    """They would contain a secret. After a power cut, the next attempt removes them."""
     tries = [*interruptions, *power_cuts[-2:]]
 
     assert [(one.moment, one.drafts) for one in tries if one.drafts] == []
 
 
 @linux
-def test_after_ctrl_c_no_secret_is_anywhere_but_in_the_settings(
+def test_after_ctrl_c_secrets_are_only_in_the_settings(
     interruptions: list[Mishap],
 ) -> None:
     project = interruptions[-1].outcome.project
@@ -714,7 +711,7 @@ def test_after_ctrl_c_no_secret_is_anywhere_but_in_the_settings(
 
 
 @linux
-def test_after_power_cuts_no_secret_is_anywhere_but_in_the_settings(
+def test_after_power_cuts_secrets_are_only_in_the_settings(
     power_cuts: list[Mishap],
 ) -> None:
     project = power_cuts[-1].outcome.project
@@ -725,7 +722,7 @@ def test_after_power_cuts_no_secret_is_anywhere_but_in_the_settings(
 
 
 @linux
-def test_after_ctrl_c_in_every_step_the_next_try_finishes_the_project(
+def test_after_ctrl_c_in_every_step_the_next_attempt_finishes_the_project(
     interruptions: list[Mishap],
 ) -> None:
     last = interruptions[-1].outcome

@@ -1,4 +1,4 @@
-"""Clients of the app that go on, whatever they are answered, and remember all of it."""
+"""Clients that keep sending requests to the app, whatever happens, and record the results."""
 
 import itertools
 import json
@@ -17,12 +17,12 @@ from app_server import LIMIT_SECONDS, REQUEST_SECONDS, Answer, AppServer
 T = TypeVar("T")
 
 PAUSE_SECONDS = 0.2
-RECOVERY_SECONDS = 40.0  # how long a test waits for that an app is well again
+RECOVERY_SECONDS = 40.0  # how long a test waits for an app to recover
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What was asked when, by `time.monotonic()`, and answered; or the error met instead."""
+    """A request with its response or error. begun: of `time.monotonic()`."""
 
     begun: float
     method: str
@@ -38,7 +38,7 @@ class Visit:
         return 200 <= self.status < 300
 
     def fault(self) -> str:
-        """Tell what is wrong with it: all but a success, and a prompt and documented refusal."""
+        """Describe the fault, if it is neither a success in time nor a documented refusal."""
         if self.answer is None:
             return f"{self.method}: {self.error}"
         if self.answer.is_refusal or (self.succeeded and self.answer.seconds < LIMIT_SECONDS):
@@ -48,17 +48,17 @@ class Visit:
 
 @dataclass
 class Visitors:
-    """Some clients of one user, each of which lists, creates and lists again."""
+    """Clients of one user. Each lists and creates tasks repeatedly."""
 
     app: AppServer
     token: str
     visits: list[Visit] = field(default_factory=list)
-    titles: list[str] = field(default_factory=list)  # of the tasks that were created, says the app
+    titles: list[str] = field(default_factory=list)  # of tasks that the app reported as created
     _over: threading.Event = field(default_factory=threading.Event)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def ask(self, method: str = "GET") -> Visit:
-        """Ask once. POST creates a task."""
+        """Send one request. POST creates a task."""
         title = f"task {next(self._numbers)}"
         body = {"title": title} if method == "POST" else None
         begun = time.monotonic()
@@ -80,7 +80,7 @@ class Visitors:
             self.ask(method)
 
     def since(self, moment: float) -> list[Visit]:
-        """Return the visits that began after a moment, in their order."""
+        """Return the visits that began after a moment, in order."""
         return sorted((v for v in self.visits if v.begun > moment), key=lambda v: v.begun)
 
     def faults(self) -> list[str]:
@@ -90,9 +90,9 @@ class Visitors:
         return [visit for visit in self.visits if visit.status == 503]
 
     def wait_until_well(self, moment: float, number: int = 20) -> float:
-        """Wait until so many visits in a row, begun after a moment, have succeeded.
+        """Wait until the last `number` visits that began after `moment` have succeeded.
 
-        Returns how many seconds after it the first of them began. Raises TimeoutError.
+        Returns the seconds from `moment` to the first success in a row. Raises TimeoutError.
         """
         while time.monotonic() < moment + RECOVERY_SECONDS:
             latest = self.since(moment)[-number:]
@@ -109,7 +109,7 @@ class Visitors:
 
 @contextmanager
 def visitors(app: AppServer, token: str, number: int = 8) -> Iterator[Visitors]:
-    """Have so many clients ask until the end."""
+    """Let `number` clients send requests until the end of the block."""
     crowd = Visitors(app, token)
     threads = [threading.Thread(target=crowd.go_on) for _ in range(number)]
     for thread in threads:
@@ -124,14 +124,14 @@ def visitors(app: AppServer, token: str, number: int = 8) -> Iterator[Visitors]:
 
 @dataclass
 class Writers:
-    """Clients that keep their connections, and create tasks until they are hung up on.
+    """Clients that keep their connections and create tasks until the app closes the connection.
 
-    A request's id is its task's title, and stands in the app's log.
+    The id of a request is its task's title, and appears in the app's log.
     """
 
     app: AppServer
     token: str
-    answered: dict[str, int] = field(default_factory=dict)  # statuses, by the requests' ids
+    answered: dict[str, int] = field(default_factory=dict)  # statuses by request id
     unanswered: set[str] = field(default_factory=set)
 
     @property
@@ -159,7 +159,7 @@ class Writers:
 
 @contextmanager
 def writers(app: AppServer, token: str, number: int) -> Iterator[Writers]:
-    """Have so many clients write. At the end, the app has to hang up."""
+    """Let `number` clients write. The app must close the connections before the block ends."""
     crowd = Writers(app, token)
     threads = [threading.Thread(target=crowd.write) for _ in range(number)]
     for thread in threads:
@@ -178,7 +178,7 @@ def at_once(*requests: Callable[[], Answer]) -> list[Answer]:
 
 
 def wait_for(question: Callable[[], T], seconds: float = 20) -> T:
-    """Ask until the answer is a true one. Returns it. Raises TimeoutError."""
+    """Call `question` until its result is true, and return that. Raises TimeoutError."""
     limit = time.monotonic() + seconds
     while not (answer := question()):
         if time.monotonic() > limit:

@@ -1,9 +1,9 @@
-"""A stand-in for Neon: its proxy before a PostgreSQL, and a PgBouncer for pooled hosts.
+"""An imitation of Neon: its proxy in front of PostgreSQL, and PgBouncer for pooled hosts.
 
-The proxy does TLS, SNI, SCRAM with channel binding, scale to zero, and Neon's errors. It has a
-process of its own: nothing that a test does slows it down, and it ends with the test, even with one
-that was killed. Clients reach an endpoint by its real host name, `ep-….neon.tech`, together with
-`hostaddr=127.0.0.1`.
+The proxy supports TLS, SNI, SCRAM with channel binding, scale to zero, and Neon's errors. It runs
+in a separate process, so that tests do not slow it down. That process ends with the tests, even if
+they are killed. Clients connect to an endpoint by its real host name, `ep-….neon.tech`, together
+with `hostaddr=127.0.0.1`.
 """
 
 import json
@@ -34,10 +34,10 @@ LIMIT_SECONDS = 20
 
 @dataclass
 class NeonProxy:
-    """The stand-in that runs.
+    """The running imitation.
 
-    port: where clients reach it. authority: the file of who signed its certificate. pooler: None
-    where no PgBouncer is installed; pooled hosts lead to the server then.
+    port: for clients. authority: the file of the certificate authority. pooler: None if PgBouncer
+    is not installed; pooled hosts then lead to the server.
     """
 
     port: int
@@ -48,17 +48,17 @@ class NeonProxy:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def call(self, method: str, name: str, **arguments: Any) -> Any:
-        """Turn a knob. Returns what the stand-in answers."""
+        """Call a method of Knobs in the process. Returns its result."""
         with self.lock, self.knobs.makefile("rw", encoding="utf-8") as stream:
             stream.write(json.dumps({"method": method, "name": name, **arguments}) + "\n")
             stream.flush()
             return json.loads(stream.readline())
 
     def new_endpoint(self, database: str | None = None, *, wake_seconds: float = 0) -> "Endpoint":
-        """Make a compute with a role and a password of its own.
+        """Create a compute with its own role and password.
 
-        database: one that is there; None: an empty one. wake_seconds: it sleeps, and takes that
-        long to wake; 0: it is awake.
+        database: an existing one; default: a new, empty one. wake_seconds: if not 0, the compute
+        sleeps, and takes this long to wake.
         """
         name = f"ep-cool-name-{secrets.token_hex(4)}"
         endpoint = Endpoint(self, name, database or self.server.new_database())
@@ -70,23 +70,23 @@ class NeonProxy:
 
 @dataclass
 class Endpoint:
-    """One compute: where clients find it, and what a test can do to it."""
+    """A compute: its addresses, and how a test controls it."""
 
     proxy: NeonProxy
     name: str
     database: str
     user: str = USER
-    # As long as Neon's, and easy to search for.
+    # As long as a password of Neon, and easy to search for.
     password: str = field(default_factory=lambda: f"npg_{secrets.token_hex(8)}", repr=False)
 
     def host(self, *, pooled: bool = True) -> str:
         return f"{self.name}{'-pooler' if pooled else ''}.{REGION}"
 
     def url(self, **changes: str | None) -> str:
-        """Return what the console shows, which is the pooled host, and where to find it.
+        """Return the connection string that the console shows, plus `hostaddr`.
 
-        changes: other parts: user, password, host, port and database; all others are libpq's
-        parameters. None: without it.
+        It has the pooled host. changes: user, password, host, port, database, or a parameter of
+        libpq; None removes a part.
         """
         parts: dict[str, str | None] = {
             "user": self.user,
@@ -106,27 +106,27 @@ class Endpoint:
         return f"postgresql://{login}@{place}?{query}"
 
     def direct_url(self, **changes: str | None) -> str:
-        """Return the same without the pooler."""
+        """Return the connection string without the pooler."""
         return self.url(**{"host": self.host(pooled=False), **changes})
 
     def reply(self, *replies: Reply) -> None:
-        """Have the next attempts to connect answered so, one after the other."""
+        """Set the replies to the next connection attempts, in order."""
         self.proxy.call("reply", self.name, replies=[asdict(reply) for reply in replies])
 
     def suspend(self, way: Way = "fatal", *, wake_seconds: float = 0.5) -> None:
-        """Scale to zero: hang up on all clients; the next one waits `wake_seconds`."""
+        """Scale to zero: disconnect all clients, and make the next one wait `wake_seconds`."""
         self.proxy.call("suspend", self.name, way=way, wake_seconds=wake_seconds)
 
     def hang_up(self, way: Way) -> int:
-        """Hang up on all clients. Returns how many there were."""
+        """Disconnect all clients. Returns how many there were."""
         clients: int = self.proxy.call("hang_up", self.name, way=way)
         return clients
 
     def show(self) -> dict[str, Any]:
-        """Return whether it is `asleep`, how many `clients` it has, and what it was asked so far.
+        """Return `asleep`, the number of `clients`, `connections` and `statements`.
 
-        connections: attempts that named it; of each `at` (a time stamp), `host`, `pooled` and
-        `parameters`. statements: of each a time stamp and the SQL.
+        connections: attempts that named the endpoint, each with `at` (a timestamp), `host`,
+        `pooled` and `parameters`. statements: each as a timestamp and the SQL.
         """
         state: dict[str, Any] = self.proxy.call("show", self.name)
         return state
@@ -134,19 +134,19 @@ class Endpoint:
 
 @contextmanager
 def neon_proxy() -> Iterator[NeonProxy]:
-    """Start a stand-in with all that it needs, and end it at the end."""
-    with ExitStack() as at_the_end:
-        server = at_the_end.enter_context(postgres_server(settings={"max_connections": 300}))
-        # The proxy has asked for the password. Behind it, all who come are trusted.
+    """Start an imitation with the servers it needs, and stop them at the end."""
+    with ExitStack() as stack:
+        server = stack.enter_context(postgres_server(settings={"max_connections": 300}))
+        # The proxy checks passwords. The server behind it trusts all clients.
         rule = "host all all 127.0.0.1/32 trust\n"
         (server.data / "pg_hba.conf").write_text(rule, "utf-8")
         server.ask("SELECT pg_reload_conf()")
         pooler = None
         with suppress(pytest.skip.Exception):
-            pooler = at_the_end.enter_context(
+            pooler = stack.enter_context(
                 pgbouncer(server.port, {USER: server.password}, server_idle_timeout=5)
             )
-        folder = Path(at_the_end.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = (server.port, (pooler or server).port)
         process = subprocess.Popen(
             [sys.executable, "-m", "neon_proxy", str(folder), *map(str, ports)],
@@ -155,16 +155,16 @@ def neon_proxy() -> Iterator[NeonProxy]:
             stdout=subprocess.PIPE,
             text=True,
         )
-        at_the_end.callback(end, process)
+        stack.callback(end, process)
         assert process.stdout is not None
         port, knobs = map(int, process.stdout.readline().split())
         connection = socket.create_connection((LOOPBACK, knobs), LIMIT_SECONDS)
-        at_the_end.enter_context(connection)
+        stack.enter_context(connection)
         yield NeonProxy(port, folder / "ca.pem", server, pooler, connection)
 
 
 def end(process: "subprocess.Popen[str]") -> None:
-    """Close its standard input, and with it the process."""
+    """End the process by closing its standard input."""
     try:
         process.communicate(timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:

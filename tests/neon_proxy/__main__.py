@@ -1,8 +1,8 @@
-"""The process of the stand-in. It ends when its standard input does, so with whoever started it.
+"""The process of the imitation. It ends when its standard input closes, so with its parent.
 
-Arguments: the folder for the authority's certificate, the server's port, the pooler's port. Prints
-two ports, the one for clients and the one for knobs: there, each line is a JSON object with the
-method of Knobs to call and its arguments, and is answered by a line with what it returned.
+Arguments: the folder for the authority's certificate, the server's port, the pooler's port. It
+prints two ports: one for clients, and one to control it. A line to the latter is a JSON object with
+a method of Knobs and its arguments. The response is a line with the result.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ BACKLOG = 1000
 
 
 class Knobs:
-    """What tests turn. Each method takes and returns what JSON can hold."""
+    """Controls for tests. Arguments and results are JSON values."""
 
     def __init__(self, front: Front) -> None:
         self.front = front

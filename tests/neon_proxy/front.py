@@ -1,6 +1,6 @@
-"""The front: takes clients in as Neon's proxy does, and hands them on to the compute.
+"""The front end: accepts clients like Neon's proxy, and connects them to the compute.
 
-What it does and says was read from Neon's documentation and its proxy's source, early in 2026.
+Source of its behaviour and messages: Neon's documentation and proxy source, early in 2026.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ CLOSING_SECONDS = 5
 LOGGED = 500  # characters of a statement
 LOOPBACK = "127.0.0.1"
 ENDPOINT_OPTION = re.compile(r"(?:endpoint|project)=(\S+)")
-# What PgBouncer keeps for each client, and so takes at the start. All else is refused by name.
+# Startup parameters that PgBouncer tracks per client, and so accepts. It rejects others by name.
 POOLABLE = {"user", "database", "replication", "client_encoding", "datestyle", "timezone"}
 POOLABLE |= {"standard_conforming_strings", "application_name", "intervalstyle"}
 POOLABLE |= {"extra_float_digits"}
@@ -38,7 +38,7 @@ Way = Literal["fatal", "close", "reset"]
 
 
 class Refused(Exception):
-    """An error that ends an attempt to connect, as it goes over the wire."""
+    """An error response that ends a connection attempt."""
 
     def __init__(self, text: str, severity: str = "ERROR", code: str = "XX000") -> None:
         super().__init__(text)
@@ -48,10 +48,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What the next attempt to connect gets, in place of a connection.
+    """The reply to the next connection attempt, instead of a connection.
 
-    times: how many attempts get it; None: all of them. before_login: as with an IP allow list; what
-    has to do with waking comes after the log-in. way: hang up in that way, without a word.
+    times: number of attempts that get it; None: all. before_login: as for an IP allow list; errors
+    about waking come after the login. way: disconnect this way, without a message.
     """
 
     text: str = ""
@@ -64,25 +64,25 @@ class Reply:
 
 @dataclass(eq=False)
 class Client:
-    """One connection of a client's, and how to part with it. way: None for a good end."""
+    """A client's connection, and how to close it. way: None for a clean close."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     host: str | None = None  # by SNI
     way: Way | None = None
-    told: asyncio.Event = field(default_factory=asyncio.Event)  # to part
+    leave: asyncio.Event = field(default_factory=asyncio.Event)  # set to disconnect
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def part(self) -> None:
-        """Hang up as a server that ends ("fatal"), one that dies ("close"), or a lost route."""
+        """Close like a server that shuts down ("fatal") or dies ("close"), or with a "reset"."""
         stream: socket.socket = self.writer.get_extra_info("socket")
         with suppress(OSError, TimeoutError):
             if self.way == "reset":
-                # The system sends a reset in place of an end when nothing may linger.
+                # Without lingering, the system sends RST instead of FIN.
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.writer.transport.abort()
             elif self.way == "close":
-                stream.shutdown(socket.SHUT_WR)  # without TLS's good-bye
+                stream.shutdown(socket.SHUT_WR)  # without TLS's close_notify
             elif self.way == "fatal":
                 text = "terminating connection due to administrator command"
                 self.writer.write(wire.error(text, "FATAL", "57P01"))
@@ -91,8 +91,8 @@ class Client:
             else:
                 self.writer.close()
             self.gone.set()
-            # The socket stays until the client has seen it: what that one sends meanwhile would be
-            # answered by a reset.
+            # Keep the socket until the client has noticed. Otherwise data that it sends meanwhile
+            # would be answered with a reset.
             async with asyncio.timeout(CLOSING_SECONDS):
                 await self.reader.read()
         self.writer.transport.abort()
@@ -100,7 +100,7 @@ class Client:
 
 @dataclass
 class Endpoint:
-    """A compute with its roles, what a test wants of it, and what it was asked."""
+    """A compute with its roles, its scripted behaviour, and a record of requests."""
 
     name: str
     roles: dict[str, str]  # passwords by role
@@ -123,16 +123,16 @@ class Endpoint:
         return reply
 
     async def hang_up(self, way: Way) -> int:
-        """Hang up on all clients. Returns how many there were."""
+        """Disconnect all clients. Returns how many there were."""
         clients = list(self.clients)
         for client in clients:
             client.way = way
-            client.told.set()
+            client.leave.set()
         await asyncio.gather(*(client.gone.wait() for client in clients))
         return len(clients)
 
     async def wake(self) -> None:
-        """Wait for the compute. All who come meanwhile wait for the same moment."""
+        """Wait until the compute is awake. Concurrent clients share one wake-up."""
         if not self.asleep:
             return
         if self.waking is None:
@@ -145,7 +145,7 @@ class Endpoint:
 
 
 class Front:
-    """Serves clients. server_port, pooler_port: what stands behind it, on the same machine."""
+    """Serves clients. server_port, pooler_port: local ports of the servers behind it."""
 
     def __init__(self, certificate: LeafCert, server_port: int, pooler_port: int) -> None:
         self.certificate = certificate
@@ -155,7 +155,7 @@ class Front:
         self.cancel_ports: dict[bytes, int] = {}  # by the key of the connection to cancel
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client, to its end."""
+        """Serve one client until it disconnects."""
         client = Client(reader, writer)
         try:
             with suppress(OSError, EOFError, ValueError, TimeoutError):
@@ -171,7 +171,7 @@ class Front:
             await client.part()
 
     async def open(self, client: Client) -> "Session | None":
-        """Bring a client as far as its session. None: there is none, and nothing more to say."""
+        """Start a client's session. Returns None if there is none and nothing to send."""
         code, body = await wire.read_opening(client.reader)
         encrypted = False
         while code in {wire.SSL_REQUEST, wire.GSS_REQUEST} and not encrypted:
@@ -190,7 +190,7 @@ class Front:
         return await self.log_in(client, wire.read_parameters(body))
 
     async def encrypt(self, client: Client) -> None:
-        """Upgrade to TLS, and note the host that the client asks for."""
+        """Upgrade to TLS, and record the host name from SNI."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.certificate.configure_cert(context)
 
@@ -198,7 +198,7 @@ class Front:
             client.host = host
 
         context.sni_callback = note
-        # Nothing is read between the "S" and this: start_tls() would lose it.
+        # Do not read between sending "S" and this call: start_tls() would lose the data.
         await client.writer.start_tls(context)
 
     async def cancel(self, key: bytes) -> None:
@@ -207,7 +207,7 @@ class Front:
             return
         reader, writer = await asyncio.open_connection(LOOPBACK, port)
         writer.write(wire.opening(wire.CANCEL_REQUEST, key))
-        await reader.read()  # the server hangs up when it has passed the signal on
+        await reader.read()  # the server closes the connection after sending the signal
         writer.close()
 
     async def log_in(self, client: Client, parameters: dict[str, str]) -> "Session | None":
@@ -216,7 +216,7 @@ class Front:
         name = await self.find_endpoint(client, parameters)
         endpoint = self.endpoints.get(name.removesuffix("-pooler"))
         if endpoint is None:
-            endpoint = Endpoint(name, {})  # nobody may learn that there is none
+            endpoint = Endpoint(name, {})  # do not reveal that there is none
         endpoint.connections.append(
             {"at": time.time(), "host": client.host, "pooled": name.endswith("-pooler")}
             | {"parameters": dict(parameters)}
@@ -237,7 +237,7 @@ class Front:
         return await self.connect(client, endpoint, port, parameters)
 
     async def find_endpoint(self, client: Client, parameters: dict[str, str]) -> str:
-        """Return the endpoint's name by the host or the options, which are rid of it."""
+        """Return the endpoint's name from the host or the options, and remove it from those."""
         host = (client.host or "").lower()
         by_host = host.partition(".")[0] if host.endswith(".neon.tech") else None
         options = parameters.get("options", "")
@@ -255,8 +255,8 @@ class Front:
             )
         name = by_option or by_host
         if name is None:
-            # The password could name the endpoint. A client that insists on channel binding
-            # sends none.
+            # The password could name the endpoint. A client that requires channel binding does not
+            # send one.
             client.writer.write(wire.ASK_FOR_PASSWORD)
             await wire.read_message(client.reader)
             raise Refused(NO_ENDPOINT)
@@ -265,7 +265,7 @@ class Front:
     async def connect(
         self, client: Client, endpoint: Endpoint, port: int, parameters: dict[str, str]
     ) -> "Session | None":
-        """Start a session with the server. Its own words go to the client as they are."""
+        """Start a session with the server, and pass its messages on unchanged."""
         reader, writer = await asyncio.open_connection(LOOPBACK, port)
         kind, words = b"", b""
         try:
@@ -274,10 +274,10 @@ class Front:
                 kind, body = await wire.read_message(reader)
                 if kind == b"K":
                     self.cancel_ports[body] = port
-                if kind != b"R":  # the client knows that it is logged in
+                if kind != b"R":  # the client is already authenticated
                     words += wire.message(kind, body)
             client.writer.write(words)
-            await client.writer.drain()  # fails where it has given up meanwhile
+            await client.writer.drain()  # fails if the client has given up meanwhile
         except BaseException:
             writer.close()
             raise
@@ -288,7 +288,7 @@ class Front:
 
 
 def is_over(client: Client, reply: Reply | None) -> bool:
-    """Give a scripted reply. Returns whether to hang up on the client. Raises Refused."""
+    """Send a scripted reply. Returns whether to disconnect the client. Raises Refused."""
     if reply is None:
         return False
     if reply.way is None:
@@ -298,9 +298,9 @@ def is_over(client: Client, reply: Reply | None) -> bool:
 
 
 def refuse_unpoolable(parameters: dict[str, str]) -> None:
-    """Refuse what a transaction pooler cannot keep for a client, as PgBouncer does since 1.20.
+    """Reject parameters that a transaction pooler cannot track, like PgBouncer since 1.20.
 
-    Debian's 1.18 would refuse `options` altogether, under that name.
+    Debian's PgBouncer 1.18 would reject `options` altogether.
     """
     for name in parameters:
         if name.lower() not in POOLABLE | {"options"}:
@@ -314,7 +314,7 @@ def refuse_unpoolable(parameters: dict[str, str]) -> None:
 
 @dataclass
 class Session:
-    """A client and its server, once they understand each other."""
+    """An established connection between a client and its server."""
 
     client: Client
     endpoint: Endpoint
@@ -322,9 +322,9 @@ class Session:
     writer: asyncio.StreamWriter
 
     async def run(self) -> None:
-        """Hand on what each says, until one of them hangs up."""
+        """Forward messages in both directions until one side disconnects."""
         self.endpoint.clients.add(self.client)
-        ends = [self.ask(), self.answer(), self.client.told.wait()]
+        ends = [self.ask(), self.answer(), self.client.leave.wait()]
         tasks = [asyncio.ensure_future(end) for end in ends]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

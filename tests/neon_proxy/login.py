@@ -1,4 +1,4 @@
-"""Logging in by SCRAM, bound to the TLS channel where the client can."""
+"""SCRAM authentication, with channel binding if the client supports it."""
 
 import asyncio
 import secrets
@@ -17,9 +17,9 @@ async def passes_scram(
     password: str | None,
     certificate: LeafCert,
 ) -> bool:
-    """Ask for the password, and say whether it was right. None: no one is.
+    """Authenticate a client, and return whether its password is right. None: no password is.
 
-    A client sees no difference between a role that is not there and a wrong password.
+    A client cannot distinguish a missing role from a wrong password.
     """
     writer.write(wire.ask_for_sasl(BOUND.encode(), PLAIN.encode()))
     _, body = await wire.read_message(reader)
@@ -27,12 +27,12 @@ async def passes_scram(
     mechanism = ScramMechanism(name)
     secret = mechanism.make_auth_info(password or secrets.token_hex())
     binding = ("tls-server-end-point", certificate.cert_chain_pems[0].bytes().decode())
-    # A server that offers the bound mechanism refuses clients that believe it does not (flag "y"),
-    # so the binding is told for both.
+    # A server that offers the bound mechanism rejects clients that believe it does not (flag "y"),
+    # so pass the binding for both mechanisms.
     exchange = mechanism.make_server(lambda _user: secret, channel_binding=binding)
     try:
-        # libpq leaves the user empty, since the start-up message has named it. RFC 5802 and scramp
-        # do not allow that: scramp reads a made-up one, and signs what was really sent.
+        # libpq leaves the user empty, because the startup message contains it. RFC 5802 and scramp
+        # do not allow that: let scramp parse a made-up user, but sign what was really sent.
         exchange.set_client_first(first.replace(",n=,", ",n=*,", 1))
         exchange.client_first_bare = exchange.client_first_bare.replace("n=*,", "n=,", 1)
         writer.write(wire.authentication(11, exchange.get_server_first().encode()))

@@ -1,4 +1,4 @@
-"""All that goes wrong on the way to a Neon database, and how a client comes to meet it."""
+"""Everything that can go wrong when connecting to a Neon database, and how to cause it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ Retry = Literal["no", "once", "yes"]
 
 @dataclass(frozen=True)
 class Mishap:
-    """What is met, what it is to be called, and whether another try is worth it.
+    """An error, the finding to report for it, and whether a retry can help.
 
-    meet: makes it happen on an endpoint of its own. Returns the URL to connect with. counted:
-    whether the attempts get as far as naming their endpoint.
+    meet: makes it happen on a new endpoint, and returns the URL to connect to. counted: whether
+    connection attempts get as far as naming their endpoint.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Mishap:
     counted: bool = True
 
 
-def told(
+def reply(
     text: str,
     finding: str,
     retry: Retry,
@@ -39,7 +39,7 @@ def told(
     code: str = "XX000",
     before_login: bool = False,
 ) -> Mishap:
-    """Meet an error of the proxy's, the pooler's or the server's, whatever the URL is."""
+    """An error reply from the proxy, the pooler or the server, independent of the URL."""
 
     def meet(endpoint: Endpoint) -> str:
         endpoint.reply(Reply(text, severity, code, before_login=before_login))
@@ -51,12 +51,12 @@ def told(
 def written(
     text: str, finding: str, *, retry: Retry = "no", counted: bool = True, **changes: str | None
 ) -> Mishap:
-    """Meet what follows from what the URL says."""
+    """An error caused by a part of the URL."""
     return Mishap(text, finding, retry, lambda endpoint: endpoint.url(**changes), counted)
 
 
 def elsewhere(text: str, finding: str, *, retry: Retry, **changes: str | None) -> Mishap:
-    """Meet what comes of a host that is not Neon's."""
+    """An error caused by a host name that is not Neon's."""
     return written(text, finding, retry=retry, counted=False, host="db.example.com", **changes)
 
 
@@ -66,7 +66,7 @@ def sleep_for_ever(endpoint: Endpoint) -> str:
 
 
 def name_no_database(endpoint: Endpoint) -> str:
-    # PgBouncer remembers for 15 s of a database that a log-in to it has failed, and says that.
+    # PgBouncer remembers a failed login for 15 s per database and reports that, so use a new name.
     return endpoint.url(database=f"nowhere_{endpoint.name[-8:]}")
 
 
@@ -120,35 +120,35 @@ MISHAPS = (
     written("password authentication failed for user 'bob' (role)", "login-refused", user="bob"),
     written("password authentication failed for user 'ada' (endpoint)", "login-refused",
             host="ep-no-body-a1b2c3d4.us-east-2.aws.neon.tech", counted=False),
-    told('password authentication failed for user "ada"', "login-refused", "no",
-         severity="FATAL", code="28P01"),
+    reply('password authentication failed for user "ada"', "login-refused", "no",
+          severity="FATAL", code="28P01"),
     written("Inconsistent project name inferred from SNI ('ep-…') and project option ('ep-x').",
             "endpoint-mismatch", options="endpoint=ep-x", counted=False),
     Mishap('database "nowhere" does not exist', "database-missing", "no", name_no_database),
-    told('role "ada" does not exist', "role-missing", "no", severity="FATAL", code="28000"),
+    reply('role "ada" does not exist', "role-missing", "no", severity="FATAL", code="28000"),
     written("unsupported startup parameter in options: statement_timeout",
             "startup-parameter-refused", options="-c statement_timeout=5s"),
     # The project at Neon
-    told(ALLOW_LIST, "address-not-allowed", "no", before_login=True),
-    told("This connection is trying to access this endpoint from a blocked network.",
-         "address-not-allowed", "no", before_login=True),
-    told(QUOTA, "quota-exceeded", "no"),
-    told("Control plane request failed: endpoint is disabled", "endpoint-disabled", "no"),
-    told("Control plane request failed: endpoint cannot be found", "endpoint-deleted", "no"),
-    told(UNAVAILABLE, "endpoint-unavailable", "once"),
-    # What passes
-    told("Control plane request failed", "waking-up", "yes"),
-    told("Couldn't connect to compute node", "waking-up", "yes"),
-    told(PERMIT, "connect-storm", "yes"),
-    told("Too many connections to this endpoint. Please try again later.", "connect-storm", "yes"),
-    told("Too many connections attempts", "connect-storm", "yes"),
-    told("Authentication timed out", "no-answer", "yes"),
+    reply(ALLOW_LIST, "address-not-allowed", "no", before_login=True),
+    reply("This connection is trying to access this endpoint from a blocked network.",
+          "address-not-allowed", "no", before_login=True),
+    reply(QUOTA, "quota-exceeded", "no"),
+    reply("Control plane request failed: endpoint is disabled", "endpoint-disabled", "no"),
+    reply("Control plane request failed: endpoint cannot be found", "endpoint-deleted", "no"),
+    reply(UNAVAILABLE, "endpoint-unavailable", "once"),
+    # Temporary errors
+    reply("Control plane request failed", "waking-up", "yes"),
+    reply("Couldn't connect to compute node", "waking-up", "yes"),
+    reply(PERMIT, "connect-storm", "yes"),
+    reply("Too many connections to this endpoint. Please try again later.", "connect-storm", "yes"),
+    reply("Too many connections attempts", "connect-storm", "yes"),
+    reply("Authentication timed out", "no-answer", "yes"),
     Mishap("timeout expired", "no-answer", "yes", sleep_for_ever),
-    told(RESERVED, "server-full", "yes", severity="FATAL", code="53300"),
-    told("sorry, too many clients already", "server-full", "yes", severity="FATAL", code="53300"),
-    told("no more connections allowed (max_client_conn)", "pooler-full", "yes", severity="FATAL",
-         code="08P01"),
-    # The network, and TLS
+    reply(RESERVED, "server-full", "yes", severity="FATAL", code="53300"),
+    reply("sorry, too many clients already", "server-full", "yes", severity="FATAL", code="53300"),
+    reply("no more connections allowed (max_client_conn)", "pooler-full", "yes", severity="FATAL",
+          code="08P01"),
+    # Network and TLS
     written('could not translate host name "db.example.invalid"', "host-unknown", retry="once",
             host="db.example.invalid", hostaddr=None, counted=False),
     Mishap("connection refused", "nothing-listens", "no", name_a_free_port, counted=False),
@@ -156,7 +156,7 @@ MISHAPS = (
            name_the_server, counted=False),
     Mishap("certificate verify failed", "certificate-refused", "no", trust_another_authority,
            counted=False),
-    # What nobody foresaw
-    told(UNFORESEEN, "server-refused", "no"),
+    # Unknown errors
+    reply(UNFORESEEN, "server-refused", "no"),
     Mishap("an error with the password in it", "server-refused", "no", tell_the_password),
 )  # fmt: skip

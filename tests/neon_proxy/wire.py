@@ -1,4 +1,4 @@
-"""The messages of PostgreSQL's protocol that a proxy reads and writes itself.
+"""Messages of PostgreSQL's protocol that a proxy reads or writes.
 
 Source: https://www.postgresql.org/docs/17/protocol-message-formats.html
 """
@@ -11,17 +11,17 @@ SSL_REQUEST = 80877103
 GSS_REQUEST = 80877104
 CANCEL_REQUEST = 80877102
 VERSION_3 = 3 << 16
-LONGEST = 1 << 24  # bytes; a message that claims more is none
+LONGEST = 1 << 24  # maximum bytes of a valid message
 
 
 async def read_opening(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Read a connection's first message, which has no type. Returns its code and its body."""
+    """Read the first message of a connection, which has no type. Returns its code and body."""
     length, code = struct.unpack("!II", await reader.readexactly(8))
     return code, await reader.readexactly(checked(length) - 8)
 
 
 async def read_message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Read any later message. Returns its type and its body."""
+    """Read any later message. Returns its type and body."""
     kind, length = struct.unpack("!cI", await reader.readexactly(5))
     return kind, await reader.readexactly(checked(length) - 4)
 
@@ -41,7 +41,7 @@ def message(kind: bytes, body: bytes = b"") -> bytes:
 
 
 def read_parameters(body: bytes) -> dict[str, str]:
-    """Read what a client asks for at the start: user, database, options, …"""
+    """Parse the startup parameters: user, database, options, …"""
     words = [word.decode() for word in body.rstrip(b"\0").split(b"\0")]
     return dict(zip(words[::2], words[1::2], strict=False))
 
@@ -70,13 +70,13 @@ def read_sasl_choice(body: bytes) -> tuple[str, str]:
 
 
 def error(text: str, severity: str = "ERROR", code: str = "XX000") -> bytes:
-    """Write an error as Neon's proxy does: without the field V, which servers send since 9.6."""
+    """Encode an error like Neon's proxy: without the field V, which servers send since 9.6."""
     fields = (f"S{severity}", f"C{code}", f"M{text}")
     return message(b"E", "".join(f"{field}\0" for field in fields).encode() + b"\0")
 
 
 def statement_of(kind: bytes, body: bytes) -> str | None:
-    """Return the SQL of a message that asks for something to be done, None for any other."""
+    """Return the SQL of a Query or Parse message, or None for any other."""
     if kind == b"Q":
         return body.partition(b"\0")[0].decode(errors="replace")
     if kind == b"P":
