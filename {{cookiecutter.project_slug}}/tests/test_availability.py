@@ -1,4 +1,4 @@
-"""What the log is told when the database goes and comes back, and what clients are told."""
+"""Log messages and responses when the database goes down and comes back."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -35,13 +35,13 @@ def events(log: list[EventDict]) -> list[tuple[str, Any]]:
 
 @pytest.fixture
 def away(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
-    """A database that is away: nothing listens on its port, and nothing else can take it."""
+    """A database that is down: nothing listens on its port, which is reserved."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield database_url.replace(port=reserved.getsockname()[1])
 
 
-def test_the_app_tells_an_outage_once_for_all_requests(
+def test_an_outage_is_logged_once_for_all_requests(
     away: DatabaseUrl, settings_for: Callable[..., Settings], log: list[EventDict]
 ) -> None:
     with TestClient(create_app(settings_for(away))) as client:
@@ -53,7 +53,7 @@ def test_the_app_tells_an_outage_once_for_all_requests(
     ]
 
 
-def test_the_app_tells_that_the_database_is_back(
+def test_the_log_says_that_the_database_is_back(
     database_url: DatabaseUrl, settings_for: Callable[..., Settings], log: list[EventDict]
 ) -> None:
     app = create_app(settings_for(database_url))
@@ -73,7 +73,7 @@ def test_the_app_tells_that_the_database_is_back(
         ("Control plane request failed: endpoint is disabled", "the database is turned off"),
     ],
 )
-def test_clients_are_told_the_cause_in_general_terms(
+def test_responses_name_the_cause_in_general_terms(
     words: str, detail: str, settings_for: Callable[..., Settings]
 ) -> None:
     with scripted_server(error(words)) as server:
@@ -118,14 +118,14 @@ def test_the_log_says_whether_to_run_migrations_or_to_write_one(
 
     assert {answer.status_code for answer in answers} == {503}
     assert answers[0].json() == {"detail": "the schema is behind the code"}
-    told = [line for line in log if line["event"] == "database refuses"]
-    assert [line["finding"] for line in told] == [finding]
-    assert told[0]["advice"].startswith(advice)
+    logged = [line for line in log if line["event"] == "database refuses"]
+    assert [line["finding"] for line in logged] == [finding]
+    assert logged[0]["advice"].startswith(advice)
     requests = [line["finding"] for line in log if line["event"] == "request"]
     assert requests == [finding] * 3
 
 
-def test_an_app_that_starts_asks_the_database_nothing(
+def test_the_app_starts_without_connecting_to_the_database(
     settings_for: Callable[..., Settings],
 ) -> None:
     with scripted_server(error("sorry")) as server:

@@ -1,4 +1,4 @@
-"""Moving the data to another database: all of it, or nothing."""
+"""`manage.py copy` moves all data to another database, or nothing."""
 
 import io
 import os
@@ -46,7 +46,7 @@ class Copy(Protocol):
 
 @pytest.fixture
 def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The .env that the command uses in place of the developer's own."""
+    """The .env that the command uses instead of the developer's."""
     path = tmp_path / ".env"
     monkeypatch.setattr(manage, "ENV_FILE", path)
     monkeypatch.delenv("DATABASE_URL")
@@ -56,7 +56,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def copy(env_file: Path) -> Copy:
-    """Copy as an operator does. Returns exit code and output."""
+    """Run the copy command. Returns exit code and output."""
 
     def run(source: DatabaseUrl, target: DatabaseUrl, *options: str) -> tuple[int, str]:
         lines = f"DATABASE_URL={source.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
@@ -69,7 +69,7 @@ def copy(env_file: Path) -> Copy:
 
 @contextmanager
 def connected(url: DatabaseUrl) -> Iterator[Any]:
-    """Yield a cursor whose work is committed."""
+    """Yield a cursor, and commit at the end."""
     with closing(psycopg2.connect(url.direct.for_libpq())) as connection:
         with connection.cursor() as cursor:
             yield cursor
@@ -87,7 +87,7 @@ def rows(url: DatabaseUrl, tables: list[str] = TABLES) -> Rows:
 
 @pytest.fixture(scope="module")
 def filled(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
-    """A database in use: its texts contain everything that could be misread on the way."""
+    """A database with rows. Their texts contain everything that a copy could misread."""
     url = new_database()
     migrations.upgrade(url)
     engine = sa.create_engine(url.direct.for_sqlalchemy())
@@ -121,7 +121,7 @@ def migrated(empty: DatabaseUrl) -> DatabaseUrl:
     return empty
 
 
-def test_all_rows_arrive_as_they_were(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
+def test_all_rows_are_copied_unchanged(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
     code, output = copy(filled, empty)
 
     assert code == 0, output
@@ -139,7 +139,7 @@ def test_no_password_is_shown(copy: Copy, filled: DatabaseUrl, empty: DatabaseUr
     assert not filled.password or filled.password not in output
 
 
-def test_env_keeps_the_old_database_unless_it_is_told_otherwise(
+def test_env_keeps_the_old_database_unless_switch_is_given(
     copy: Copy, filled: DatabaseUrl, new_database: Callable[[], DatabaseUrl], env_file: Path
 ) -> None:
     first, second = new_database(), new_database()
@@ -153,7 +153,7 @@ def test_env_keeps_the_old_database_unless_it_is_told_otherwise(
     assert get_value(env_file, "DATABASE_URL") == second.for_libpq()
 
 
-def test_the_new_database_may_come_from_the_environment(
+def test_the_new_database_can_come_from_the_environment(
     copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TARGET_DATABASE_URL", empty.for_libpq())
@@ -165,7 +165,7 @@ def test_the_new_database_may_come_from_the_environment(
 
 
 class Terminal(io.StringIO):
-    """Standard input on a terminal. The end of the text is that of the input: Ctrl-D, or Ctrl-C."""
+    """Standard input on a terminal. The end of the text acts like Ctrl-D or Ctrl-C."""
 
     def isatty(self) -> bool:
         return True
@@ -175,7 +175,7 @@ class Terminal(io.StringIO):
 def on_terminal(
     filled: DatabaseUrl, empty: DatabaseUrl, env_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], int]:
-    """Copy into `empty`, and give an answer to the question about .env. Returns the exit code."""
+    """Copy to `empty`, and answer the question about .env. Returns the exit code."""
     lines = f"DATABASE_URL={filled.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
     env_file.write_text(lines, "utf-8")
     monkeypatch.setattr("postgres.prompt.ask_database_url", lambda **_: empty)
@@ -192,7 +192,7 @@ def on_terminal(
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
-def test_a_terminal_is_asked_what_env_shall_name(
+def test_on_a_terminal_the_user_chooses_the_database_in_env(
     on_terminal: Callable[[str], int],
     filled: DatabaseUrl,
     empty: DatabaseUrl,
@@ -206,7 +206,7 @@ def test_a_terminal_is_asked_what_env_shall_name(
     assert get_value(env_file, "DATABASE_URL") == named.for_libpq()
 
 
-def test_ctrl_c_at_that_question_does_not_hide_that_all_was_copied(
+def test_ctrl_c_at_that_question_says_that_all_rows_were_copied(
     on_terminal: Callable[[str], int],
     filled: DatabaseUrl,
     empty: DatabaseUrl,
@@ -215,14 +215,14 @@ def test_ctrl_c_at_that_question_does_not_hide_that_all_was_copied(
 ) -> None:
     code = on_terminal("")
 
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert code == 130
-    assert f"stopped: all rows are at {empty}; .env names the old database" in told
+    assert f"stopped: all rows are at {empty}; .env names the old database" in output
     assert rows(empty) == rows(filled)
     assert get_value(env_file, "DATABASE_URL") == filled.for_libpq()
 
 
-def test_who_sets_the_new_database_in_the_environment_is_not_asked(
+def test_there_is_no_question_if_the_new_database_is_set_in_the_environment(
     on_terminal: Callable[[str], int],
     filled: DatabaseUrl,
     empty: DatabaseUrl,
@@ -278,7 +278,7 @@ def test_an_empty_answer_copies_nothing(env_file: Path, filled: DatabaseUrl) -> 
     assert "nothing was copied" in result.output
 
 
-def test_a_source_that_is_behind_is_told_to_migrate(
+def test_a_source_with_an_old_schema_must_be_migrated_first(
     copy: Copy, migrated: DatabaseUrl, new_database: Callable[[], DatabaseUrl]
 ) -> None:
     with connected(migrated) as cursor:
@@ -292,9 +292,9 @@ def test_a_source_that_is_behind_is_told_to_migrate(
 
 @pytest.fixture
 def reader(embedded_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
-    """A migrated database, for a role that may read the models' tables alone.
+    """A migrated database, with a role that may read only the models' tables.
 
-    It is on the embedded server: a pooler would not know the role.
+    It is on the embedded server, because a pooler would not know the role.
     """
     role = f"test_{secrets.token_hex(8)}"
     with connected(embedded_url) as cursor:
@@ -305,7 +305,7 @@ def reader(embedded_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
         cursor.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-def test_a_role_that_may_not_read_the_revision_is_told(
+def test_a_role_that_may_not_read_the_revision_gets_an_error(
     copy: Copy, reader: DatabaseUrl, empty: DatabaseUrl
 ) -> None:
     code, output = copy(reader, empty)
@@ -316,7 +316,7 @@ def test_a_role_that_may_not_read_the_revision_is_told(
     assert "nothing was copied" in output
 
 
-def test_a_step_that_passes_keeps_its_advice(
+def test_the_advice_of_a_passing_step_is_shown(
     copy: Copy, filled: DatabaseUrl, migrated: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = check.Check("endpoint", ok=True, detail="direct", advice="uv run manage.py env")
@@ -327,7 +327,7 @@ def test_a_step_that_passes_keeps_its_advice(
     assert "→ uv run manage.py env" in output
 
 
-def test_other_connections_to_the_source_are_named(
+def test_other_connections_to_the_source_are_reported(
     copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl
 ) -> None:
     with connected(filled):
@@ -338,7 +338,7 @@ def test_other_connections_to_the_source_are_named(
     assert "→ stop the app" in output
 
 
-# A migration that inserts rows, as one does that brings roles, plans or countries.
+# A migration that inserts rows, such as roles, plans or countries.
 SEEDS = """
 from alembic import op
 
@@ -355,7 +355,7 @@ ANOTHERS = "INSERT INTO tasks (id, owner_id, title) VALUES (gen_random_uuid(), '
 def seeded(
     tmp_path: Path, new_database: Callable[[], DatabaseUrl], monkeypatch: pytest.MonkeyPatch
 ) -> DatabaseUrl:
-    """A database in use, where the newest migration inserted one of the two rows."""
+    """A database with two rows, one of them inserted by the newest migration."""
     (tmp_path / "seeds.py").write_text(SEEDS.format(migrations.head()), "utf-8")
     alembic_config = migrations.alembic_config
     folders = os.pathsep.join([str(PROJECT_DIR / "migrations" / "versions"), str(tmp_path)])
@@ -374,7 +374,7 @@ def seeded(
     return url
 
 
-def test_rows_that_a_migration_inserts_make_room(
+def test_rows_that_a_migration_inserts_are_replaced(
     copy: Copy, seeded: DatabaseUrl, empty: DatabaseUrl
 ) -> None:
     code, output = copy(seeded, empty)
@@ -384,7 +384,7 @@ def test_rows_that_a_migration_inserts_make_room(
     assert len(rows(empty)["tasks"]) == 2
 
 
-def test_rows_from_before_are_found_before_anything_is_migrated(
+def test_a_target_with_rows_is_refused_before_it_is_migrated(
     copy: Copy, migrated: DatabaseUrl, seeded: DatabaseUrl
 ) -> None:
     with connected(migrated) as cursor:
@@ -404,7 +404,7 @@ def test_rows_from_before_are_found_before_anything_is_migrated(
 
 
 @pytest.mark.parametrize("statement", [ANOTHERS, "UPDATE tasks SET title = 'another''s'"])
-def test_rows_that_others_write_meanwhile_are_refused_and_stay(
+def test_a_copy_is_refused_if_others_write_rows_meanwhile(
     copy: Copy,
     seeded: DatabaseUrl,
     empty: DatabaseUrl,
@@ -428,7 +428,7 @@ def test_rows_that_others_write_meanwhile_are_refused_and_stay(
         assert cursor.fetchone() == (1,)
 
 
-def test_a_migrated_row_in_a_table_from_before_is_refused(
+def test_a_row_that_a_migration_inserts_into_an_existing_table_is_refused(
     copy: Copy, migrated: DatabaseUrl, seeded: DatabaseUrl
 ) -> None:
     code, output = copy(seeded, migrated)
@@ -448,7 +448,7 @@ def test_a_target_that_refuses_is_diagnosed(copy: Copy, filled: DatabaseUrl) -> 
     assert "then type: uv run manage.py copy" in output
 
 
-# Failures in the middle: the trigger meets the last of the tasks, when others are there already.
+# Failures in the middle: the trigger fires for the last tasks, after others were copied.
 TRIGGER = """
 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} RETURN NEW; END $$;
 CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW
@@ -457,15 +457,15 @@ WHEN (NEW.title = 'back\\') EXECUTE FUNCTION fail()
 
 
 @pytest.mark.parametrize(
-    ("action", "told"),
+    ("action", "message"),
     [
         ("RAISE EXCEPTION 'no more room';", "nothing was copied"),
         ("PERFORM pg_terminate_backend(pg_backend_pid());", "nothing was copied"),
         ("RETURN NULL;", "look for a trigger"),
     ],
 )
-def test_a_copy_that_fails_in_the_middle_leaves_nothing(
-    copy: Copy, filled: DatabaseUrl, migrated: DatabaseUrl, action: str, told: str
+def test_a_copy_that_fails_in_the_middle_leaves_no_rows(
+    copy: Copy, filled: DatabaseUrl, migrated: DatabaseUrl, action: str, message: str
 ) -> None:
     with connected(migrated) as cursor:
         cursor.execute(TRIGGER.format(action))
@@ -473,14 +473,14 @@ def test_a_copy_that_fails_in_the_middle_leaves_nothing(
     code, output = copy(filled, migrated)
 
     assert code == 1
-    assert told in output
+    assert message in output
     assert "Traceback" not in output
     assert rows(migrated) == {table: [] for table in TABLES}
 
 
 @pytest.fixture
 def plain(embedded_server: DatabaseUrl) -> DatabaseUrl:
-    """A migrated database that is reached without TLS, so that a script can stand before it."""
+    """A migrated database without TLS, so that a scripted server can be in front of it."""
     url = embedded_server.replace(database=f"test_{secrets.token_hex(8)}")
     with closing(psycopg2.connect(embedded_server.for_libpq())) as connection:
         connection.autocommit = True
@@ -506,7 +506,7 @@ def test_a_server_that_freezes_ends_the_copy_in_time(
     assert rows(plain) == {table: [] for table in TABLES}
 
 
-def test_a_source_that_falls_silent_early_is_not_called_slow(
+def test_a_source_that_freezes_before_the_copy_gets_no_timeout_advice(
     copy: Copy, embedded_url: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "QUERY_SECONDS", 1)
@@ -521,7 +521,7 @@ def test_a_source_that_falls_silent_early_is_not_called_slow(
     assert "--timeout" not in output
 
 
-def test_a_commit_without_an_answer_leaves_it_open_what_was_copied(
+def test_if_a_commit_gets_no_answer_the_output_says_that_rows_may_have_been_copied(
     copy: Copy, filled: DatabaseUrl, plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "TOTAL_SECONDS", 2)
@@ -544,7 +544,7 @@ def test_a_commit_without_an_answer_leaves_it_open_what_was_copied(
     assert "--timeout" not in output
 
 
-def test_ctrl_c_during_the_commit_leaves_it_open_what_was_copied(
+def test_ctrl_c_during_the_commit_says_that_rows_may_have_been_copied(
     copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(_end: object) -> None:
@@ -557,7 +557,7 @@ def test_ctrl_c_during_the_commit_leaves_it_open_what_was_copied(
     assert "stopped: perhaps all rows were copied" in output
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C by a signal")
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C as a signal")
 def test_ctrl_c_during_the_checks_says_that_nothing_was_copied(filled: DatabaseUrl) -> None:
     with scripted_server(SILENCE) as server:
         target = filled.replace(host="127.0.0.1", port=server.port, options=())
@@ -574,7 +574,7 @@ def test_ctrl_c_during_the_checks_says_that_nothing_was_copied(filled: DatabaseU
 def copying_process(
     source: DatabaseUrl, target: DatabaseUrl, *, until: str
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Yield the command as a process of its own, which has said `until`."""
+    """Run the command in a separate process. Yields it when its output contains `until`."""
     urls = {"DATABASE_URL": source.for_libpq(), "TARGET_DATABASE_URL": target.for_libpq()}
     with subprocess.Popen(
         [sys.executable, "manage.py", "copy"],
@@ -594,8 +594,8 @@ def copying_process(
         yield process
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C by a signal")
-def test_ctrl_c_ends_the_copy_and_leaves_nothing(filled: DatabaseUrl, plain: DatabaseUrl) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C as a signal")
+def test_ctrl_c_ends_the_copy_and_leaves_no_rows(filled: DatabaseUrl, plain: DatabaseUrl) -> None:
     with scripted_server(behind=plain) as server:
         server.freezes_at = b"COPY"
         target = plain.replace(port=server.port)
@@ -609,7 +609,9 @@ def test_ctrl_c_ends_the_copy_and_leaves_nothing(filled: DatabaseUrl, plain: Dat
     assert rows(plain) == {table: [] for table in TABLES}
 
 
-def test_what_no_model_has_is_named(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
+def test_a_table_without_a_model_is_reported(
+    copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl
+) -> None:
     with connected(filled) as cursor:
         cursor.execute('CREATE TABLE "Better Auth" (id integer)')
 

@@ -1,4 +1,4 @@
-"""What requests get of the database, when it is busy or away too; and its schema."""
+"""Sessions and statements in requests, also when the database is busy or down; and the schema."""
 
 import asyncio
 import os
@@ -63,7 +63,7 @@ NOTES = Table("notes", MetaData(), Column("id", Integer, primary_key=True), Colu
 
 @pytest.fixture
 def notes(engine: Engine) -> Iterator[Table]:
-    """An empty table of the tests' own."""
+    """An empty table for tests."""
     NOTES.create(engine)
     yield NOTES
     NOTES.drop(engine)
@@ -75,7 +75,7 @@ class AppOfSize(Protocol):
 
 @pytest.fixture
 def app_of_size(database_url: DatabaseUrl, settings_for: Callable[..., Settings]) -> AppOfSize:
-    """Return the app with some connections, and with a route as tutorials show it."""
+    """Return the app with a pool of some size, and with a route as in tutorials."""
 
     def build(connections: int, **settings: object) -> FastAPI:
         app = create_app(settings_for(database_url, db_pool_size=connections, **settings))
@@ -91,13 +91,13 @@ def app_of_size(database_url: DatabaseUrl, settings_for: Callable[..., Settings]
 
 @contextmanager
 def short_requests(seconds: float) -> Iterator[None]:
-    """Let requests use the database for less time: those that should fail, and no others."""
+    """Shorten the time limit of requests that should fail."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(db, "USE_SECONDS", seconds)
         yield
 
 
-def test_ping_tells_the_seconds_of_a_round_trip(database_url: DatabaseUrl) -> None:
+def test_ping_returns_the_seconds_of_a_round_trip(database_url: DatabaseUrl) -> None:
     async def ask() -> float:
         async with open_engine(database_url) as engine:
             return await ping(engine)
@@ -114,7 +114,7 @@ def test_ping_fails_when_nothing_listens(server: DatabaseUrl) -> None:
         asyncio.run(ask())
 
 
-def test_a_session_commits_only_when_told(new_database: Callable[[], DatabaseUrl]) -> None:
+def test_a_session_commits_only_if_asked_to(new_database: Callable[[], DatabaseUrl]) -> None:
     tasks = select(func.count()).select_from(Task)
 
     async def use() -> list[int]:
@@ -138,7 +138,7 @@ def test_migrations_and_models_agree(database_url: DatabaseUrl) -> None:
     command.check(migrations.alembic_config(database_url))  # raises on a difference
 
 
-def test_tables_from_the_models_are_those_of_the_migrations(
+def test_tables_created_from_models_equal_those_of_the_migrations(
     engine: Engine, new_database: Callable[[], DatabaseUrl]
 ) -> None:
     url = new_database()
@@ -146,7 +146,7 @@ def test_tables_from_the_models_are_those_of_the_migrations(
     async def create_twice() -> None:
         async with open_engine(url) as own:
             await create_db_and_tables(own)
-            await create_db_and_tables(own)  # tables that are there are left alone
+            await create_db_and_tables(own)  # keeps existing tables
 
     asyncio.run(create_twice())
 
@@ -173,7 +173,7 @@ def describe(engine: Engine) -> dict[str, list[str]]:
     }
 
 
-def test_every_migration_can_be_taken_back(new_database: Callable[[], DatabaseUrl]) -> None:
+def test_every_migration_can_be_reverted(new_database: Callable[[], DatabaseUrl]) -> None:
     url = new_database()
     migrations.upgrade(url)
 
@@ -203,7 +203,7 @@ def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], Dat
 
         deadline = time.monotonic() + 60
         while connection.scalar(waiting) != 2:
-            assert time.monotonic() < deadline, "the replicas do not wait for each other"
+            assert time.monotonic() < deadline, "the replicas did not wait for each other"
             time.sleep(0.05)
 
     assert [replica.wait(timeout=60) for replica in replicas] == [0, 0]
@@ -272,7 +272,7 @@ async def use_dependency(it: Annotated[None, Depends(use_session)]) -> None:
         ("websocket", use_dependency),
     ],
 )
-def test_a_route_in_a_thread_that_asks_for_the_database_is_refused_at_the_start(
+def test_a_route_in_a_thread_that_uses_the_database_is_rejected_at_startup(
     settings: Settings, kind: str, route: Callable[..., Any]
 ) -> None:
     router = APIRouter(prefix="/threads")
@@ -284,7 +284,7 @@ def test_a_route_in_a_thread_that_asks_for_the_database_is_refused_at_the_start(
         pass
 
 
-def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
+def test_a_connection_that_cannot_be_opened_in_time_gives_a_503(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
@@ -295,7 +295,7 @@ def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
         await statement.all(text("SELECT 1"))
 
     async def look_up(*arguments: Any) -> Any:
-        await answers_names.wait()  # as for a host name that no server knows: nothing ends it
+        await answers_names.wait()  # like a DNS query that nothing answers
         return await choose_address(*arguments)
 
     choose_address = dialect.choose_address
@@ -311,7 +311,7 @@ def test_a_connection_that_is_not_to_be_had_costs_a_503_in_time(
     assert afterwards.status_code == 200
 
 
-def test_no_connection_is_held_after_an_answer(app_of_size: AppOfSize) -> None:
+def test_no_connection_is_held_after_a_response(app_of_size: AppOfSize) -> None:
     app = app_of_size(2)
 
     with TestClient(app) as client:
@@ -338,7 +338,7 @@ def test_a_session_cannot_be_used_after_its_request(app_of_size: AppOfSize) -> N
         assert app.state.resources.engine.pool.checkedout() == 0
 
 
-def test_a_websocket_may_use_a_session_and_a_statement(app_of_size: AppOfSize) -> None:
+def test_a_websocket_can_use_a_session_and_a_statement(app_of_size: AppOfSize) -> None:
     app = app_of_size(1)
 
     @app.websocket("/socket")
@@ -352,7 +352,9 @@ def test_a_websocket_may_use_a_session_and_a_statement(app_of_size: AppOfSize) -
         assert socket.receive_json() == [1, {"two": 2}]
 
 
-def test_a_frozen_server_costs_a_503_and_no_connection(app_of_size: AppOfSize) -> None:
+def test_a_statement_that_does_not_end_gives_a_503_and_leaks_no_connection(
+    app_of_size: AppOfSize,
+) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
 
     @app.get("/endless")
@@ -371,7 +373,7 @@ def test_a_frozen_server_costs_a_503_and_no_connection(app_of_size: AppOfSize) -
         assert client.get("/slow").status_code == 200
 
 
-def test_a_statement_that_was_answered_with_a_503_is_not_done_afterwards(
+def test_a_statement_that_got_a_503_is_not_executed_afterwards(
     app_of_size: AppOfSize, engine: Engine, notes: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "USE_SECONDS", 1.9)
@@ -387,13 +389,13 @@ def test_a_statement_that_was_answered_with_a_503_is_not_done_afterwards(
         other.rollback()
 
     with engine.connect() as connection:
-        connection.execute(text("LOCK TABLE notes"))  # so that whoever waited for it is done
+        connection.execute(text("LOCK TABLE notes"))  # waits for all who waited for it
         written = connection.scalar(select(func.count()).select_from(notes))
     assert answer.status_code == 503
     assert written == 0
 
 
-def test_a_savepoint_that_fails_leaves_the_transaction_whole(
+def test_a_failed_savepoint_does_not_end_the_transaction(
     app_of_size: AppOfSize, notes: Table
 ) -> None:
     app = app_of_size(1)
@@ -412,11 +414,11 @@ def test_a_savepoint_that_fails_leaves_the_transaction_whole(
     assert answer.json() == ["one"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
-def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
+@pytest.mark.skipif(sys.platform == "win32", reason="freezes a process with a signal")
+def test_a_new_connection_that_freezes_gives_a_503_and_is_replaced(
     app_of_size: AppOfSize, embedded_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A pooler would invent the number of the process.
+    # A pooler would make up the pid.
     app = app_of_size(1, db_queue_seconds=0.1, database_url=embedded_url)
     frozen: list[int] = []
 
@@ -435,7 +437,7 @@ def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     monkeypatch.setattr(psycopg2, "connect", connect_and_freeze)
     try:
         with TestClient(app) as client:
-            # SQLAlchemy asks its first connection some questions, before anybody gets it.
+            # SQLAlchemy sends some queries on its first connection before it is used.
             with short_requests(0.5):
                 lost = client.get("/one")
             afterwards = client.get("/one")
@@ -446,7 +448,7 @@ def test_a_new_connection_that_freezes_costs_a_503_and_is_replaced(
     assert afterwards.status_code == 200
 
 
-def test_a_request_of_several_statements_has_one_limit_for_all(app_of_size: AppOfSize) -> None:
+def test_all_statements_of_a_request_share_one_time_limit(app_of_size: AppOfSize) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
 
     @app.get("/several")
@@ -466,7 +468,7 @@ def test_a_request_of_several_statements_has_one_limit_for_all(app_of_size: AppO
 
 
 @pytest.mark.parametrize("way", ["session", "statement"])
-def test_a_route_may_set_a_shorter_limit(app_of_size: AppOfSize, way: str) -> None:
+def test_a_route_can_set_a_shorter_time_limit(app_of_size: AppOfSize, way: str) -> None:
     app = app_of_size(1)
     sleep = text("SELECT pg_sleep(60)")
 
@@ -505,7 +507,7 @@ def served(app: FastAPI) -> Iterator[HTTPConnection]:
             server.should_exit = True
 
 
-def test_each_request_of_a_client_has_its_own_limit_and_what_follows_it_has_none(
+def test_each_request_has_its_own_time_limit_and_background_tasks_have_none(
     app_of_size: AppOfSize,
 ) -> None:
     app = app_of_size(2, db_queue_seconds=0.1)
@@ -531,13 +533,13 @@ def test_each_request_of_a_client_has_its_own_limit_and_what_follows_it_has_none
                 answer = client.getresponse()
                 answer.read()
             statuses.append(answer.status)
-            assert client.sock, "the app has hung up"
+            assert client.sock, "the app closed the connection"
 
     assert statuses == [503, 200, 200]
     assert followed == [42, 42]
 
 
-def test_who_waits_for_a_database_that_wakes_up_waits_longer(
+def test_requests_wait_longer_for_a_database_that_wakes_up(
     app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
@@ -558,9 +560,9 @@ def test_who_waits_for_a_database_that_wakes_up_waits_longer(
     assert [answer.status_code for answer in answers] == [200] * 10
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
+@pytest.mark.skipif(sys.platform == "win32", reason="freezes a process with a signal")
 @pytest.mark.parametrize("idle_seconds", [-1.0, 30.0])
-def test_a_frozen_connection_costs_a_503_and_is_replaced(
+def test_a_frozen_connection_gives_a_503_and_is_replaced(
     app_of_size: AppOfSize,
     embedded_url: DatabaseUrl,
     monkeypatch: pytest.MonkeyPatch,
@@ -600,7 +602,7 @@ def test_a_request_cannot_wait_for_a_second_connection(app_of_size: AppOfSize) -
         client.get("/both")
 
 
-def test_a_begin_that_nothing_ends_is_refused(app_of_size: AppOfSize) -> None:
+def test_a_begin_without_an_end_is_refused(app_of_size: AppOfSize) -> None:
     app = app_of_size(1)
 
     @app.get("/begin")
@@ -611,7 +613,7 @@ def test_a_begin_that_nothing_ends_is_refused(app_of_size: AppOfSize) -> None:
         client.get("/begin")
 
 
-def test_a_session_that_has_committed_leaves_its_connection_to_a_statement(
+def test_a_committed_session_releases_its_connection_for_a_statement(
     app_of_size: AppOfSize,
 ) -> None:
     app = app_of_size(1)
@@ -626,7 +628,7 @@ def test_a_session_that_has_committed_leaves_its_connection_to_a_statement(
         assert client.get("/in-turn").status_code == 200
 
 
-def test_a_session_that_two_tasks_use_at_once_costs_an_error_and_no_connection(
+def test_concurrent_use_of_a_session_raises_an_error_and_leaks_no_connection(
     app_of_size: AppOfSize,
 ) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
@@ -636,14 +638,15 @@ def test_a_session_that_two_tasks_use_at_once_costs_an_error_and_no_connection(
         await asyncio.gather(*(session.scalar(text("SELECT 1")) for _ in range(2)))
 
     with TestClient(app) as client:
-        for error in (exc.InvalidRequestError, exc.ProgrammingError):  # no connection yet, and one
+        # Without an open connection, then with one.
+        for error in (exc.InvalidRequestError, exc.ProgrammingError):
             with pytest.raises(error):
                 client.get("/gather")
 
             assert client.get("/slow").status_code == 200
 
 
-def test_an_error_of_one_connection_leaves_the_others(app_of_size: AppOfSize) -> None:
+def test_an_error_on_one_connection_keeps_the_others(app_of_size: AppOfSize) -> None:
     app = app_of_size(2)
 
     @app.get("/suicide")

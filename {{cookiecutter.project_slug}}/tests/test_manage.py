@@ -1,4 +1,4 @@
-"""The operator's commands."""
+"""The commands of manage.py."""
 
 import io
 import json
@@ -30,7 +30,7 @@ SECRET = "correct-horse-battery-staple-0123456789"
 
 @pytest.fixture
 def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The .env that the commands use in place of the developer's own."""
+    """The .env that the commands use instead of the developer's."""
     path = tmp_path / ".env"
     monkeypatch.setattr(manage, "ENV_FILE", path)
     monkeypatch.delenv("DATABASE_URL")
@@ -62,7 +62,7 @@ def test_env_writes_settings_that_only_the_owner_can_read(env_file: Path) -> Non
     assert len(get_value(env_file, "BETTER_AUTH_SECRET") or "") >= 32
 
 
-def test_env_takes_a_pasted_string_and_hides_its_password(env_file: Path) -> None:
+def test_env_accepts_a_pasted_string_and_hides_its_password(env_file: Path) -> None:
     code, output = run("env", answer="psql 'postgres://me:pass-word@db.example.com/todo'\n")
 
     assert code == 0, output
@@ -85,7 +85,7 @@ def test_env_keeps_the_other_settings(env_file: Path) -> None:
     ("place", "remedy"),
     [("shell", "unset it in the shell"), (".env", "change or remove that line in .env")],
 )
-def test_env_warns_where_migrations_still_go_to_another_database(
+def test_env_warns_if_migrations_still_go_to_another_database(
     env_file: Path, monkeypatch: pytest.MonkeyPatch, place: str, remedy: str
 ) -> None:
     run("env", "--local")
@@ -103,7 +103,7 @@ def test_env_warns_where_migrations_still_go_to_another_database(
     assert "pass-word" not in output
 
 
-def test_env_does_not_warn_of_the_direct_host_of_the_same_database(env_file: Path) -> None:
+def test_env_does_not_warn_about_the_direct_host_of_the_same_database(env_file: Path) -> None:
     run("env", "--local")
     host = "ep-quiet-river-12345678{}.eu-central-1.aws.neon.tech"
     direct = f"postgresql://me:pw@{host.format('')}/todo"
@@ -115,7 +115,7 @@ def test_env_does_not_warn_of_the_direct_host_of_the_same_database(env_file: Pat
     assert "DATABASE_URL_DIRECT" not in output
 
 
-def test_env_replaces_the_secret_alone(env_file: Path) -> None:
+def test_env_can_replace_only_the_secret(env_file: Path) -> None:
     run("env", "--local")
     before = {name: get_value(env_file, name) for name in ("DATABASE_URL", "BETTER_AUTH_SECRET")}
 
@@ -125,7 +125,7 @@ def test_env_replaces_the_secret_alone(env_file: Path) -> None:
     assert get_value(env_file, "BETTER_AUTH_SECRET") != before["BETTER_AUTH_SECRET"]
 
 
-def test_env_refuses_what_is_no_connection_string(env_file: Path) -> None:
+def test_env_rejects_an_invalid_connection_string(env_file: Path) -> None:
     run("env", "--local")
     before = env_file.read_bytes()
 
@@ -137,7 +137,7 @@ def test_env_refuses_what_is_no_connection_string(env_file: Path) -> None:
     assert env_file.read_bytes() == before
 
 
-def test_check_finds_nothing_wrong(
+def test_check_passes_on_a_healthy_database(
     use: Callable[[DatabaseUrl], None], database_url: DatabaseUrl
 ) -> None:
     use(database_url)
@@ -150,7 +150,7 @@ def test_check_finds_nothing_wrong(
     assert database_url.password not in output
 
 
-def test_check_reports_to_programs(
+def test_check_can_report_as_json(
     use: Callable[[DatabaseUrl], None], database_url: DatabaseUrl
 ) -> None:
     use(database_url)
@@ -173,7 +173,7 @@ def test_check_reports_to_programs(
         ({"database": "nothing"}, "database", "database-missing", ""),
     ],
 )
-def test_check_tells_the_step_that_fails_and_what_to_do(
+def test_check_shows_the_failing_step_and_what_to_do(
     use: Callable[[DatabaseUrl], None],
     database_url: DatabaseUrl,
     change: dict[str, Any],
@@ -194,7 +194,7 @@ def test_check_tells_the_step_that_fails_and_what_to_do(
     assert "wrong-one" not in output
 
 
-def test_check_shows_what_a_server_says(use: Callable[[DatabaseUrl], None]) -> None:
+def test_check_shows_the_servers_error(use: Callable[[DatabaseUrl], None]) -> None:
     with scripted_server(error("the flux capacitor is out of tune")) as server:
         use(DatabaseUrl("me", "pass-word", "127.0.0.1", server.port, "todo"))
         code, output = run("check")
@@ -206,12 +206,12 @@ def test_check_shows_what_a_server_says(use: Callable[[DatabaseUrl], None]) -> N
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses between attempts that tests can wait for."""
+    """Short pauses between attempts."""
     monkeypatch.setattr(connect, "PAUSES", dict.fromkeys(Retry, (0.05, 0.05, 0.05)))
 
 
 @pytest.mark.usefixtures("hurried")
-def test_programs_get_nothing_but_json_while_a_compute_wakes_up(
+def test_standard_output_is_only_json_while_a_compute_wakes_up(
     use: Callable[[DatabaseUrl], None],
 ) -> None:
     with scripted_server(error("Couldn't connect to compute node")) as server:
@@ -228,7 +228,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_the_seconds_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_seconds_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -240,11 +240,11 @@ def test_a_terminal_shows_the_seconds_in_one_line(monkeypatch: pytest.MonkeyPatc
     text = terminal.getvalue()
     assert "\n" not in text
     assert "\r  waiting, 12 s so far" in text
-    assert re.fullmatch(r" +", text.split("\r")[-2])  # it is taken away at the end
+    assert re.fullmatch(r" +", text.split("\r")[-2])  # erased at the end
 
 
 @pytest.mark.parametrize("term", ["dumb", "xterm"])
-def test_a_log_shows_the_seconds_in_few_plain_lines(
+def test_a_log_shows_the_seconds_on_a_few_plain_lines(
     monkeypatch: pytest.MonkeyPatch, term: str
 ) -> None:
     log = Terminal() if term == "dumb" else io.StringIO()
@@ -262,7 +262,7 @@ def test_a_log_shows_the_seconds_in_few_plain_lines(
     ]
 
 
-def test_check_asks_for_the_migrations_that_are_missing(
+def test_check_reports_migrations_that_have_not_run(
     use: Callable[[DatabaseUrl], None], new_database: Callable[[], DatabaseUrl]
 ) -> None:
     use(new_database())
@@ -277,7 +277,7 @@ def test_check_asks_for_the_migrations_that_are_missing(
     assert after[0] == 0, after[1]
 
 
-def test_check_asks_for_the_migration_that_nobody_has_written(
+def test_check_reports_a_migration_that_has_not_been_written(
     new_database: Callable[[], DatabaseUrl], use: Callable[[DatabaseUrl], None]
 ) -> None:
     url = new_database()
@@ -296,7 +296,7 @@ def test_check_asks_for_the_migration_that_nobody_has_written(
     assert "uv run alembic revision --autogenerate" in output
 
 
-def test_check_names_every_setting_that_is_wrong(env_file: Path) -> None:
+def test_check_reports_every_setting_that_is_wrong(env_file: Path) -> None:
     env_file.write_text("FRONTEND_URL=*\n", "utf-8")
 
     code, output = run("check")
@@ -306,7 +306,7 @@ def test_check_names_every_setting_that_is_wrong(env_file: Path) -> None:
     assert found == ["BETTER_AUTH_SECRET", "DATABASE_URL", "FRONTEND_URL"]
 
 
-def test_migrate_tells_why_it_cannot(
+def test_migrate_says_why_it_failed(
     use: Callable[[DatabaseUrl], None], server: DatabaseUrl
 ) -> None:
     use(server.replace(host="127.0.0.1", port=1, user="me", options=()))
@@ -335,7 +335,7 @@ def test_migrate_waits_for_a_server_that_wakes_up(
 
 @pytest.fixture(scope="module")
 def plain(embedded_server: DatabaseUrl) -> DatabaseUrl:
-    """A database that is reached without TLS, so that a script can stand before it."""
+    """A database without TLS, so that a scripted server can be in front of it."""
     return create_database(embedded_server)
 
 
@@ -352,7 +352,7 @@ def test_migrate_gives_up_on_a_server_that_freezes(
     assert "Traceback" not in output
 
 
-def test_migrate_names_a_database_that_is_newer_than_the_code(
+def test_migrate_reports_a_database_that_is_newer_than_the_code(
     use: Callable[[DatabaseUrl], None], new_database: Callable[[], DatabaseUrl]
 ) -> None:
     url = new_database()
@@ -370,7 +370,7 @@ def test_migrate_names_a_database_that_is_newer_than_the_code(
 
 
 @pytest.mark.parametrize("option", ["--local", "--new-secret"])
-def test_a_damaged_env_file_is_not_made_worse(env_file: Path, option: str) -> None:
+def test_a_damaged_env_file_is_left_unchanged(env_file: Path, option: str) -> None:
     env_file.write_bytes(b"PORT=8000\n\xdd\xfe")
 
     code, output = run("env", option)

@@ -1,4 +1,4 @@
-"""What holds for every table that there is or will be."""
+"""Rules for all tables, including future ones."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ from config import PROJECT_DIR, Settings
 from db import StatementDep
 from postgres.url import DatabaseUrl
 
-# Tables whose rows are nobody's, and stay when an account is deleted.
+# Tables whose rows belong to nobody, and are kept when an account is deleted.
 SHARED: set[str] = set()
 
 
 def goes_with_its_owner(table: sa.Table) -> bool:
-    """Whether the deletion of an account deletes its rows, itself or through another table."""
+    """Return whether deleting an account deletes its rows, directly or by a cascade."""
     parents = [key.referred_table for key in table.foreign_key_constraints if is_cascade(key)]
     return (
         table.name == "users"
@@ -40,7 +40,7 @@ def is_cascade(key: sa.ForeignKeyConstraint) -> bool:
     return key.ondelete == "CASCADE"
 
 
-def test_a_deleted_account_takes_the_rows_of_every_table_along() -> None:
+def test_rows_of_every_table_can_be_deleted_with_their_account() -> None:
     forgotten = [
         table.name
         for table in SQLModel.metadata.sorted_tables
@@ -74,7 +74,7 @@ BOOKS = sa.Table(
 
 @pytest.fixture
 def library(engine: sa.Engine) -> Iterator[None]:
-    """Have tables of the tests' own among the models, and in the database."""
+    """Add tables for tests to the models and to the database."""
     tables = [table.to_metadata(SQLModel.metadata) for table in (SHELVES, BOOKS)]
     for table in tables:
         table.create(engine)
@@ -103,7 +103,7 @@ def client(settings: Settings, library: None) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("row", [{"shelf_id": 2}, {"owner_id": "bob", "shelf_id": 1}], ids=str)
-def test_a_reference_to_nothing_of_the_owners_is_a_mistake_in_its_field(
+def test_a_reference_to_a_row_that_the_owner_does_not_have_is_a_422(
     client: TestClient, row: dict[str, Any]
 ) -> None:
     answer = client.post("/books", json={"id": 1, "owner_id": "ada", **row})
@@ -113,7 +113,7 @@ def test_a_reference_to_nothing_of_the_owners_is_a_mistake_in_its_field(
     assert (mistake["type"], mistake["loc"]) == ("foreign_key", ["body", "shelf_id"])
 
 
-def test_a_value_that_is_taken_is_a_conflict_that_names_the_field(client: TestClient) -> None:
+def test_a_value_that_is_taken_is_a_409_that_names_the_field(client: TestClient) -> None:
     shelf = {"id": 2, "owner_id": "ada", "name": "Novels"}
 
     taken = client.post("/shelves", json=shelf)
@@ -124,7 +124,7 @@ def test_a_value_that_is_taken_is_a_conflict_that_names_the_field(client: TestCl
     assert taken.json() == {"detail": "there is one with this name already"}
 
 
-def test_a_row_that_others_refer_to_is_a_conflict_to_delete(client: TestClient) -> None:
+def test_deleting_a_row_that_others_refer_to_is_a_409(client: TestClient) -> None:
     client.post("/books", json={"id": 1, "owner_id": "ada", "shelf_id": 1})
 
     answer = client.delete("/shelves")
@@ -133,7 +133,7 @@ def test_a_row_that_others_refer_to_is_a_conflict_to_delete(client: TestClient) 
     assert answer.json() == {"detail": "there are still books that belong to it"}
 
 
-def test_a_value_that_breaks_a_rule_of_its_table_is_a_mistake(client: TestClient) -> None:
+def test_a_value_that_violates_a_check_constraint_is_a_422(client: TestClient) -> None:
     answer = client.post("/books", json={"id": 1, "owner_id": "ada", "pages": 0})
 
     (mistake,) = answer.json()["detail"]
@@ -142,7 +142,7 @@ def test_a_value_that_breaks_a_rule_of_its_table_is_a_mistake(client: TestClient
     assert "ck_books_pages_positive" in mistake["msg"]
 
 
-def test_a_missing_value_that_a_route_let_through_is_a_bug(client: TestClient) -> None:
+def test_a_missing_required_value_is_a_bug_in_the_route(client: TestClient) -> None:
     with pytest.raises(sa.exc.IntegrityError, match="title"):
         client.post("/books", json={"id": 1, "owner_id": "ada", "title": None})
 
@@ -168,7 +168,7 @@ def test_a_deleted_account_takes_its_rows_of_all_tables_along(
             assert list(connection.scalars(sa.select(table.c.owner_id))) == [another]
 
 
-def test_a_migration_that_would_lose_a_column_is_not_written(
+def test_a_migration_that_would_drop_a_column_is_not_generated(
     new_database: Callable[[], DatabaseUrl],
 ) -> None:
     url = new_database()

@@ -1,4 +1,4 @@
-"""`manage.py setup`: from a fresh clone to a checked database, as often as one likes."""
+"""`manage.py setup` leads from a fresh clone to a checked database, and can be repeated."""
 
 import re
 import secrets
@@ -22,7 +22,7 @@ from postgres.url import PLACEHOLDER, DatabaseUrl, parse
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The .env of a fresh clone, which is not there yet."""
+    """The path of the .env in a fresh clone, where it does not exist yet."""
     shutil.copy(PROJECT_DIR / ".env.example", tmp_path)
     monkeypatch.setattr(manage, "PROJECT_DIR", tmp_path)
     monkeypatch.setattr(manage, "ENV_FILE", tmp_path / ".env")
@@ -33,7 +33,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def provider(embedded_server: DatabaseUrl) -> DatabaseUrl:
-    """A server that is not this project's own: its user is another one."""
+    """A server that is not the project's own: it has another user."""
     password = secrets.token_hex(8)
     run_alone(embedded_server, f"CREATE ROLE ann LOGIN SUPERUSER PASSWORD '{password}'")
     return embedded_server.replace(user="ann", password=password)
@@ -41,7 +41,7 @@ def provider(embedded_server: DatabaseUrl) -> DatabaseUrl:
 
 @pytest.fixture
 def new_url(provider: DatabaseUrl, clone: Path, monkeypatch: pytest.MonkeyPatch) -> DatabaseUrl:
-    """An empty database, whose connection string NEON_DATABASE_URL holds."""
+    """An empty database, with its connection string in NEON_DATABASE_URL."""
     assert not clone.exists()
     url = create_database(provider)
     monkeypatch.setenv("NEON_DATABASE_URL", url.for_libpq())
@@ -50,7 +50,7 @@ def new_url(provider: DatabaseUrl, clone: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def local_server(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder where `setup` makes its embedded server."""
+    """The folder where `setup` creates its embedded server."""
     folder = clone.parent / ".postgres"
     start = embedded.start
     monkeypatch.setattr(embedded, "start", lambda url: start(url, folder))
@@ -67,7 +67,7 @@ def done(output: str) -> list[str]:
     return re.findall(r"^✓ (\w+) \(\d+\.\d s\)$", output, re.MULTILINE)
 
 
-def test_it_takes_the_string_of_the_variable_and_migrates(
+def test_setup_reads_the_string_from_the_variable_and_migrates(
     clone: Path, new_url: DatabaseUrl
 ) -> None:
     code, output = setup()
@@ -79,7 +79,9 @@ def test_it_takes_the_string_of_the_variable_and_migrates(
 
 
 @pytest.mark.usefixtures("new_url")
-def test_repeating_it_keeps_what_is_there(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeating_setup_keeps_existing_settings(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setup()
     before = clone.read_text("utf-8")
     monkeypatch.setenv("NEON_DATABASE_URL", "postgresql://me:pw@another.example.com/todo")
@@ -108,7 +110,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "unusable"),
     [("DATABASE_URL", PLACEHOLDER), ("BETTER_AUTH_SECRET", EXAMPLE_SECRET)],
 )
-def test_it_completes_settings_that_were_copied_by_hand(
+def test_setup_completes_settings_that_were_copied_by_hand(
     clone: Path, name: str, unusable: str
 ) -> None:
     shutil.copy(PROJECT_DIR / ".env.example", clone)
@@ -133,7 +135,7 @@ def test_local_starts_an_embedded_server_without_a_question(
     assert embedded.status(local_server).ready
 
 
-def test_without_a_terminal_it_says_how_to_choose_a_database(clone: Path) -> None:
+def test_without_a_terminal_setup_says_how_to_choose_a_database(clone: Path) -> None:
     code, output = setup()
 
     assert code == 1
@@ -143,7 +145,7 @@ def test_without_a_terminal_it_says_how_to_choose_a_database(clone: Path) -> Non
     assert get_value(clone, "DATABASE_URL") == PLACEHOLDER
 
 
-def test_a_string_that_cannot_be_read_is_refused_unseen(
+def test_an_invalid_string_is_rejected_and_not_shown(
     clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEON_DATABASE_URL", "mysql://ada:s3cr3t@h/d")
@@ -156,7 +158,7 @@ def test_a_string_that_cannot_be_read_is_refused_unseen(
     assert get_value(clone, "DATABASE_URL") == PLACEHOLDER
 
 
-def test_a_damaged_file_is_not_made_worse(clone: Path) -> None:
+def test_a_damaged_env_file_is_left_unchanged(clone: Path) -> None:
     clone.write_bytes(b"PORT=8000\n\xdd\xfe")
 
     code, output = setup("--local")
@@ -187,7 +189,7 @@ def test_local_neither_replaces_nor_changes_another_database(
         assert cursor.fetchone() == (None,)
 
 
-def test_the_database_of_the_shell_is_left_alone(
+def test_setup_ignores_the_shells_database_and_warns(
     clone: Path, new_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://other:s3cr3t@192.0.2.1/other")
@@ -203,7 +205,7 @@ def test_the_database_of_the_shell_is_left_alone(
 
 
 @pytest.mark.usefixtures("clone")
-def test_a_migration_that_fails_on_the_direct_host_says_why_it_goes_there(
+def test_a_migration_that_fails_says_why_it_uses_the_direct_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     host = "ep-quiet-river-12345678-pooler.eu-central-1.aws.neon.tech"
