@@ -1,1 +1,1 @@
-"""The tests of this package. They know nothing of the app, and bring tables of their own."""
+"""Tests of this package. They do not depend on the app, and create their own tables."""

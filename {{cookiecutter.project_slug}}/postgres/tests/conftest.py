@@ -1,4 +1,4 @@
-"""What the tests of the engine share."""
+"""Shared fixtures for tests of the engine."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from postgres.tests.asking import Run
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Run a coroutine on asyncio's own event loop, and on the one that uvicorn prefers."""
+    """Run a coroutine on asyncio's event loop, and on uvloop, which uvicorn prefers."""
     if request.param == "asyncio":
         return asyncio.run
     run: Run = pytest.importorskip("uvloop").run

@@ -1,4 +1,4 @@
-"""A proxy that counts: how often an app goes to the database and back."""
+"""A proxy that counts an app's round trips to the database."""
 
 import socket
 import struct
@@ -10,7 +10,7 @@ from postgres.url import DatabaseUrl
 
 
 class CountingProxy:
-    """Stands before PostgreSQL, and keeps the queries that pass: each is one round trip."""
+    """A proxy in front of PostgreSQL that records queries. Each is one round trip."""
 
     def __init__(self, server: DatabaseUrl) -> None:
         self.queries: list[str] = []
@@ -36,7 +36,7 @@ class CountingProxy:
             target.shutdown(socket.SHUT_WR)
 
     def _read(self, client: socket.socket, server: socket.socket) -> None:
-        """Pass on what the client says, message by message, and note the queries."""
+        """Forward the client's messages, and record the queries."""
         stream = client.makefile("rb")
         with suppress(OSError, struct.error):
             (length,) = struct.unpack("!i", stream.read(4))  # the first message has no type

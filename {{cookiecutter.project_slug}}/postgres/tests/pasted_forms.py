@@ -1,6 +1,6 @@
-"""What people paste, form by form: from Neon's console, settings files, chats, other clients.
+"""Forms of pasted connection strings: Neon's console, settings files, chats, other clients.
 
-Each text holds the password npg_s3cr3t, or another with "s3" in it, unless it says otherwise.
+Each text contains the password npg_s3cr3t or another one with "s3", unless stated otherwise.
 """
 
 from urllib.parse import quote
@@ -14,7 +14,7 @@ REST = f"{LOGIN}@{HOST}/neondb?{QUERY}"
 STRING = f"postgresql://{REST}"
 POOLED = f"postgresql://{LOGIN}@{POOLED_HOST}/neondb?{QUERY}"
 
-# Understood as STRING, all of it.
+# Read as STRING.
 WHOLE = {
     "Neon's console": STRING,
     "spaces and line ends around it": f"  {STRING}\r\n",
@@ -155,7 +155,7 @@ WHOLE = {
     "node-postgres' parameter": f"{STRING}&uselibpqcompat=true",
 }
 
-# Understood as STRING, but without channel_binding, which is not in the text.
+# Read as STRING without channel_binding, which is not in the text.
 VARIABLES = {
     "PGHOST": HOST,
     "PGDATABASE": "neondb",
@@ -287,7 +287,7 @@ IN_PARTS = {
     "another line of .env after it": f"DATABASE_URL=postgresql://{LOGIN}@{HOST}/neondb\nPORT=8000",
 }
 
-# Understood as the pooled string, the better one for an application.
+# Read as the pooled string, which is better for an application.
 SEVERAL = {
     "pooled and direct, by name": (f"DATABASE_URL={POOLED}\nDATABASE_URL_UNPOOLED={STRING}"),
     "direct first": f"DIRECT_URL={STRING}\nDATABASE_URL={POOLED}",
@@ -322,7 +322,7 @@ SEVERAL = {
     ),
 }
 
-# Understood as ann's, with this password, on localhost.
+# Read as user ann with this password on localhost.
 PASSWORDS = {
     "s3%": "postgresql://ann:s3%@localhost/todo",
     "s3%!": "postgresql://ann:s3%!@localhost/todo",
@@ -379,7 +379,7 @@ PASSWORDS = {
 
 SHOWN = f"postgresql://alex:***@{HOST}/neondb"
 
-# Refused, with this in the message.
+# Rejected, with this text in the message.
 REFUSED = {
     "nothing": ("", "the text is empty"),
     "spaces and line ends": (" \r\n", "the text is empty"),
@@ -438,7 +438,7 @@ REFUSED = {
         f"PGHOST={HOST}\nPGUSER=alex\nPGPASSWORD=*****",
         "this is masked",
     ),
-    # parts that are missing
+    # missing parts
     "no password": (
         f"postgresql://alex@{HOST}/neondb",
         f"USER:[***]@{HOST}/neondb: the password is m",
@@ -489,7 +489,7 @@ REFUSED = {
     "a host and a database": (f"{HOST}/neondb", "the text is only a host"),
     "a password alone": (PASSWORD, "only a password or an API key"),
     "an API key of Neon": ("napi_s3cr3t", "only a password or an API key"),
-    # other things altogether
+    # not connection strings
     "the console's page": (
         "https://console.neon.tech/app/projects/cool-name-12345678?s3cr3t",
         "a web page: choose Connect on that page",
@@ -529,7 +529,7 @@ REFUSED = {
         f"postgresql://ann:s3@s3\ns3cr3t@{HOST}:s3/neondb",
         "has more lines",
     ),
-    # parts that are not what they should be
+    # invalid parts
     "no colon in the log-in": (
         f"postgresql://alex@s3cr3t@{HOST}/neondb",
         f"[USER:***]@{HOST}/neondb: this is not USER:PASSWORD",

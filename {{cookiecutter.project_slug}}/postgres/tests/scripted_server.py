@@ -1,4 +1,4 @@
-"""A server that says what a script tells it to: the words of proxies and poolers."""
+"""A server with scripted replies, for imitating errors of proxies and poolers."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -9,21 +9,21 @@ from typing import Any
 from postgres.url import DatabaseUrl
 
 SSL_REQUEST = b"\x04\xd2\x16\x2f"
-SILENCE = b""  # the client is left waiting
+SILENCE = b""  # no reply: the client keeps waiting
 
 
 def error(text: str, severity: str = "ERROR", code: str = "XX000") -> bytes:
-    """Return an error as PostgreSQL's protocol has it, the way that proxies write it."""
+    """Return an ErrorResponse of PostgreSQL's protocol, with the fields that proxies send."""
     fields = (f"S{severity}", f"C{code}", f"M{text}", "")
     body = b"".join(field.encode() + b"\0" for field in fields)
     return b"E" + (len(body) + 4).to_bytes(4) + body
 
 
 class ScriptedServer:
-    """Answers the first log-ins by the script, and connects those after it to a real server.
+    """Answers the first logins from the script, and connects later ones to a real server.
 
-    Without a real server, the last answer is given to all. log_ins: how many there were.
-    is_frozen: nothing is answered any more. freezes_at: words in a query that freeze it.
+    Without a real server, it repeats the last reply. log_ins: their number. is_frozen: send no
+    replies. freezes_at: stop at messages that contain this text.
     """
 
     def __init__(self, script: Sequence[bytes], behind: DatabaseUrl | None) -> None:
@@ -39,7 +39,7 @@ class ScriptedServer:
 
     def _serve_in_thread(self, work: Any, *arguments: Any) -> None:
         def serve() -> None:
-            with suppress(OSError):  # somebody hung up
+            with suppress(OSError):  # one side closed the connection
                 work(*arguments)
 
         Thread(target=serve, daemon=True).start()

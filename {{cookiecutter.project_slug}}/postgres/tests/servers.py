@@ -1,10 +1,10 @@
-"""A PostgreSQL of the tests' own: a plugin of pytest, for the tests beside it and for the app's.
+"""A pytest plugin that starts a PostgreSQL server for the tests of this package and of the app.
 
-It never reaches the database that is developed on. To try another server, or a pooler, set
+Tests never use the development database. To test with another server or a pooler, set
 TEST_DATABASE_URL: the tests create databases there, and drop them at the end.
 
-Whole folders are tested by several processes at once, with pytest-xdist. Each has databases of its
-own, on one server. What was picked out, such as a file, runs in one process, which starts sooner.
+Whole folders run in several processes with pytest-xdist. Each has its own databases, on one server.
+A selection, such as a single file, runs in one process, which starts faster.
 """
 
 import asyncio
@@ -26,25 +26,25 @@ from sqlalchemy import create_engine, text
 from postgres.embedded import temporary_server
 from postgres.url import DatabaseUrl, parse
 
-if sys.platform == "win32":  # whose default event loop cannot watch psycopg2's sockets
+if sys.platform == "win32":  # the default event loop there cannot watch psycopg2's sockets
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # without another way for TestClient
+        warnings.simplefilter("ignore", DeprecationWarning)  # TestClient has no other way
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
 
-# A project searches with a fixed seed: a test that fails, fails because of what was changed. To
-# search on: pytest --hypothesis-profile=random --hypothesis-seed=NUMBER
+# Hypothesis uses a fixed seed, so that a test fails only because of a change. To try other
+# examples: pytest --hypothesis-profile=random --hypothesis-seed=NUMBER
 settings.register_profile("fixed", derandomize=True)
 settings.register_profile("random", derandomize=False, print_blob=True)
 settings.load_profile("fixed")
 
-# What libpq would read from the environment is meant for another server.
+# Remove variables that libpq would read: they are meant for another server.
 if "TEST_DATABASE_URL" not in os.environ:
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Have Ctrl-C end the run, even during a test of a command that answers it by a message."""
+    """Let Ctrl-C end the run, even during a test of a command that handles Ctrl-C itself."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         session.shouldstop = "Ctrl-C"
@@ -60,17 +60,17 @@ SHARED_SERVER = pytest.StashKey[str]()
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return how many processes test side by side; 0: all tests run in this one."""
+    """Return the number of worker processes, or 0 to run all tests in this one."""
     is_all = all(Path(argument).is_dir() for argument in config.args)
     picks = (config.getoption(name, None) for name in ("keyword", "markexpr", "lf", "stepwise"))
-    if not is_all or any(picks) or config.getoption("capture") == "no":  # what -s asks to see
+    if not is_all or any(picks) or config.getoption("capture") == "no":  # -s shows output
         return 0
-    return min(2 * (os.process_cpu_count() or 1), MOST_WORKERS)  # tests wait half of their time
+    return min(2 * (os.process_cpu_count() or 1), MOST_WORKERS)  # tests wait half the time
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Hand the server that all processes share on to one of them, and start it for the first."""
+    """Pass the shared server to a worker. Start it for the first one."""
     config: pytest.Config = node.config
     if SHARED_SERVER not in config.stash:
         stack = ExitStack()
@@ -82,7 +82,7 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.fixture(scope="session")
 def embedded_server(request: pytest.FixtureRequest) -> Iterator[DatabaseUrl]:
-    """A server that ends with the tests."""
+    """A server that stops at the end of the tests."""
     if shared := getattr(request.config, "workerinput", {}).get("embedded_server"):
         yield parse(shared)
         return
@@ -106,7 +106,7 @@ def create_database(server: DatabaseUrl) -> DatabaseUrl:
 
 
 def run_alone(server: DatabaseUrl, statement: str) -> None:
-    """Run a statement that no transaction may hold."""
+    """Run a statement that is not allowed in a transaction."""
     engine = create_engine(server.for_sqlalchemy())
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(statement))
@@ -115,7 +115,7 @@ def run_alone(server: DatabaseUrl, statement: str) -> None:
 
 @pytest.fixture(scope="session")
 def new_database(server: DatabaseUrl) -> Iterator[Callable[[], DatabaseUrl]]:
-    """Create an empty database, and return where it is."""
+    """A function that creates an empty database, and returns its URL."""
     created = []
 
     def create() -> DatabaseUrl:
@@ -123,6 +123,6 @@ def new_database(server: DatabaseUrl) -> Iterator[Callable[[], DatabaseUrl]]:
         return created[-1]
 
     yield create
-    if "TEST_DATABASE_URL" in os.environ:  # the embedded server goes with all that is on it
+    if "TEST_DATABASE_URL" in os.environ:  # the embedded server is deleted as a whole
         for url in created:
             run_alone(server, f"DROP DATABASE {url.database} WITH (FORCE)")

@@ -1,4 +1,4 @@
-"""Asking for a connection string: what is answered, and what is said about it."""
+"""Asking for a connection string: answers and messages."""
 
 import io
 
@@ -11,11 +11,11 @@ PASTED = "postgresql://ann:s3cr3t@localhost:5432/todo"
 
 
 class Terminal:
-    """Gives prepared answers, and keeps what is said."""
+    """Gives prepared answers, and records the output."""
 
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
-        self.said = io.StringIO()
+        self.output = io.StringIO()
 
     def read(self, _prompt: str) -> str:
         if not self.answers:
@@ -23,40 +23,40 @@ class Terminal:
         return self.answers.pop(0)
 
     def ask(self) -> DatabaseUrl | None:
-        return ask_database_url(self.read, self.said, empty="later")
+        return ask_database_url(self.read, self.output, empty="later")
 
 
-def test_a_good_answer_is_taken_without_a_word() -> None:
+def test_a_valid_answer_is_accepted_silently() -> None:
     terminal = Terminal(PASTED, "never read")
 
     assert terminal.ask() == parse(PASTED)
-    assert terminal.said.getvalue() == ""
+    assert terminal.output.getvalue() == ""
 
 
-def test_what_was_mended_is_said() -> None:
+def test_fixes_are_reported() -> None:
     terminal = Terminal(f"psql '{PASTED}'")
 
     assert terminal.ask() == parse(PASTED)
-    assert "ignored the text around the connection string" in terminal.said.getvalue()
+    assert "ignored the text around the connection string" in terminal.output.getvalue()
 
 
-def test_what_is_pasted_as_lines_is_one_answer() -> None:
+def test_pasted_lines_are_one_answer() -> None:
     terminal = Terminal("\nPGHOST=localhost\nPGUSER=ann\nPGPASSWORD=s3cr3t\nPGDATABASE=todo\n")
 
     assert terminal.ask() == parse(PASTED)
-    assert terminal.said.getvalue() == "  Fixed: combined the separate settings\n"
+    assert terminal.output.getvalue() == "  Fixed: combined the separate settings\n"
 
 
-def test_a_wrong_answer_is_explained_and_asked_for_again() -> None:
+def test_after_an_invalid_answer_the_question_is_repeated_with_an_explanation() -> None:
     terminal = Terminal("mysql://ann:s3cr3t@localhost", "postgresql://ann:s3cr3t", PASTED)
 
     assert terminal.ask() == parse(PASTED)
-    assert "Try again: the text starts with mysql://" in terminal.said.getvalue()
-    assert "Try again: postgresql://[…]: this has no" in terminal.said.getvalue()
-    assert "s3cr3t" not in terminal.said.getvalue()
+    assert "Try again: the text starts with mysql://" in terminal.output.getvalue()
+    assert "Try again: postgresql://[…]: this has no" in terminal.output.getvalue()
+    assert "s3cr3t" not in terminal.output.getvalue()
 
 
-def test_three_wrong_answers_are_enough() -> None:
+def test_three_invalid_answers_end_the_prompt() -> None:
     terminal = Terminal("one", "two", "three", PASTED)
 
     with pytest.raises(DatabaseUrlError, match="not a connection string"):
@@ -64,14 +64,14 @@ def test_three_wrong_answers_are_enough() -> None:
 
 
 @pytest.mark.parametrize("answers", [[], [""], ["  "], ["wrong"], ["wrong", ""]])
-def test_an_empty_answer_or_the_end_of_input_is_none(answers: list[str]) -> None:
+def test_an_empty_answer_or_the_end_of_input_gives_none(answers: list[str]) -> None:
     terminal = Terminal(*answers)
 
     assert terminal.ask() is None
-    assert terminal.said.getvalue().count("Try again") == answers.count("wrong")
+    assert terminal.output.getvalue().count("Try again") == answers.count("wrong")
 
 
-def test_ctrl_c_goes_through() -> None:
+def test_ctrl_c_is_not_caught() -> None:
     def interrupt(_prompt: str) -> str:
         raise KeyboardInterrupt
 
@@ -79,14 +79,14 @@ def test_ctrl_c_goes_through() -> None:
         ask_database_url(interrupt, empty="later")
 
 
-def test_a_text_from_elsewhere_is_taken_with_the_same_words() -> None:
-    said = io.StringIO()
+def test_a_string_from_another_source_gets_the_same_messages() -> None:
+    output = io.StringIO()
 
-    assert take_database_url(f"psql '{PASTED}'", said) == parse(PASTED)
-    assert said.getvalue() == "  Fixed: ignored the text around the connection string\n"
+    assert take_database_url(f"psql '{PASTED}'", output) == parse(PASTED)
+    assert output.getvalue() == "  Fixed: ignored the text around the connection string\n"
 
 
-def test_without_a_terminal_it_says_where_a_string_may_come_from(
+def test_without_a_terminal_the_error_says_how_to_set_the_string(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("NEON_DATABASE_URL", raising=False)
@@ -96,7 +96,7 @@ def test_without_a_terminal_it_says_where_a_string_may_come_from(
         find_database_url(empty="stop")
 
 
-def test_the_variable_is_read_before_anyone_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_takes_precedence_over_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEON_DATABASE_URL", f"psql '{PASTED}'")
 
     assert find_database_url(empty="stop") == parse(PASTED)

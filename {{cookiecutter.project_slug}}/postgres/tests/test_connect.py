@@ -1,4 +1,4 @@
-"""Connecting: what is waited for, what is retried, and that every wait ends."""
+"""Connecting and checking: waits, retries and timeouts."""
 
 import socket
 import time
@@ -21,7 +21,7 @@ REFUSED = error("password authentication failed for user 'ada'")
 
 @pytest.fixture(scope="module")
 def plain(embedded_server: DatabaseUrl) -> DatabaseUrl:
-    """A database at revision 1, reached without TLS, so that a script can stand before it."""
+    """A database at revision 1 without TLS, so that a scripted server can be in front of it."""
     url = create_database(embedded_server)
     with closing(psycopg2.connect(url.for_libpq())) as connection, connection:
         connection.cursor().execute("CREATE TABLE alembic_version AS SELECT '1' version_num")
@@ -34,7 +34,7 @@ def history() -> list[str]:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses, and limits of steps, that tests can wait for."""
+    """Short pauses and step timeouts."""
     pauses = {
         retry: tuple(pause / 20 for pause in pauses) for retry, pauses in connect.PAUSES.items()
     }
@@ -62,7 +62,7 @@ def test_all_steps_pass_on_a_healthy_database(plain: DatabaseUrl) -> None:
     assert all(step.ok for step in steps.values())
 
 
-def test_after_a_step_that_fails_none_is_tried(plain: DatabaseUrl) -> None:
+def test_after_a_failed_step_the_others_are_skipped(plain: DatabaseUrl) -> None:
     steps, _ = check(plain.replace(password="wrong"))
 
     assert failed(steps) == ("log-in", "login-refused")
@@ -74,7 +74,7 @@ def test_after_a_step_that_fails_none_is_tried(plain: DatabaseUrl) -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_waking_compute_is_waited_for(plain: DatabaseUrl) -> None:
+def test_the_check_waits_for_a_waking_compute(plain: DatabaseUrl) -> None:
     with scripted_server(WAKING, WAKING, behind=plain) as server:
         steps, _ = check(plain.replace(port=server.port))
 
@@ -94,7 +94,7 @@ def test_a_waking_compute_is_waited_for(plain: DatabaseUrl) -> None:
         ("the flux capacitor is out of tune", 1),
     ],
 )
-def test_an_attempt_is_repeated_where_that_may_help(
+def test_an_attempt_is_retried_if_that_can_help(
     plain: DatabaseUrl, words: str, attempts: int
 ) -> None:
     with scripted_server(error(words)) as server:
@@ -104,7 +104,7 @@ def test_an_attempt_is_repeated_where_that_may_help(
     assert server.log_ins == attempts
 
 
-def test_pauses_grow_and_stay_within_their_bounds(
+def test_pauses_grow_and_stay_within_bounds(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -134,7 +134,7 @@ def test_a_server_that_freezes_after_the_log_in_ends_the_check(
     assert failed(steps) == (step, "no-answer")
 
 
-@pytest.mark.timeout(20, method="thread")  # what hangs here, no signal ends
+@pytest.mark.timeout(20, method="thread")  # a signal would not end a hang here
 def test_ctrl_c_ends_the_check_of_a_server_that_freezes(plain: DatabaseUrl) -> None:
     def press_ctrl_c(_seconds: float) -> None:
         raise KeyboardInterrupt
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_the_check_of_a_server_that_freezes(plain: DatabaseUrl) -> N
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_server_that_says_nothing_to_a_log_in_ends_the_check(
+def test_a_server_that_does_not_answer_a_login_ends_the_check(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "LOG_IN_SECONDS", 2.0)
@@ -162,7 +162,7 @@ def test_a_server_that_says_nothing_to_a_log_in_ends_the_check(
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_server_that_does_not_even_talk_about_tls_ends_the_check(
+def test_a_server_that_does_not_answer_the_tls_request_ends_the_check(
     plain: DatabaseUrl,
 ) -> None:
     with scripted_server(SILENCE) as server:
@@ -184,13 +184,13 @@ def test_a_name_server_that_does_not_answer_ends_the_check(
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_name_that_no_host_can_have_is_an_unknown_host(plain: DatabaseUrl) -> None:
+def test_an_invalid_host_name_is_an_unknown_host(plain: DatabaseUrl) -> None:
     steps, _ = check(plain.replace(host=f"{'x' * 70}.example.com"))
 
     assert failed(steps) == ("DNS", "host-unknown")
 
 
-def test_an_error_is_reported_at_the_step_that_it_belongs_to(plain: DatabaseUrl) -> None:
+def test_an_error_is_reported_at_the_step_it_belongs_to(plain: DatabaseUrl) -> None:
     with scripted_server(error('database "x" does not exist')) as server:
         missing, _ = check(plain.replace(port=server.port))
     with scripted_server(error("connection is insecure (try using `sslmode=require`)")) as server:
@@ -201,7 +201,7 @@ def test_an_error_is_reported_at_the_step_that_it_belongs_to(plain: DatabaseUrl)
     assert failed(insecure) == ("TLS", "tls-required")
 
 
-def test_a_server_that_takes_no_changes_is_found(plain: DatabaseUrl) -> None:
+def test_a_read_only_server_is_reported(plain: DatabaseUrl) -> None:
     options = (*plain.options, ("options", "-c default_transaction_read_only=on"))
 
     steps, _ = check(plain.replace(options=options))
@@ -209,7 +209,7 @@ def test_a_server_that_takes_no_changes_is_found(plain: DatabaseUrl) -> None:
     assert failed(steps) == ("database", "read-only")
 
 
-def test_a_server_that_is_too_old_is_found(
+def test_a_server_that_is_too_old_is_reported(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check_module, "OLDEST_VERSION", 99)
@@ -219,13 +219,13 @@ def test_a_server_that_is_too_old_is_found(
     assert failed(steps) == ("database", "server-too-old")
 
 
-def test_a_database_that_is_newer_than_the_code_is_found(plain: DatabaseUrl) -> None:
+def test_a_database_that_is_newer_than_the_code_is_reported(plain: DatabaseUrl) -> None:
     steps = {step.name: step for step in check_connection(plain, lambda: ["0000"], print)}
 
     assert failed(steps) == ("schema", "schema-ahead")
 
 
-def test_migrations_that_cannot_be_read_are_found(plain: DatabaseUrl) -> None:
+def test_migrations_that_cannot_be_read_are_reported(plain: DatabaseUrl) -> None:
     def history() -> list[str]:
         raise SyntaxError("invalid syntax (0002_add_colour.py, line 7)")
 
@@ -242,7 +242,7 @@ def test_migrations_that_cannot_be_read_are_found(plain: DatabaseUrl) -> None:
         ("parcels.colour", "no migration creates the table parcels"),
     ],
 )
-def test_models_that_no_migration_knows_are_found(
+def test_models_without_a_migration_are_reported(
     plain: DatabaseUrl, column: str, detail: str
 ) -> None:
     def columns() -> list[str]:
@@ -263,7 +263,7 @@ def test_models_that_no_migration_knows_are_found(
         ("db.example.com", "direct", ""),
     ],
 )
-def test_the_endpoint_is_the_pooled_one_for_the_app_and_the_direct_one_for_migrations(
+def test_the_app_should_use_the_pooled_endpoint_and_migrations_use_the_direct_one(
     host: str, detail: str, advice: str
 ) -> None:
     found, advised = check_module.describe_endpoint(DatabaseUrl("ada", "", host, 5432, "todo", ()))
@@ -273,7 +273,7 @@ def test_the_endpoint_is_the_pooled_one_for_the_app_and_the_direct_one_for_migra
 
 
 def test_one_address_that_answers_is_enough(plain: DatabaseUrl) -> None:
-    """As with IPv6 where only IPv4 works."""
+    """For example, if a host also has an IPv6 address, but only IPv4 works."""
     closed = ("127.0.0.2", 1)
 
     stream, (_, address) = connect.open_socket(
@@ -284,19 +284,19 @@ def test_one_address_that_answers_is_enough(plain: DatabaseUrl) -> None:
     assert address == (plain.host, plain.port)
 
 
-def test_a_wait_can_be_ended_from_outside(plain: DatabaseUrl) -> None:
+def test_a_wait_can_be_aborted(plain: DatabaseUrl) -> None:
     with closing(psycopg2.connect(plain.for_libpq())) as connection:
         budget = TimeBudget(plain, lambda _seconds: None, 10)
         try:
             with pytest.raises(TimeoutError):
                 budget.run(lambda: connection.cursor().execute("SELECT pg_sleep(60)"), 0.2)
-        finally:  # Ctrl-C, too, would have close() wait for that
+        finally:  # otherwise close() would wait for the statement, also after Ctrl-C
             abort(connection)
 
-        with pytest.raises(psycopg2.Error):  # at once: nothing holds the connection any more
+        with pytest.raises(psycopg2.Error):  # at once: the connection is free again
             connection.cursor().execute("SELECT 1")
 
 
-def test_what_work_raises_is_raised(plain: DatabaseUrl) -> None:
+def test_exceptions_of_the_work_are_passed_on(plain: DatabaseUrl) -> None:
     with pytest.raises(ZeroDivisionError):
         TimeBudget(plain, print, 10).run(lambda: 1 / 0, 5)

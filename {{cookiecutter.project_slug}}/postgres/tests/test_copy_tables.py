@@ -1,4 +1,4 @@
-"""Copying rows: foreign keys, sequences, and all kinds of values."""
+"""Copying rows with foreign keys, sequences and all kinds of values."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ type Rows = dict[str, list[tuple[Any, ...]]]
 
 @contextmanager
 def connected(url: DatabaseUrl) -> Iterator[Any]:
-    """Yield a cursor whose work is committed."""
+    """Yield a cursor, and commit at the end."""
     with closing(psycopg2.connect(url.direct.for_libpq())) as connection:
         with connection.cursor() as cursor:
             yield cursor
@@ -59,7 +59,7 @@ def shop() -> sa.MetaData:
 
 @pytest.fixture
 def shops(new_database: Callable[[], DatabaseUrl]) -> Iterator[tuple[End, End]]:
-    """Two databases with such tables: one that is in use, and an empty one."""
+    """Two databases with these tables: one with rows, and an empty one."""
     ends = []
     for url in (new_database(), new_database()):
         engine = sa.create_engine(url.direct.for_sqlalchemy())
@@ -79,7 +79,7 @@ def shops(new_database: Callable[[], DatabaseUrl]) -> Iterator[tuple[End, End]]:
         end.connection.close()
 
 
-def test_tables_of_ones_own_are_copied_too(shops: tuple[End, End]) -> None:
+def test_rows_are_copied_unchanged(shops: tuple[End, End]) -> None:
     source, target = shops
     progress = Progress()
 
@@ -92,7 +92,7 @@ def test_tables_of_ones_own_are_copied_too(shops: tuple[End, End]) -> None:
     assert rows(target.url, tables) == rows(source.url, tables)
 
 
-def test_columns_that_no_model_has_are_copied_too(shops: tuple[End, End]) -> None:
+def test_columns_without_a_model_field_are_copied(shops: tuple[End, End]) -> None:
     source, target = shops
     for end in shops:
         end.ask('ALTER TABLE orders ADD COLUMN "Note" text')
@@ -107,7 +107,7 @@ def test_columns_that_no_model_has_are_copied_too(shops: tuple[End, End]) -> Non
     assert target.ask('SELECT "Note" FROM orders WHERE id = 1') == [("by hand",)]
 
 
-def test_a_column_that_has_no_place_is_an_error(shops: tuple[End, End]) -> None:
+def test_a_column_that_the_target_does_not_have_is_an_error(shops: tuple[End, End]) -> None:
     source, target = shops
     source.ask("ALTER TABLE orders ADD COLUMN note text")
     source.connection.commit()
@@ -119,7 +119,7 @@ def test_a_column_that_has_no_place_is_an_error(shops: tuple[End, End]) -> None:
     assert 'column "note" of relation "orders" does not exist' in caught.value.message
 
 
-def test_what_is_written_meanwhile_is_left_out_whole(
+def test_rows_written_during_the_copy_are_left_out(
     shops: tuple[End, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = shops
@@ -138,7 +138,7 @@ def test_what_is_written_meanwhile_is_left_out_whole(
     assert progress.rows == {"orders": 2, "line items": 2}
 
 
-def test_numbers_go_on_where_they_were(shops: tuple[End, End]) -> None:
+def test_sequences_continue_where_they_were(shops: tuple[End, End]) -> None:
     source, target = shops
 
     copy_rows(source, target, shop(), Progress())
@@ -149,7 +149,7 @@ def test_numbers_go_on_where_they_were(shops: tuple[End, End]) -> None:
     assert target.ask('INSERT INTO "line items" (order_id) VALUES (4) RETURNING id') == [(3,)]
 
 
-def test_rows_that_a_policy_hides_are_not_left_behind(shops: tuple[End, End]) -> None:
+def test_row_level_security_is_an_error_because_it_hides_rows(shops: tuple[End, End]) -> None:
     source, target = shops
     role = f"test_{secrets.token_hex(8)}"
     source.ask("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
@@ -169,7 +169,7 @@ def test_rows_that_a_policy_hides_are_not_left_behind(shops: tuple[End, End]) ->
     assert "row-level security" in caught.value.message
 
 
-def test_a_copy_does_not_wait_long_for_those_who_write(
+def test_a_copy_does_not_wait_long_for_a_lock(
     shops: tuple[End, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copy_tables, "TRANSACTION", "SET LOCAL lock_timeout = '100ms'")

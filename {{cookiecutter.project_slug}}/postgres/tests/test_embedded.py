@@ -1,4 +1,4 @@
-"""Where a new embedded server listens."""
+"""URL and port of a new embedded server."""
 
 import socket
 
@@ -8,7 +8,7 @@ from postgres import embedded
 from postgres.url import parse
 
 
-def test_a_new_server_gets_a_url_of_its_own() -> None:
+def test_a_new_server_gets_its_own_url() -> None:
     url = embedded.new_url("your_host")
 
     assert url.is_embedded
@@ -16,7 +16,7 @@ def test_a_new_server_gets_a_url_of_its_own() -> None:
     assert url.password != embedded.new_url("your_host").password
 
 
-def test_a_port_in_use_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         taken = busy.getsockname()[1]
         free = embedded.free_port()

@@ -1,4 +1,4 @@
-"""`.env`: what is written is read back, by its owner only, and nothing else in it changes."""
+"""`.env` files: values are written and read back, privately, and nothing else changes."""
 
 import io
 import os
@@ -63,7 +63,7 @@ def test_a_new_file_is_the_example_with_its_own_secret(env: Path, example: Path)
     assert env.read_text("utf-8") == EXAMPLE.replace(env_file.EXAMPLE_SECRET, secret_in(env))
 
 
-def test_what_is_there_stays(env: Path, example: Path) -> None:
+def test_existing_settings_are_kept(env: Path, example: Path) -> None:
     env.write_text("# mine\nBETTER_AUTH_SECRET=of-my-own\n", "utf-8")
 
     assert not env_file.complete(env, example)
@@ -74,7 +74,7 @@ def test_what_is_there_stays(env: Path, example: Path) -> None:
 @pytest.mark.parametrize(
     "before", ["", "BETTER_AUTH_SECRET=\n", f"BETTER_AUTH_SECRET={env_file.EXAMPLE_SECRET}\n"]
 )
-def test_a_secret_that_is_missing_is_added(env: Path, example: Path, before: str) -> None:
+def test_a_missing_secret_is_added(env: Path, example: Path, before: str) -> None:
     env.write_text(f"PORT=8001\n{before}", "utf-8")
 
     assert not env_file.complete(env, example)
@@ -85,7 +85,7 @@ def test_a_secret_that_is_missing_is_added(env: Path, example: Path, before: str
 
 @needs_modes
 @pytest.mark.usefixtures("open_umask")
-def test_others_can_never_read_it(
+def test_other_users_can_never_read_the_file(
     env: Path, example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes = []
@@ -105,7 +105,7 @@ def test_others_can_never_read_it(
     assert mode_of(env) == 0o600
 
 
-def test_a_failure_leaves_no_half_of_it(
+def test_a_failure_leaves_no_incomplete_file(
     env: Path, example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_arguments: object) -> None:
@@ -119,7 +119,7 @@ def test_a_failure_leaves_no_half_of_it(
 
 
 @needs_modes
-def test_a_link_stays_a_link(env: Path, tmp_path: Path) -> None:
+def test_a_symlink_is_kept(env: Path, tmp_path: Path) -> None:
     target = tmp_path / "shared"
     target.write_text("A=1\n", "utf-8")
     env.symlink_to(target)
@@ -140,7 +140,7 @@ def test_a_link_stays_a_link(env: Path, tmp_path: Path) -> None:
         ("KEY='begin\nA=1\nend'\nA=2\n", "KEY='begin\nA=1\nend'\nA=new\n"),
     ],
 )
-def test_one_value_changes_and_the_rest_stays(env: Path, before: str, after: str) -> None:
+def test_setting_a_value_changes_nothing_else(env: Path, before: str, after: str) -> None:
     env.write_text(before, "utf-8")
 
     env_file.set_value(env, "A", "new")
@@ -158,7 +158,7 @@ def test_one_value_changes_and_the_rest_stays(env: Path, before: str, after: str
         ("# none", False),
     ],
 )
-def test_a_placeholder_is_no_connection_string(env: Path, line: str, *, found: bool) -> None:
+def test_a_placeholder_is_not_a_connection_string(env: Path, line: str, *, found: bool) -> None:
     env.write_text(f"{line}\n", "utf-8")
 
     assert env_file.has_database_url(env) is found
@@ -166,7 +166,7 @@ def test_a_placeholder_is_no_connection_string(env: Path, line: str, *, found: b
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
 @settings(deadline=None)
-def test_a_connection_string_needs_no_quotes_and_docker_reads_it_too(
+def test_a_connection_string_is_written_without_quotes(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.env"
@@ -180,5 +180,5 @@ def test_a_connection_string_needs_no_quotes_and_docker_reads_it_too(
     assert dotenv_values(stream=io.StringIO(lines))["DATABASE_URL"] == url.for_libpq()
 
 
-def test_secrets_are_never_the_same() -> None:
+def test_every_secret_is_different() -> None:
     assert len({env_file.new_secret() for _ in range(10)}) == 10

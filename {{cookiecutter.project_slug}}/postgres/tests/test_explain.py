@@ -1,4 +1,4 @@
-"""What errors mean: the messages of Neon, PgBouncer and PostgreSQL, over real connections."""
+"""Explaining errors: messages of Neon, PgBouncer and PostgreSQL, over real connections."""
 
 import re
 import socket
@@ -22,7 +22,7 @@ from postgres.url import DatabaseUrl
 URL = DatabaseUrl("ada", "correct horse", "127.0.0.1", 1, "todo", (("sslmode", "disable"),))
 NEON = URL.replace(host="ep-cool-name-a1b2c3d4.us-east-2.aws.neon.tech")
 
-# What is sent to a client that logs in, and what it means.
+# An error sent at login, its finding, and whether to retry.
 TEXTS = [
     ("connection is insecure (try using `sslmode=require`)", "tls-required", "no"),
     ("Endpoint ID is not specified. Either please upgrade …", "endpoint-missing", "no"),
@@ -93,7 +93,7 @@ TEXTS = [
 
 
 def fail_to_connect(url: DatabaseUrl, **parameters: Any) -> Finding:
-    """Return what psycopg2's error means."""
+    """Return the finding for psycopg2's error."""
     with pytest.raises(psycopg2.Error) as failure:
         psycopg2.connect(url.for_libpq(), connect_timeout=2, **parameters)
     assert failure.value.pgcode is None
@@ -102,7 +102,7 @@ def fail_to_connect(url: DatabaseUrl, **parameters: Any) -> Finding:
 
 @pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
 @pytest.mark.parametrize(("words", "name", "retry"), TEXTS)
-def test_the_words_of_a_server_become_a_finding(
+def test_a_servers_message_gives_a_finding(
     words: str, name: str, retry: str, severity: str
 ) -> None:
     with scripted_server(error(words, severity)) as server:
@@ -130,7 +130,7 @@ def test_the_words_of_a_server_become_a_finding(
         ({"sslmode": "require", "sslrootcert": "system"}, SILENCE, "certificate-refused"),
     ],
 )
-def test_what_libpq_says_itself_becomes_a_finding(
+def test_an_error_of_libpq_gives_a_finding(
     options: dict[str, str], answer: bytes, name: str
 ) -> None:
     with scripted_server(answer) as server:
@@ -147,7 +147,9 @@ def test_what_libpq_says_itself_becomes_a_finding(
         ("/no/such/folder", "nothing-listens", "TCP"),
     ],
 )
-def test_network_and_server_errors_are_told_apart(host: str, name: str, step: str) -> None:
+def test_network_errors_are_distinguished_from_server_errors(
+    host: str, name: str, step: str
+) -> None:
     with socket.socket() as reserved:  # so that nothing can listen there
         reserved.bind(("127.0.0.1", 0))
         finding = fail_to_connect(URL.replace(host=host, port=reserved.getsockname()[1]))
@@ -155,8 +157,8 @@ def test_network_and_server_errors_are_told_apart(host: str, name: str, step: st
     assert (finding.name, finding.step) == (name, step)
 
 
-def test_the_first_line_counts_where_a_misleading_one_follows() -> None:
-    """libpq tries again with TLS, or without it, and reports both errors."""
+def test_the_first_line_counts_if_a_misleading_one_follows() -> None:
+    """libpq retries with or without TLS, and reports both errors."""
     with scripted_server(error("password authentication failed for user 'ada'")) as server:
         url = URL.replace(port=server.port, options=(("sslmode", "allow"),))
         with pytest.raises(psycopg2.Error, match=r"failed: ERROR[^$]*failed: .*SSL") as failure:
@@ -168,7 +170,7 @@ def test_the_first_line_counts_where_a_misleading_one_follows() -> None:
     assert finding.message == "ERROR: password authentication failed for user 'ada'"
 
 
-def test_an_address_that_answers_tells_more_than_one_that_does_not() -> None:
+def test_the_error_of_an_address_that_answers_takes_precedence() -> None:
     with socket.socket() as reserved, scripted_server(error("Too many connections attempts")) as it:
         reserved.bind(("127.0.0.1", 0))
         ports = f"{reserved.getsockname()[1]},{it.port}"
@@ -177,7 +179,7 @@ def test_an_address_that_answers_tells_more_than_one_that_does_not() -> None:
     assert finding.name == "connect-storm"
 
 
-def test_words_in_another_language_are_passed_on() -> None:
+def test_a_message_in_another_language_is_passed_on() -> None:
     words = "Passwort-Authentifizierung für Benutzer »ada« fehlgeschlagen"
     with scripted_server(error(words, "SCHWERWIEGEND", "28P01")) as server:
         finding = fail_to_connect(URL.replace(port=server.port))
@@ -186,7 +188,7 @@ def test_words_in_another_language_are_passed_on() -> None:
     assert finding.message == f"SCHWERWIEGEND: {words}"
 
 
-def test_secrets_in_the_words_of_a_server_are_hidden() -> None:
+def test_secrets_in_a_servers_message_are_hidden() -> None:
     words = "no luck with correct%20horse, Correct horse, correct horse or ada@example.com"
     with scripted_server(error(words)) as server:
         finding = fail_to_connect(URL.replace(port=server.port))
@@ -210,13 +212,13 @@ def test_secrets_in_the_words_of_a_server_are_hidden() -> None:
         ("42P01", "schema-behind"),
         ("42501", "permission-denied"),
         ("58030", "server-trouble"),
-        ("XX000", "nothing-listens"),  # so vague that the text counts
+        ("XX000", "nothing-listens"),  # too vague, so the text decides
         ("XX001", "server-trouble"),
         ("23505", "other-error"),
     ],
 )
 def test_an_error_is_recognized_by_its_sqlstate(server: DatabaseUrl, code: str, name: str) -> None:
-    """Regardless of its text and language."""
+    """Its text and language do not matter."""
     raising = f"DO $$BEGIN RAISE 'connection refused' USING ERRCODE = '{code}'; END$$"
     engine = create_engine(server.for_sqlalchemy())
     with engine.connect() as connection, pytest.raises(exc.DBAPIError) as failure:
@@ -233,12 +235,12 @@ def test_an_error_is_recognized_by_its_sqlstate(server: DatabaseUrl, code: str, 
         (["SELECT no_such_column FROM pg_class"], "schema-behind"),
         (["SET TRANSACTION READ ONLY", "CREATE TABLE t ()"], "read-only"),
         (["SET LOCAL statement_timeout = 1", "SELECT pg_sleep(5)"], "query-cancelled"),
-        # The server says why as it hangs up, and is not always heard.
+        # The server sends the reason as it disconnects, but it does not always arrive.
         (["SELECT pg_terminate_backend(pg_backend_pid())"], "server-stopped|connection-lost"),
         (["SELECT 1 / 0"], "other-error"),
     ],
 )
-def test_errors_of_a_real_server_at_work_become_findings(
+def test_errors_of_a_real_server_give_findings(
     server: DatabaseUrl, statements: list[str], name: str
 ) -> None:
     engine = create_engine(server.for_sqlalchemy())
@@ -253,7 +255,7 @@ def test_errors_of_a_real_server_at_work_become_findings(
     assert explain(failure.value, server).name in name.split("|")
 
 
-def test_the_rows_that_an_error_quotes_are_not_passed_on(
+def test_rows_quoted_in_an_error_are_not_passed_on(
     new_database: Callable[[], DatabaseUrl],
 ) -> None:
     url = new_database()
@@ -294,7 +296,7 @@ def test_an_error_without_a_sqlstate_is_recognized_by_its_message(words: str, na
         (ValueError("whatever"), "other-error"),
     ],
 )
-def test_errors_of_the_network_become_findings(raised: Exception, name: str) -> None:
+def test_network_errors_give_findings(raised: Exception, name: str) -> None:
     assert explain(raised, URL).name == name
 
 
@@ -311,7 +313,7 @@ def test_the_cause_of_a_wrapped_error_is_explained() -> None:
     parts=st.lists(st.sampled_from(["raw", "encoded", " failed: FATAL:  "]) | st.text()),
     code=st.sampled_from([None, "XX000", "28P01", "99999"]),
 )
-def test_there_is_a_finding_for_any_text_and_no_password_in_it(
+def test_any_text_gives_a_finding_without_the_password(
     password: str, parts: list[str], code: str | None
 ) -> None:
     secret = {"raw": password, "encoded": quote(password, safe="")}
@@ -327,13 +329,13 @@ def test_there_is_a_finding_for_any_text_and_no_password_in_it(
     assert quote(password, safe="") not in finding.message
 
 
-def test_a_text_in_which_hiding_spells_a_secret_anew_is_not_shown() -> None:
+def test_a_text_is_dropped_if_masking_creates_the_secret_again() -> None:
     words = psycopg2.OperationalError("no luck with aa*")
 
     assert explain(words, URL.replace(password="a*")).message == ""
 
 
-def test_advice_fits_the_server() -> None:
+def test_advice_depends_on_the_server() -> None:
     embedded = URL.replace(user="embedded")
 
     assert "manage.py postgres start" in advise(BY_NAME["nothing-listens"], embedded)
@@ -348,5 +350,5 @@ def test_findings_have_names_that_programs_can_compare() -> None:
     assert set(PAUSES) == set(Retry)
 
 
-def test_what_clients_are_told_names_no_host_user_or_setting() -> None:
+def test_public_messages_name_no_host_user_or_setting() -> None:
     assert not [f.public for f in FINDINGS if re.search(r"[A-Z_@`.]|neon|user|role", f.public)]

@@ -1,4 +1,4 @@
-"""What is logged when the database is lost and when it is back."""
+"""Log messages when the database goes down and comes back."""
 
 import socket
 import time
@@ -28,7 +28,7 @@ def log() -> Iterator[list[EventDict]]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
-    """Replace the clock by one that a test moves forward."""
+    """Replace the clock with one that a test moves forward."""
     now = 1000.0
 
     def let_pass(seconds: float) -> float:
@@ -44,7 +44,7 @@ def events(log: list[EventDict]) -> list[tuple[str, Any]]:
     return [(line["event"], line.get("finding")) for line in log]
 
 
-def test_an_outage_is_logged_once_and_so_is_its_end(
+def test_an_outage_and_its_end_are_logged_once(
     log: list[EventDict], clock: Callable[[float], float]
 ) -> None:
     database = Availability(URL)
@@ -60,7 +60,7 @@ def test_an_outage_is_logged_once_and_so_is_its_end(
     assert log[1]["failed"] == 50
 
 
-def test_the_log_has_cause_advice_and_words_without_secrets(log: list[EventDict]) -> None:
+def test_the_log_has_cause_advice_and_error_without_secrets(log: list[EventDict]) -> None:
     Availability(URL).lost(psycopg2.OperationalError("sorry, correct horse, too many clients"))
 
     (line,) = log
@@ -82,7 +82,7 @@ def test_another_cause_during_an_outage_is_logged(
     assert [line["finding"] for line in log] == ["connection-lost", "waking-up"]
 
 
-def test_a_connection_that_comes_and_goes_does_not_flood_the_log(
+def test_an_unstable_connection_does_not_flood_the_log(
     log: list[EventDict], clock: Callable[[float], float]
 ) -> None:
     database = Availability(URL)
@@ -94,7 +94,7 @@ def test_a_connection_that_comes_and_goes_does_not_flood_the_log(
     assert len(log) <= 2 * (30 / outage_log.QUIET_SECONDS + 1)
 
 
-def test_a_query_that_was_under_way_proves_nothing(
+def test_a_query_that_started_before_the_outage_does_not_end_it(
     log: list[EventDict], clock: Callable[[float], float]
 ) -> None:
     database = Availability(URL)
@@ -107,7 +107,7 @@ def test_a_query_that_was_under_way_proves_nothing(
     assert [line["event"] for line in log] == ["database lost"]
 
 
-def test_all_is_quiet_while_all_is_well(log: list[EventDict]) -> None:
+def test_nothing_is_logged_while_the_database_is_available(log: list[EventDict]) -> None:
     database = Availability(URL)
 
     database.back(began=time.monotonic())
@@ -115,7 +115,7 @@ def test_all_is_quiet_while_all_is_well(log: list[EventDict]) -> None:
     assert log == []
 
 
-def test_a_refusal_of_some_work_is_logged_each_minute_and_is_no_outage(
+def test_a_refused_request_is_not_an_outage_and_is_logged_at_most_once_a_minute(
     log: list[EventDict], clock: Callable[[float], float]
 ) -> None:
     database = Availability(URL)
@@ -129,20 +129,20 @@ def test_a_refusal_of_some_work_is_logged_each_minute_and_is_no_outage(
 
 @pytest.fixture
 def away(server: DatabaseUrl) -> Iterator[DatabaseUrl]:
-    """A database that is away: nothing listens on its port, and nothing else can take it."""
+    """A database that is down: nothing listens on its port, which is reserved."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         yield server.replace(port=reserved.getsockname()[1])
 
 
-def test_one_look_logs_what_is_wrong(away: DatabaseUrl, log: list[EventDict]) -> None:
+def test_a_single_check_logs_what_is_wrong(away: DatabaseUrl, log: list[EventDict]) -> None:
     look_once(away, list).join(timeout=30)
 
     (line,) = log
     assert (line["event"], line["finding"]) == ("database not ready", "nothing-listens")
 
 
-def test_one_look_at_a_healthy_database_logs_nothing(
+def test_a_single_check_of_a_healthy_database_logs_nothing(
     new_database: Callable[[], DatabaseUrl], log: list[EventDict]
 ) -> None:
     look_once(new_database(), list).join(timeout=30)

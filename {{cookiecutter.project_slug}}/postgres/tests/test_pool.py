@@ -1,4 +1,4 @@
-"""How requests share connections: in the order in which they came, and without losing any."""
+"""Requests share connections in order of arrival, and lose none."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ FOREVER = 30.0  # seconds: longer than any test waits
 
 
 async def take(engine: AsyncEngine) -> AsyncConnection:
-    """Take a connection, as another request."""
+    """Check out a connection in another task, as another request would."""
 
     async def connect() -> AsyncConnection:
         return await engine.connect()
@@ -36,10 +36,10 @@ async def take(engine: AsyncEngine) -> AsyncConnection:
     return await asyncio.create_task(connect())
 
 
-# The line.
+# The queue.
 
 
-def test_one_that_gives_its_connection_back_does_not_take_it_from_one_that_waits(
+def test_a_request_that_returns_its_connection_does_not_overtake_waiting_ones(
     run: Run, server: DatabaseUrl
 ) -> None:
     order: list[str] = []
@@ -49,7 +49,7 @@ def test_one_that_gives_its_connection_back_does_not_take_it_from_one_that_waits
             connection = await engine.connect()
             order.append(name)
             await connection.scalar(select(literal(42)))
-            await connection.close()  # and asks for the next one, before any other task goes on
+            await connection.close()  # then asks for the next one, before any other task runs
 
     async def use() -> None:
         async with open_engine(server) as engine, asyncio.TaskGroup() as tasks:
@@ -62,7 +62,7 @@ def test_one_that_gives_its_connection_back_does_not_take_it_from_one_that_waits
     assert order == ["greedy", "first", "second", *["greedy"] * 4]
 
 
-def test_a_full_line_turns_away_at_once(run: Run, server: DatabaseUrl) -> None:
+def test_a_full_queue_refuses_at_once(run: Run, server: DatabaseUrl) -> None:
     async def use() -> list[Any]:
         async with open_engine(server, queue_size=2, queue_seconds=FOREVER) as engine:
             taken = await take(engine)
@@ -77,9 +77,9 @@ def test_a_full_line_turns_away_at_once(run: Run, server: DatabaseUrl) -> None:
     assert run(use()) == [42, 42]
 
 
-@pytest.mark.parametrize("limit", ["of the line", "of the request"])
-def test_a_wait_in_the_line_ends_in_time(run: Run, server: DatabaseUrl, limit: str) -> None:
-    queue_seconds = 0.2 if limit == "of the line" else FOREVER
+@pytest.mark.parametrize("limit", ["of the queue", "of the request"])
+def test_a_wait_in_the_queue_ends_in_time(run: Run, server: DatabaseUrl, limit: str) -> None:
+    queue_seconds = 0.2 if limit == "of the queue" else FOREVER
     request_seconds = 0.2 if limit == "of the request" else FOREVER
 
     async def use() -> float:
@@ -95,7 +95,7 @@ def test_a_wait_in_the_line_ends_in_time(run: Run, server: DatabaseUrl, limit: s
     assert 0.1 < run(use()) < FOREVER / 3
 
 
-def test_each_in_the_line_tries_at_once_when_a_connection_cannot_be_made(
+def test_if_a_connection_cannot_be_opened_the_next_request_tries_at_once(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     refusal = error("password authentication failed")
@@ -112,7 +112,7 @@ def test_each_in_the_line_tries_at_once_when_a_connection_cannot_be_made(
     assert others == [42, 42]
 
 
-def test_a_newcomer_does_not_overtake_when_a_connection_cannot_be_made(
+def test_if_a_connection_cannot_be_opened_a_newcomer_does_not_overtake(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     order: list[str] = []
@@ -138,14 +138,14 @@ def test_a_newcomer_does_not_overtake_when_a_connection_cannot_be_made(
     assert order == ["waiting", "newcomer"]
 
 
-def test_one_that_leaves_the_line_passes_its_connection_on(run: Run, server: DatabaseUrl) -> None:
+def test_a_cancelled_request_passes_its_connection_on(run: Run, server: DatabaseUrl) -> None:
     async def use() -> Any:
         async with open_engine(server, queue_seconds=FOREVER) as engine, asyncio.timeout(10):
             taken = await take(engine)
             leaving, staying = (asyncio.create_task(scalar(engine)) for _ in range(2))
             await asyncio.sleep(0)
             await taken.close()
-            leaving.cancel()  # which has the connection, and does not know it yet
+            leaving.cancel()  # it has been given the connection, but has not run since
             answer = await staying
             assert leaving.cancelled()
             return answer
@@ -153,14 +153,14 @@ def test_one_that_leaves_the_line_passes_its_connection_on(run: Run, server: Dat
     assert run(use()) == 42
 
 
-def test_one_that_leaves_the_line_passes_its_turn_to_connect_on(
+def test_a_cancelled_request_passes_its_turn_to_connect_on(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     async def use(port: int) -> Any:
         async def fail() -> None:
             with pytest.raises(exc.OperationalError):
                 await scalar(engine)
-            leaving.cancel()  # whose turn it is, and who does not know it yet
+            leaving.cancel()  # it is its turn, but it has not run since
 
         url = embedded_server.replace(port=port)
         async with open_engine(url, queue_seconds=FOREVER) as engine, asyncio.timeout(10):
@@ -177,7 +177,7 @@ def test_one_that_leaves_the_line_passes_its_turn_to_connect_on(
 
 @pytest.fixture
 def waking(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Have connections take longer from now on, as those of a compute that wakes up."""
+    """A function that makes connecting slower from then on, like a waking compute."""
 
     async def wake_up(*arguments: Any) -> str | None:
         await asyncio.sleep(0.5)
@@ -187,7 +187,7 @@ def waking(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(dialect, "choose_address", wake_up)
 
 
-def test_one_waits_for_longer_while_all_connections_are_being_made(
+def test_requests_wait_longer_while_all_connections_are_being_opened(
     run: Run, server: DatabaseUrl, waking: Callable[[], None]
 ) -> None:
     async def use() -> list[Any]:
@@ -198,7 +198,7 @@ def test_one_waits_for_longer_while_all_connections_are_being_made(
     assert run(use()) == [42, 42, 42]
 
 
-def test_one_waits_no_longer_while_a_connection_is_in_use(
+def test_requests_do_not_wait_longer_while_a_connection_is_in_use(
     run: Run, server: DatabaseUrl, waking: Callable[[], None]
 ) -> None:
     async def use() -> list[Any]:
@@ -216,9 +216,7 @@ def test_one_waits_no_longer_while_a_connection_is_in_use(
     assert isinstance(refusal, DatabaseBusy)
 
 
-def test_a_task_may_hold_a_connection_of_each_engine_but_no_second_one(
-    run: Run, server: DatabaseUrl
-) -> None:
+def test_a_task_can_hold_only_one_connection_per_engine(run: Run, server: DatabaseUrl) -> None:
     async def use() -> object:
         async with (
             open_engine(server, pool_size=2) as engine,
@@ -233,7 +231,7 @@ def test_a_task_may_hold_a_connection_of_each_engine_but_no_second_one(
     assert run(use()) == 42
 
 
-def test_a_transaction_that_psycopg2_knows_nothing_of_ends_with_its_request(
+def test_a_transaction_started_by_a_statement_ends_with_its_request(
     run: Run, server: DatabaseUrl
 ) -> None:
     async def use() -> None:
@@ -250,7 +248,7 @@ def test_a_transaction_that_psycopg2_knows_nothing_of_ends_with_its_request(
 
 @pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
 @pytest.mark.parametrize("way", ["forgotten", "detached"])
-def test_a_task_that_gave_its_connection_up_may_take_another(
+def test_a_task_that_gave_up_its_connection_can_take_another(
     run: Run, server: DatabaseUrl, way: str
 ) -> None:
     async def use() -> object:
@@ -266,14 +264,14 @@ def test_a_task_that_gave_its_connection_up_may_take_another(
     assert run(use()) == 42
 
 
-# Nothing is lost.
+# No connection is lost.
 
 REQUESTS = 5_000  # on each of the two event loops
 AT_ONCE = 60
 POOL_SIZE = 3
 NUMBERS = CompiledStatement(text("SELECT generate_series(1, 20) FROM pg_sleep(0.001)"))
 
-phase: ContextVar[list[str]] = ContextVar("phase")  # how far a request has come
+phase: ContextVar[list[str]] = ContextVar("phase")  # phases that a request has reached
 
 
 def send_alone(engine: Engine) -> None:
@@ -315,7 +313,7 @@ async def stream(engine: AsyncEngine) -> None:
 
 
 async def cancel_one(engine: AsyncEngine, chance: random.Random) -> str:
-    """Begin a request, and cancel it some time or other. Returns how far it has come."""
+    """Start a request, and cancel it at a random time. Returns its last phase."""
     phases = ["waiting"]
 
     async def request() -> None:
@@ -337,9 +335,9 @@ PHASES = {"waiting", "connecting", "executing", "fetching", "closing", "done"}
 
 
 async def cancel_many(engine: AsyncEngine) -> Counter[str]:
-    """Cancel REQUESTS, of which AT_ONCE are under way. Returns how far they came.
+    """Cancel REQUESTS requests, AT_ONCE at a time. Returns the counts of their last phases.
 
-    On a busy machine some phase may be too short to be met: then more are cancelled.
+    On a busy machine, a phase may be too short to be hit. Then it cancels more requests.
     """
     chance = random.Random(26)  # noqa: S311  (the same each time)
     ends: Counter[str] = Counter()
@@ -360,7 +358,7 @@ def in_use(engine: AsyncEngine) -> int:
 
 
 async def use_all(engine: AsyncEngine) -> list[Any]:
-    """Use all connections at the same time."""
+    """Use all connections of the pool at the same time."""
     all_are_held = asyncio.Barrier(POOL_SIZE)
 
     async def use_one() -> Any:
@@ -372,8 +370,8 @@ async def use_all(engine: AsyncEngine) -> list[Any]:
         return await asyncio.gather(*(use_one() for _ in range(POOL_SIZE)))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="counts descriptors, which are POSIX's")
-def test_ten_thousand_cancelled_requests_lose_nothing(
+@pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
+def test_ten_thousand_cancelled_requests_lose_no_connection(
     run: Run, embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"cancelled {uuid4()}"
@@ -388,7 +386,7 @@ def test_ten_thousand_cancelled_requests_lose_nothing(
         at_first = files()
         async with open_engine(url, pool_size=POOL_SIZE) as engine:
             ends = await cancel_many(engine)
-            # What a session still does when it is cancelled, it does in the background.
+            # A cancelled session finishes its work in the background.
             await wait_until(lambda: not in_use(engine))
             assert await use_all(engine) == [42] * POOL_SIZE
             assert files() == at_first + POOL_SIZE

@@ -1,4 +1,4 @@
-"""The prompt for a connection string, on a terminal of the tests' own."""
+"""The prompt for a connection string, on a pseudo-terminal."""
 
 import os
 import select
@@ -16,7 +16,7 @@ if sys.platform == "win32":
 import pty
 
 PROJECT = Path(__file__).parents[2]
-# Asks, tells what it got, and whether the terminal is as it was before.
+# Asks, and prints the answer and whether the terminal's settings are restored.
 PROGRAM = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -29,7 +29,7 @@ except (EOFError, KeyboardInterrupt) as error:
 print("terminal", "as before" if termios.tcgetattr(0) == before else "changed")
 print("next", ascii(input()))
 """
-SECONDS = 20  # a limit, and no measure
+SECONDS = 20  # timeout, only to detect a hang
 
 
 class Terminal:
@@ -70,7 +70,7 @@ def terminal() -> Iterator[Terminal]:
     terminal.close()
 
 
-def test_what_is_typed_is_read_and_not_shown(terminal: Terminal) -> None:
+def test_typed_text_is_read_and_not_shown(terminal: Terminal) -> None:
     terminal.type("s3cr3t\n")
 
     terminal.wait_for("got 's3cr3t\\n'")
@@ -79,16 +79,16 @@ def test_what_is_typed_is_read_and_not_shown(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("text", ["one\ntwo\nthree\n", "\none\n", f"{'x' * 3000}\n{'y' * 3000}\n"])
-def test_lines_that_are_pasted_at_once_are_one_answer(terminal: Terminal, text: str) -> None:
+def test_lines_pasted_together_are_one_answer(terminal: Terminal, text: str) -> None:
     terminal.type(text)
 
     terminal.wait_for("terminal as before")
     assert f"got {text!r}" in terminal.screen.replace("\r\n", "")
 
 
-def test_a_last_line_that_does_not_end_waits_for_enter(terminal: Terminal) -> None:
+def test_an_unfinished_last_line_waits_for_enter(terminal: Terminal) -> None:
     terminal.type("one\ns3cr3t")
-    time.sleep(1)  # longer than a paste may pause
+    time.sleep(1)  # longer than the maximum pause in a paste
     assert "got" not in terminal.screen
     terminal.type("\n")
 
@@ -97,7 +97,7 @@ def test_a_last_line_that_does_not_end_waits_for_enter(terminal: Terminal) -> No
     assert terminal.screen.count("s3cr3t") == 1
 
 
-def test_a_typing_error_can_be_taken_back(terminal: Terminal) -> None:
+def test_backspace_deletes_a_character(terminal: Terminal) -> None:
     terminal.type("abx\x7fc\n")
 
     terminal.wait_for("got 'abc\\n'")
@@ -107,16 +107,14 @@ def test_a_typing_error_can_be_taken_back(terminal: Terminal) -> None:
     ("keys", "error"),
     [("\x04", "EOFError"), ("\x03", "KeyboardInterrupt"), ("a\nb\x03", "Keyboard")],
 )
-def test_ctrl_d_and_ctrl_c_leave_the_terminal_as_it_was(
-    terminal: Terminal, keys: str, error: str
-) -> None:
+def test_ctrl_d_and_ctrl_c_restore_the_terminal(terminal: Terminal, keys: str, error: str) -> None:
     terminal.type(keys)
 
     terminal.wait_for(f"got {error}")
     terminal.wait_for("terminal as before")
 
 
-def test_nothing_of_a_paste_reaches_what_comes_next(terminal: Terminal) -> None:
+def test_no_part_of_a_paste_reaches_the_next_prompt(terminal: Terminal) -> None:
     terminal.type("one\ntwo\nthree\n")
     terminal.wait_for("terminal as before")
     terminal.type("later\n")

@@ -1,4 +1,4 @@
-"""What people paste, and what is understood; libpq and SQLAlchemy are asked for theirs."""
+"""Parsing pasted connection strings, compared with libpq and SQLAlchemy."""
 
 import re
 from pathlib import Path
@@ -34,30 +34,30 @@ LOCAL = DatabaseUrl("ann", "pw", "localhost", 5432, "todo")
 NEON_LOGIN = f"postgresql://alex:{PASSWORD}"
 
 
-def test_what_neon_shows_is_taken_as_it_is() -> None:
+def test_neons_connection_string_is_accepted_unchanged() -> None:
     reading = read(STRING)
 
     assert reading == Reading(NEON, ())
 
 
 @pytest.mark.parametrize("text", WHOLE.values(), ids=WHOLE)
-def test_a_whole_string_is_found_in_any_text(text: str) -> None:
+def test_a_complete_string_is_found_in_any_text(text: str) -> None:
     assert parse(text) == NEON
 
 
 @pytest.mark.parametrize("text", IN_PARTS.values(), ids=IN_PARTS)
-def test_parts_are_put_together_and_what_is_missing_is_added(text: str) -> None:
+def test_parts_are_combined_and_missing_ones_are_added(text: str) -> None:
     assert parse(text) == NEON.replace(options=(("sslmode", "require"),))
 
 
 @pytest.mark.parametrize("text", SEVERAL.values(), ids=SEVERAL)
-def test_of_several_strings_the_one_for_an_application_is_taken(text: str) -> None:
+def test_of_several_strings_the_one_for_applications_is_chosen(text: str) -> None:
     assert parse(text) == NEON.replace(host=POOLED_HOST)
 
 
 @pytest.mark.parametrize("before", ["", "psql '", 'DATABASE_URL="', '{"url": "'])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n    "])
-def test_it_may_be_broken_at_any_character(before: str, line_end: str) -> None:
+def test_a_line_break_at_any_character_is_removed(before: str, line_end: str) -> None:
     breaks = range(len("postgresql://") + 1, len(STRING))
 
     found = [parse(f"{before}{STRING[:index]}{line_end}{STRING[index:]}") for index in breaks]
@@ -66,14 +66,12 @@ def test_it_may_be_broken_at_any_character(before: str, line_end: str) -> None:
 
 
 @pytest.mark.parametrize(("password", "text"), PASSWORDS.items(), ids=PASSWORDS.values())
-def test_a_password_may_hold_anything(password: str, text: str) -> None:
+def test_a_password_can_contain_any_character(password: str, text: str) -> None:
     assert parse(text) == LOCAL.replace(password=password)
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_fixed_is_refused_with_the_place_and_what_to_write(
-    text: str, message: str
-) -> None:
+def test_an_error_shows_the_place_and_what_to_write(text: str, message: str) -> None:
     with pytest.raises(DatabaseUrlError) as refusal:
         parse(text)
 
@@ -138,7 +136,7 @@ def test_every_change_is_reported(text: str, changes: list[str]) -> None:
 @pytest.mark.parametrize(
     "query", ["", "?sslmode=", "?sslmode=disable", "?sslmode=prefer", "?ssl=0"]
 )
-def test_nothing_goes_to_neon_without_tls(host: str, query: str) -> None:
+def test_connections_to_neon_always_use_tls(host: str, query: str) -> None:
     reading = read(f"{NEON_LOGIN}@{host}/neondb{query}")
 
     assert dict(reading.url.options) == {"sslmode": "require"}
@@ -153,14 +151,14 @@ def test_a_mode_that_forces_tls_is_kept(mode: str) -> None:
     assert reading.changes == ()
 
 
-def test_the_systems_certificates_ask_for_the_full_check() -> None:
+def test_the_systems_certificates_imply_full_verification() -> None:
     url = parse(f"{NEON_LOGIN}@{HOST}/neondb?sslrootcert=system")
 
     assert dict(url.options) == {"sslrootcert": "system", "sslmode": "verify-full"}
 
 
 @pytest.mark.parametrize("mode", ["disable", "prefer"])
-def test_elsewhere_than_on_neon_tls_is_left_to_the_user(mode: str) -> None:
+def test_for_other_servers_the_users_tls_mode_is_kept(mode: str) -> None:
     assert parse(f"postgresql://ann@localhost/todo?sslmode={mode}").options == (("sslmode", mode),)
 
 
@@ -175,7 +173,7 @@ def test_elsewhere_than_on_neon_tls_is_left_to_the_user(mode: str) -> None:
         ("postgresql://ann@db_1:5433/todo", "db_1", 5433),
     ],
 )
-def test_hosts_may_be_names_addresses_and_sockets(text: str, host: str, port: int) -> None:
+def test_hosts_can_be_names_addresses_and_sockets(text: str, host: str, port: int) -> None:
     assert parse(text) == DatabaseUrl("ann", "", host, port, "todo")
 
 
@@ -186,7 +184,7 @@ def test_hosts_may_be_names_addresses_and_sockets(text: str, host: str, port: in
         "postgresql://h1/todo?user=ann&password=pw&application_name=me@work",
     ],
 )
-def test_where_libpq_is_content_there_is_no_second_reading(text: str) -> None:
+def test_a_string_that_libpq_accepts_is_not_reinterpreted(text: str) -> None:
     reading = read(text)
 
     url = LOCAL.replace(host="h1", options=(("application_name", "me@work"),))
@@ -194,7 +192,7 @@ def test_where_libpq_is_content_there_is_no_second_reading(text: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["ep-cool-name-a1b2c3d4.databricks.com", "ep-1.example.com"])
-def test_a_host_like_neons_may_end_otherwise(host: str) -> None:
+def test_a_host_like_neons_can_have_another_domain(host: str) -> None:
     assert parse(f"postgresql://ann:pw@{host}/todo").host == host
 
 
@@ -233,12 +231,12 @@ def test_the_pooled_host_differs_in_its_first_label() -> None:
         ("notneon.tech", False),
     ],
 )
-def test_neon_is_known_by_its_domains(host: str, is_neon: bool) -> None:
+def test_neon_is_recognised_by_its_domains(host: str, is_neon: bool) -> None:
     assert NEON.replace(host=host).is_neon == is_neon
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1"])
-def test_the_embedded_server_is_known_by_host_and_user(host: str) -> None:
+def test_the_embedded_server_is_recognised_by_host_and_user(host: str) -> None:
     url = DatabaseUrl("embedded", "pw", host, 20_000, "todo")
 
     assert url.is_embedded
@@ -246,7 +244,7 @@ def test_the_embedded_server_is_known_by_host_and_user(host: str) -> None:
     assert not url.replace(host="10.0.0.1").is_embedded
 
 
-def test_nothing_secret_is_shown() -> None:
+def test_no_secret_is_shown() -> None:
     url = NEON.replace(options=(("sslpassword", "s3cr3t"),))
 
     assert str(url) == f"postgresql://alex:***@{HOST}:5432/neondb?sslpassword="
@@ -274,12 +272,12 @@ def urls_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[DatabaseUrl]:
     )
 
 
-# No placeholder is without one of these characters, no mask without one of the others.
+# Every placeholder contains one of the first characters, every mask one of the others.
 PLACEHOLDERS, MASKS = "hHWxXyY.<[{$%oO", "*•●·…"
 text = st.text(st.characters(codec="utf-8", exclude_characters=f"\0{PLACEHOLDERS}"), min_size=1)
 urls = urls_of(text)
 
-# Pieces of what is pasted, to be put together in any order, and into strings that are right.
+# Pieces of pasted texts, to combine in any order, and to insert into valid strings.
 URL_PIECES = ["ann", "pw", "h1", "db", *":@/?&=,#%", "%41", "%FF", "%40", "5432", "[::1]", "a=b"]
 URL_PIECES += ["sslmode=require", "ssl=true", "user=", "password=", "host=", "port=", "localhost"]
 URL_PIECES += ["options=", "application_name=", "%75ser=", "&amp;"]
@@ -293,7 +291,7 @@ pasted = st.lists(st.sampled_from(URL_PIECES + TEXT_PIECES), max_size=12).map(""
 
 
 def damaged(*texts: str, pieces: list[str]) -> st.SearchStrategy[str]:
-    """Return texts with up to three pieces put into them."""
+    """Return texts with up to three pieces inserted."""
 
     def damage(text: str, insertions: list[tuple[float, str]]) -> str:
         for place, piece in insertions:
@@ -323,7 +321,7 @@ def outcome_of(text: str) -> Reading | DatabaseUrlError:
 
 @given(pasted | st.text() | damaged_urls | damaged(*WHOLE.values(), pieces=TEXT_PIECES))
 @settings(deadline=None, max_examples=1000)
-def test_any_text_is_understood_once_and_for_all_or_refused(text: str) -> None:
+def test_any_text_is_rejected_or_read_as_a_stable_url(text: str) -> None:
     outcome = outcome_of(text)
 
     if isinstance(outcome, DatabaseUrlError):
@@ -334,7 +332,7 @@ def test_any_text_is_understood_once_and_for_all_or_refused(text: str) -> None:
         assert mode in {"require", "verify-ca", "verify-full"} or not outcome.url.is_neon
 
 
-# In a text that is percent-encoded as a whole, no password stands as it is.
+# A text that is percent-encoded as a whole does not contain the plain password.
 WITH_PASSWORD = [*WHOLE.values(), *IN_PARTS.values(), *(text for text, _ in REFUSED.values())]
 FORMS = [
     text.replace(PASSWORD, "{}")
@@ -346,14 +344,14 @@ FORMS += ["postgresql://ann:{}", "ann:{}@localhost/todo"]
 
 
 @given(
-    # No message has one of these letters.
+    # No message contains any of these letters.
     st.text("JXΩ19@:/?#%&=+,;<>[]{}()|$*'\"`\\ ", min_size=1).filter(set("JXΩ").intersection),
     st.sampled_from(FORMS),
 )
 @settings(deadline=None, max_examples=1000)
-def test_no_piece_of_the_password_is_in_any_message(password: str, form: str) -> None:
+def test_no_message_contains_a_piece_of_the_password(password: str, form: str) -> None:
     before, _, after = form.partition("{}")
-    # In quotes there are none, and where no host follows, what follows an "@" may be one.
+    # A quoted password has no quotes. If no host follows, text after an "@" may be the host.
     impossible = [mark for mark in "'\"`" if mark in before]
     impossible += [] if HOST in after or "localhost" in after else ["@"]
     for mark in impossible:
@@ -367,23 +365,23 @@ def test_no_piece_of_the_password_is_in_any_message(password: str, form: str) ->
 
 @given(urls)
 @settings(deadline=None)
-def test_what_is_written_is_read_back(url: DatabaseUrl) -> None:
+def test_a_written_url_is_read_back(url: DatabaseUrl) -> None:
     assert read(url.for_libpq()) == Reading(url, ())
 
 
 def parts_of(url: DatabaseUrl) -> dict[str, str]:
-    """Return a URL in libpq's own words."""
+    """Return a URL as libpq's keywords and values."""
     named = {"user": url.user, "password": url.password, "host": url.host, "port": str(url.port)}
     return {**named, "dbname": url.database, **dict(url.options)}
 
 
 @given(urls)
 @settings(deadline=None)
-def test_libpq_understands_what_is_written(url: DatabaseUrl) -> None:
+def test_libpq_reads_a_written_url_the_same_way(url: DatabaseUrl) -> None:
     assert parse_dsn(url.for_libpq()) == parts_of(url)
 
 
-# Some quotes are taken for those of a word processor.
+# Some quotes are treated as those of a word processor.
 QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb"
 visible = st.characters(
     exclude_categories=["C", "Z"], exclude_characters=PLACEHOLDERS + MASKS + QUOTES
@@ -392,7 +390,7 @@ visible = st.characters(
 
 @given(urls_of(st.text(visible | st.sampled_from(" '\\"), min_size=1)))
 @settings(deadline=None)
-def test_keywords_and_values_are_read_as_libpq_writes_them(url: DatabaseUrl) -> None:
+def test_keywords_and_values_written_by_libpq_are_read_back(url: DatabaseUrl) -> None:
     assert parse(make_dsn(**parts_of(url))) == url
 
 
@@ -404,7 +402,7 @@ def test_keywords_and_values_are_read_as_libpq_writes_them(url: DatabaseUrl) -> 
     )
 )
 @settings(deadline=None, max_examples=500)
-def test_what_libpq_accepts_as_keywords_is_understood_as_libpq_does(text: str) -> None:
+def test_keywords_and_values_are_read_like_libpq(text: str) -> None:
     if (both := understood_by_both(text)) is None:
         return
 
@@ -415,7 +413,7 @@ def test_what_libpq_accepts_as_keywords_is_understood_as_libpq_does(text: str) -
 
 @given(damaged_urls)
 @settings(deadline=None, max_examples=1000)
-def test_what_libpq_accepts_as_a_url_is_understood_as_libpq_does(text: str) -> None:
+def test_urls_are_read_like_libpq(text: str) -> None:
     if (both := understood_by_both(text)) is None:
         return
 
@@ -425,7 +423,7 @@ def test_what_libpq_accepts_as_a_url_is_understood_as_libpq_does(text: str) -> N
 
 
 def can_be_connected_to(theirs: dict[str, str]) -> bool:
-    """libpq takes anything for a host, a port or a database; what is none was meant otherwise."""
+    """Return whether host, port and database are plausible: libpq accepts any text for them."""
     host, port, database = (theirs.get(name, "") for name in ("host", "port", "dbname"))
     return bool(
         re.fullmatch(r"[\w.-]+|::1", host)
@@ -444,7 +442,7 @@ def understood_by_both(text: str) -> tuple[dict[str, str], Reading] | None:
 
 
 def with_defaults(theirs: dict[str, str]) -> dict[str, str]:
-    """Add what libpq leaves open, and correct the two values that it checks as it connects."""
+    """Add libpq's missing defaults, and fix the two values that it checks only on connecting."""
     given = {name: value for name, value in theirs.items() if value}
     given |= {name: re.sub(r"\W", "", given[name]) for name in MODES if name in given}
     neon = "neon.tech" in given["host"]
@@ -454,7 +452,7 @@ def with_defaults(theirs: dict[str, str]) -> dict[str, str]:
 
 @given(urls)
 @settings(deadline=None)
-def test_sqlalchemy_sees_the_same_parts_and_the_driver(url: DatabaseUrl) -> None:
+def test_sqlalchemy_reads_the_same_parts_and_the_driver(url: DatabaseUrl) -> None:
     theirs = make_url(url.for_sqlalchemy())
 
     _, arguments = theirs.get_dialect()().create_connect_args(theirs)
@@ -463,7 +461,7 @@ def test_sqlalchemy_sees_the_same_parts_and_the_driver(url: DatabaseUrl) -> None
 
 
 @pytest.mark.parametrize("password", ["p@ss/w:rd?#", "5%", "it's \\ \"", "é€ %41", "a b&c=d"])
-def test_postgresql_lets_in_whoever_the_string_names(
+def test_postgresql_accepts_the_role_and_password_of_a_url(
     embedded_server: DatabaseUrl, password: str
 ) -> None:
     name = 'o\'dd "näme" @/?#%'
@@ -512,7 +510,7 @@ NASTY += [
 ]
 
 
-@pytest.mark.timeout(60)  # all of it takes a few seconds, a quadratic expression minutes
+@pytest.mark.timeout(60)  # it takes a few seconds; with a quadratic regex, minutes
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_no_text_takes_long(beginning: str) -> None:
     for piece in NASTY:
