@@ -1,6 +1,6 @@
-"""The engine and its driver: psycopg2 on the event loop, on a real PostgreSQL.
+"""The engine and its driver: psycopg2 on the event loop, with a real PostgreSQL.
 
-Each test runs on asyncio's own event loop and on uvloop, which uvicorn prefers.
+Each test runs on asyncio's event loop and on uvloop, which uvicorn prefers.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from postgres.url import DatabaseUrl
 
 
 class Base(DeclarativeBase):
-    """For tables of these tests' own."""
+    """Base class of tables for these tests."""
 
 
 class Item(Base):
@@ -62,7 +62,7 @@ def proxy(embedded_server: DatabaseUrl) -> Iterator[CountingProxy]:
 
 
 async def turns_during(work: Awaitable[Any]) -> int:
-    """Return how many turns another task got until the work was done."""
+    """Return how often another task ran until the work was done."""
     task = asyncio.ensure_future(work)
     turns = 0
     while not task.done():
@@ -73,7 +73,7 @@ async def turns_during(work: Awaitable[Any]) -> int:
 
 
 async def measure(work: Coroutine[Any, Any, Any]) -> tuple[exc.OperationalError, float]:
-    """Return the error that work raises, and after how many seconds it does."""
+    """Return the error that work raises, and the seconds until then."""
     start = asyncio.get_running_loop().time()
     with pytest.raises(exc.OperationalError) as caught:
         async with asyncio.timeout(10):
@@ -84,7 +84,7 @@ async def measure(work: Coroutine[Any, Any, Any]) -> tuple[exc.OperationalError,
 # The event loop.
 
 
-def test_the_event_loop_goes_on_while_the_server_works(run: Run, server: DatabaseUrl) -> None:
+def test_the_event_loop_runs_while_the_server_works(run: Run, server: DatabaseUrl) -> None:
     async def use() -> int:
         async with open_engine(server) as engine:
             await scalar(engine)
@@ -93,7 +93,7 @@ def test_the_event_loop_goes_on_while_the_server_works(run: Run, server: Databas
     assert run(use()) > 5
 
 
-def test_statements_on_several_connections_run_side_by_side(run: Run, server: DatabaseUrl) -> None:
+def test_statements_on_several_connections_run_concurrently(run: Run, server: DatabaseUrl) -> None:
     async def use() -> float:
         async with open_engine(server, pool_size=10) as engine:
             await asyncio.gather(*(scalar(engine) for _ in range(10)))  # takes time to connect
@@ -104,7 +104,7 @@ def test_statements_on_several_connections_run_side_by_side(run: Run, server: Da
     assert run(use()) < 10 * 0.3 / 2
 
 
-def test_connections_are_used_again(run: Run, server: DatabaseUrl) -> None:
+def test_connections_are_reused(run: Run, server: DatabaseUrl) -> None:
     made: list[object] = []
 
     async def ask_often(engine: AsyncEngine) -> None:
@@ -121,7 +121,7 @@ def test_connections_are_used_again(run: Run, server: DatabaseUrl) -> None:
     assert len(made) == 2
 
 
-def test_what_takes_many_packets_passes_and_the_event_loop_goes_on(
+def test_the_event_loop_runs_while_large_messages_are_transferred(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     long = "x" * 20_000_000
@@ -141,7 +141,7 @@ def test_what_takes_many_packets_passes_and_the_event_loop_goes_on(
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Have each host name stand for these addresses."""
+    """Resolve every host name to these addresses."""
 
     def look_up(_host: str, port: int, *_rest: object, **_options: object) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
@@ -151,7 +151,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 @contextmanager
 def silent_addresses(port: int) -> Iterator[list[str]]:
-    """Reserve addresses that drop what comes: their queues are full."""
+    """Reserve addresses that drop new connections: their backlogs are full."""
     addresses = [f"127.0.0.{number}" for number in range(2, 6)]
     with ExitStack() as stack:
         for address in addresses:
@@ -166,7 +166,7 @@ def silent_addresses(port: int) -> Iterator[list[str]]:
 
 
 async def address_in_use(url: DatabaseUrl) -> tuple[str, str]:
-    """Return the host and the address that libpq was given."""
+    """Return the host and the address that were passed to libpq."""
     async with open_engine(url) as engine, engine.connect() as connection:
         raw = await connection.get_raw_connection()
         assert raw.driver_connection is not None
@@ -174,7 +174,7 @@ async def address_in_use(url: DatabaseUrl) -> tuple[str, str]:
         return parameters["host"], parameters["hostaddr"]
 
 
-def test_an_address_that_refuses_is_passed_over_and_tls_keeps_the_name(
+def test_an_address_that_refuses_is_skipped_and_tls_keeps_the_host_name(
     embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
@@ -184,8 +184,8 @@ def test_an_address_that_refuses_is_passed_over_and_tls_keeps_the_name(
     assert found == ("db.example.com", "127.0.0.1")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="fills a queue as Linux counts it")
-def test_addresses_that_say_nothing_do_not_use_up_the_time(
+@pytest.mark.skipif(sys.platform != "linux", reason="fills a backlog as Linux counts it")
+def test_addresses_that_do_not_answer_do_not_use_up_the_time(
     embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with silent_addresses(embedded_server.port) as silent:
@@ -213,7 +213,7 @@ def test_a_name_without_an_address_is_an_unknown_host(
 @pytest.mark.parametrize(
     ("connect_seconds", "timeout_in_url"), [(0.2, "60"), (0.2, "0"), (60.0, "1")]
 )
-def test_a_server_that_says_nothing_ends_an_attempt_in_time(
+def test_a_connection_attempt_to_a_silent_server_ends_in_time(
     run: Run,
     embedded_server: DatabaseUrl,
     monkeypatch: pytest.MonkeyPatch,
@@ -235,9 +235,7 @@ def test_a_server_that_says_nothing_ends_an_attempt_in_time(
     assert seconds < 2
 
 
-def test_a_server_that_says_nothing_ends_a_request_in_time(
-    run: Run, embedded_server: DatabaseUrl
-) -> None:
+def test_a_request_to_a_silent_server_ends_in_time(run: Run, embedded_server: DatabaseUrl) -> None:
     async def use(url: DatabaseUrl) -> float:
         async with open_engine(url) as engine:
             with time_limit(0.2):
@@ -251,7 +249,7 @@ def test_a_server_that_says_nothing_ends_a_request_in_time(
 
 
 async def end_an_attempt(engine: AsyncEngine, port: int, end: str) -> None:
-    """Try to connect, and stop on the way."""
+    """Try to connect, and stop before it succeeds."""
 
     async def attempt() -> None:
         with time_limit(0.1 if end == "time limit" else 60):
@@ -266,7 +264,7 @@ async def end_an_attempt(engine: AsyncEngine, port: int, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["time limit", "cancelled"])
-def test_an_attempt_that_ended_leaves_no_connection_open(
+def test_an_aborted_attempt_leaves_no_connection_open(
     run: Run, embedded_server: DatabaseUrl, end: str
 ) -> None:
     async def use(port: int) -> int:
@@ -274,7 +272,7 @@ def test_an_attempt_that_ended_leaves_no_connection_open(
             await end_an_attempt(engine, port, end)
             return connections_to(port)
 
-    gc.disable()  # it would close them some time or other
+    gc.disable()  # it would close them eventually
     try:
         with scripted_server(SILENCE) as silent:
             left = run(use(silent.port))
@@ -285,7 +283,7 @@ def test_an_attempt_that_ended_leaves_no_connection_open(
 
 
 def connections_to(port: int) -> int:
-    """Return how many connections to a port of this machine this process has."""
+    """Return the number of this process's connections to a port."""
     connections = psutil.Process().net_connections("tcp")
     return sum(1 for one in connections if one.raddr and one.raddr.port == port)
 
@@ -304,7 +302,7 @@ def test_a_connection_that_died_idle_is_replaced(run: Run, embedded_server: Data
 
 
 @pytest.mark.parametrize(("idle_seconds", "tries"), [(30.0, []), (-1.0, ["SELECT 1"])])
-def test_only_a_connection_that_was_idle_for_long_is_tried_first(
+def test_a_connection_is_tested_before_use_only_after_a_long_idle_time(
     run: Run,
     proxy: CountingProxy,
     embedded_server: DatabaseUrl,
@@ -325,7 +323,7 @@ def test_only_a_connection_that_was_idle_for_long_is_tried_first(
     assert proxy.queries == [*tries, "BEGIN", "SELECT 42", "ROLLBACK"]
 
 
-def test_a_server_that_hangs_up_between_two_statements_is_noticed_at_once(
+def test_a_disconnect_between_two_statements_is_noticed_at_once(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     async def hang_up(pid: int) -> None:
@@ -355,7 +353,7 @@ def test_a_server_that_hangs_up_between_two_statements_is_noticed_at_once(
         ("invalidate", "None"),
     ],
 )
-def test_a_connection_is_given_up_while_another_task_waits_for_its_answer(
+def test_a_connection_can_be_closed_while_another_task_waits_for_its_result(
     run: Run, server: DatabaseUrl, name: str, refusal: str
 ) -> None:
     async def share(engine: AsyncEngine) -> list[object]:
@@ -377,7 +375,7 @@ def test_a_connection_is_given_up_while_another_task_waits_for_its_answer(
     assert answer == 42
 
 
-# The wait callback: one for the process.
+# The wait callback, of which a process has one.
 
 
 def ask_synchronously(url: DatabaseUrl) -> int:
@@ -387,7 +385,7 @@ def ask_synchronously(url: DatabaseUrl) -> int:
         return answer
 
 
-def test_outside_open_engine_nothing_connects(run: Run, server: DatabaseUrl) -> None:
+def test_an_engine_cannot_connect_outside_open_engine(run: Run, server: DatabaseUrl) -> None:
     async def use() -> None:
         async with open_engine(server) as engine:
             pass
@@ -397,7 +395,7 @@ def test_outside_open_engine_nothing_connects(run: Run, server: DatabaseUrl) -> 
         run(use())
 
 
-def test_after_the_engine_psycopg2_is_as_it_was(run: Run, server: DatabaseUrl) -> None:
+def test_closing_the_engine_restores_psycopg2(run: Run, server: DatabaseUrl) -> None:
     async def use() -> None:
         async with open_engine(server) as engine, open_engine(server):
             await scalar(engine)
@@ -411,9 +409,7 @@ def test_after_the_engine_psycopg2_is_as_it_was(run: Run, server: DatabaseUrl) -
     assert copy.getvalue() == "42\n"
 
 
-def test_an_engine_goes_on_when_one_that_was_opened_before_it_is_closed(
-    run: Run, server: DatabaseUrl
-) -> None:
+def test_an_engine_works_after_one_opened_earlier_is_closed(run: Run, server: DatabaseUrl) -> None:
     async def use() -> object:
         async with AsyncExitStack() as first, AsyncExitStack() as second:
             await first.enter_async_context(open_engine(server))
@@ -452,7 +448,7 @@ HAS_ENDED = (
 )
 
 
-def test_a_statement_past_its_time_ends_here_and_on_the_server(
+def test_a_statement_past_its_time_limit_ends_here_and_on_the_server(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     mark = f"-- {uuid4().hex}"
@@ -470,7 +466,7 @@ def test_a_statement_past_its_time_ends_here_and_on_the_server(
     assert answer == 42
 
 
-def test_many_executions_past_their_time_end_here_and_on_the_server(
+def test_executemany_past_its_time_limit_ends_here_and_on_the_server(
     run: Run, embedded_server: DatabaseUrl
 ) -> None:
     mark = f"-- {uuid4().hex}"
@@ -490,7 +486,7 @@ def test_many_executions_past_their_time_end_here_and_on_the_server(
     assert run(use()) < 2
 
 
-def test_a_time_limit_is_over_at_its_end(run: Run, server: DatabaseUrl) -> None:
+def test_a_time_limit_does_not_apply_after_its_block(run: Run, server: DatabaseUrl) -> None:
     async def use() -> int:
         async with open_engine(server) as engine:
             await scalar(engine)  # takes time to connect
@@ -502,7 +498,7 @@ def test_a_time_limit_is_over_at_its_end(run: Run, server: DatabaseUrl) -> None:
     assert run(use()) == 42
 
 
-# What SQLAlchemy is told.
+# What SQLAlchemy relies on.
 
 
 async def ask_at_level(engine: AsyncEngine, level: Any, sql: str) -> Any:
@@ -516,7 +512,7 @@ def test_autocommit_costs_no_round_trip(
 ) -> None:
     async def use() -> None:
         async with open_engine(embedded_server.replace(port=proxy.port)) as engine:
-            await scalar(engine)  # a new connection is asked some questions
+            await scalar(engine)  # SQLAlchemy sends some queries on a new connection
             proxy.queries.clear()
             await ask_at_level(engine, "AUTOCOMMIT", "SELECT 1")
             await scalar(engine, "SELECT 2")
@@ -581,7 +577,7 @@ def test_errors_keep_their_class_and_code(
 
 @pytest.mark.parametrize("level", ["AUTOCOMMIT", "READ COMMITTED"])
 @pytest.mark.parametrize("sql", ["COPY (SELECT 1) TO STDOUT", "COPY items FROM STDIN"])
-def test_copy_is_refused_and_costs_no_connection(
+def test_copy_is_refused_and_leaks_no_connection(
     run: Run, items_url: DatabaseUrl, sql: str, level: str
 ) -> None:
     async def use() -> int:
@@ -610,7 +606,7 @@ def test_a_session_streams_rows_from_the_server(
 
     assert numbers_found == list(range(1, 3001))
     fetches = [query for query in proxy.queries if query.startswith("FETCH")]
-    assert len(fetches) > 3  # a part of them each
+    assert len(fetches) > 3  # each returns a part of the rows
 
 
 async def in_rolled_back_session[T](
@@ -620,7 +616,7 @@ async def in_rolled_back_session[T](
         return await work(session)
 
 
-def test_a_session_inserts_many_rows_and_learns_their_ids(run: Run, items_url: DatabaseUrl) -> None:
+def test_a_session_inserts_many_rows_and_gets_their_ids(run: Run, items_url: DatabaseUrl) -> None:
     async def insert_many(session: AsyncSession) -> list[int]:
         items = [Item(name=f"item {number}") for number in range(2000)]
         session.add_all(items)
@@ -634,7 +630,7 @@ def test_a_session_inserts_many_rows_and_learns_their_ids(run: Run, items_url: D
     assert len(set(ids)) == 2000
 
 
-def test_a_bulk_insert_returns_a_row_for_each(run: Run, items_url: DatabaseUrl) -> None:
+def test_a_bulk_insert_returns_a_row_for_each_one(run: Run, items_url: DatabaseUrl) -> None:
     names = [f"item {number}" for number in range(2000)]
 
     async def insert_many(session: AsyncSession) -> list[str]:
