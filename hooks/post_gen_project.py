@@ -19,15 +19,23 @@ GIT = 'git init && git add --all && git commit -m "First commit"'
 # Pasted unchanged, this is a shell syntax error, so it cannot set a wrong identity.
 NO_IDENTITY = """git does not know who you are. Type, with your own name and address:
     git config --global user.name <"NAME"> && git config --global user.email <"ADDRESS">"""
-# Meant for other programs. pyenv's uvx sets a Python version that hides the required one.
-HIDDEN = {"PYENV_DIR", "PYENV_VERSION", "PYTHONHOME", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT"}
-HIDDEN |= {"NEON_DATABASE_URL", "VIRTUAL_ENV"}
+# Variables that change what git, Python and uv do here; git's hooks and pyenv's shims set some.
+MISLEADING = re.compile(r"GIT_(DIR|INDEX_FILE|WORK_TREE)$|PYTHON|UV_(?!NO_PROG|PUBLISH|TOOL)")
+HIDDEN = re.compile(r"GIT_|PYTHON|UV_|(NEON_DATABASE_URL|PYENV_DIR|PYENV_VERSION|VIRTUAL_ENV)$")
+KEPT = re.compile(  # who commits, and where packages and Pythons come from
+    r"GIT_(AUTHOR|COMMITTER|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|UN|UTF8)|UV_(LINK|OFFLINE)"
+    r"|UV_.*(CACHE|CERTS|HTTP|INDEX|INSECURE|INSTALL_DIR|KEYRING|MIRROR|NATIVE_TLS|PYTHON_[DP])"
+)
+
+
+def own_environment() -> dict[str, str]:
+    names = [name for name in os.environ if KEPT.match(name) or not HIDDEN.match(name)]
+    return {name: os.environ[name] for name in names}
 
 
 def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str) -> None:
     """Run a command with its output on this terminal. Raises SubprocessError if it fails."""
-    environment = {name: os.environ[name] for name in os.environ.keys() - HIDDEN} | variables
-    with subprocess.Popen(command, env=environment, stdin=stdin) as process:
+    with subprocess.Popen(command, env=own_environment() | variables, stdin=stdin) as process:
         try:
             process.wait(timeout=LONGEST)
         finally:
@@ -40,9 +48,9 @@ def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str)
 
 def ask(*command: str, **variables: str) -> str | None:
     """Return the output of a command, or None if it fails."""
-    environment = {name: os.environ[name] for name in os.environ.keys() - HIDDEN} | variables
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, check=True, env=environment, capture_output=True, timeout=60)
+        env = own_environment() | variables
+        done = subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
         return done.stdout.decode("utf-8", "replace").strip()
     return None
 
@@ -55,6 +63,8 @@ def install() -> None:
         unfinished.touch()
     run(UV, "run", "python", "-c", "")  # like `uv sync`, but without a line for each package
     unfinished.unlink(missing_ok=True)
+    if ask(UV, "lock", "--check", "--no-config") is None:
+        print("! uv.lock follows your uv.toml: without that file, uv may make another lock")
 
 
 def commit() -> str | None:
@@ -70,7 +80,7 @@ def commit() -> str | None:
     run("git", "init", "--quiet")
     for lock in Path(".git").rglob("*.lock"):  # left by an attempt that was killed
         lock.unlink()
-    run("git", "add", "--all")
+    run("git", "-c", "core.excludesFile=", "add", "--all")  # a global one may name uv.lock
     # Signing may ask for a passphrase, which nobody can type here.
     run("git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--message", "First commit")
     return None
@@ -79,7 +89,8 @@ def commit() -> str | None:
 def find_way() -> list[str]:
     """Return commands that enter the project and provide uv. A shim in pyenv does not count."""
     way = ["cd " + (f'"{Path.cwd()}"' if os.name == "nt" else shlex.quote(str(Path.cwd())))]
-    way += [f"unset {name}" for name in ("PYTHONHOME", "PYTHONPATH") if name in os.environ]
+    hidden = sorted(os.environ.keys() - own_environment().keys())
+    way += [f"unset {name}" for name in hidden if MISLEADING.match(name)]
     pyenv = Path(os.environ.get("PYENV_ROOT", os.devnull), "versions")
     path = os.pathsep.join(part for part in os.get_exec_path() if pyenv not in Path(part).parents)
     uv = shutil.which("uv", path=path)
