@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 README = REPOSITORY / "README.md"
 EPILOG = """\
 run      measure, and write tables, plots and figures; a full run also updates the README
-tell     write them again from the figures of an earlier run: --figures FILE
+render   write them again from the figures of an earlier run: --figures FILE
 profile  profile list and create requests with py-spy; with --before COMMIT, also those of the
          template at that commit
 """
@@ -35,7 +35,7 @@ def read_arguments() -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", nargs="?", choices=("run", "tell", "profile"), default="run")
+    parser.add_argument("task", nargs="?", choices=("run", "render", "profile"), default="run")
     parser.add_argument(
         "--quick", action="store_true", help="run: 5 minutes instead of 13, less precise"
     )
@@ -48,7 +48,7 @@ def read_arguments() -> argparse.Namespace:
         help=f"run: chapters ({', '.join(CHAPTERS)}) and operations ({', '.join(OPERATIONS)})",
     )
     parser.add_argument(
-        "--figures", type=Path, default=RESULTS / "results.json", metavar="FILE", help="for tell"
+        "--figures", type=Path, default=RESULTS / "results.json", metavar="FILE", help="for render"
     )
     parser.add_argument("--before", metavar="COMMIT", help="for profile")
     parser.add_argument(
@@ -111,10 +111,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise
     write(results, arguments.output or (RESULTS if full else new_folder()))
     if full and arguments.output is None:
-        tell_readers(results)
+        update_readme(results)
 
 
-def tell(arguments: argparse.Namespace) -> None:
+def render(arguments: argparse.Namespace) -> None:
     """Write tables and plots from figures, and update the README if it shows these figures."""
     try:
         results = Results.from_data(json.loads(arguments.figures.read_text("utf-8")))
@@ -123,7 +123,7 @@ def tell(arguments: argparse.Namespace) -> None:
     folder = arguments.output or arguments.figures.parent
     write(results, folder)
     if folder.resolve() == RESULTS:
-        tell_readers(results)
+        update_readme(results)
 
 
 def write(results: Results, folder: Path) -> None:
@@ -146,7 +146,7 @@ def as_json(results: Results) -> str:
     return f'{rest},\n"measurements": [\n{lines}\n]}}\n'
 
 
-def tell_readers(results: Results) -> None:
+def update_readme(results: Results) -> None:
     readme.write(README, readme.summary(results, RESULTS, REPOSITORY))
     print(f"Updated {README.name}.")
 
@@ -167,7 +167,7 @@ def end_orderly(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
 
-TASKS = {"run": run, "tell": tell, "profile": profile}
+TASKS = {"run": run, "render": render, "profile": profile}
 
 
 def main() -> None:

@@ -246,7 +246,7 @@ def sessions(results: Results) -> Goal | None:
 def summary(results: Results, folder: Path, root: Path) -> str:
     """Return the text between the README's markers. folder: of the plots. root: of the README."""
     rows = [[goal.what, goal.wanted, goal.measured, goal.holds] for goal in goals(results)]
-    lines = [["", "wanted", "measured", "holds"], ["---"] * 4, *rows]
+    lines = [["", "goal", "measured", "met"], ["---"] * 4, *rows]
     facts = results.machine
     place = folder.relative_to(root).as_posix()
     drawn = [name for name in PLOTS if (folder / f"{name}.svg").exists()]

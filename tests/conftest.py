@@ -22,7 +22,7 @@ EXCUSES = {
     "a Python 3.14 is installed here",
     "no Python 3.14 is installed here",
     "is about root on Linux",
-    "mounts a disk of its own",
+    "mounts a disk",
     "sends POSIX signals",
 }
 

@@ -405,7 +405,7 @@ def test_tables_and_plots_can_be_written_again_from_figures(tmp_path: Path) -> N
     command.write(results_of(Cell("speed", "list", 16)), tmp_path / "old")
     arguments = Namespace(figures=tmp_path / "old" / "results.json", output=tmp_path / "new")
 
-    command.tell(arguments)
+    command.render(arguments)
 
     old, new = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
@@ -419,7 +419,7 @@ def test_a_file_without_figures_is_refused(tmp_path: Path) -> None:
     path.write_text('{"machine": {}}', "utf-8")
 
     with pytest.raises(BenchError, match="no figures"):
-        command.tell(Namespace(figures=path, output=None))
+        command.render(Namespace(figures=path, output=None))
 
 
 @pytest.mark.parametrize("plan", [full_plan(), quick_plan()])

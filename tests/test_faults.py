@@ -329,7 +329,7 @@ def small_disk(project: Project, tmp_path_factory: pytest.TempPathFactory) -> It
         **processes.account(),
     )
     if tried.returncode:
-        pytest.skip("mounts a disk of its own")
+        pytest.skip("mounts a disk")
     with processes.folder() as disk:
         wrapper = (*IN_NEW_NAMESPACE, "sh", "-ec", SMALL_DISK, "sh", str(disk))
         with new_stage(project, tmp_path_factory.mktemp("small-disk"), wrapper) as stage:
@@ -376,7 +376,7 @@ def test_on_a_full_disk_writes_get_a_507_and_reads_and_deletes_work(
 def test_on_sigterm_the_app_answers_accepted_requests_before_it_exits(
     place: Stage, token: str, workers: int
 ) -> None:
-    with place.app("told-to-end", workers=workers) as app, writers(app, token, 24) as crowd:
+    with place.app("sigterm", workers=workers) as app, writers(app, token, 24) as crowd:
         wait_for(lambda: len(crowd.answered) > 100)
         with place.locked("tasks"):  # so that requests are in progress
             wait_for(lambda: len(place.waiting()) >= POOL_SIZE)  # in one worker or both

@@ -31,9 +31,7 @@ AGAIN = "--overwrite-if-exists"
 LOCK_KEY = 7_206_041  # of the advisory lock that migrations take
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-mounts = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounts a disk of its own"
-)
+mounts = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a disk")
 
 
 def passed(output: str) -> list[str]:

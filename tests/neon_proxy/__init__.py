@@ -44,12 +44,12 @@ class NeonProxy:
     authority: Path
     server: Server
     pooler: PgBouncer | None
-    knobs: socket.socket = field(repr=False)
+    controls: socket.socket = field(repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def call(self, method: str, name: str, **arguments: Any) -> Any:
-        """Call a method of Knobs in the process. Returns its result."""
-        with self.lock, self.knobs.makefile("rw", encoding="utf-8") as stream:
+        """Call a method of Controls in the process. Returns its result."""
+        with self.lock, self.controls.makefile("rw", encoding="utf-8") as stream:
             stream.write(json.dumps({"method": method, "name": name, **arguments}) + "\n")
             stream.flush()
             return json.loads(stream.readline())
@@ -157,8 +157,8 @@ def neon_proxy() -> Iterator[NeonProxy]:
         )
         stack.callback(end, process)
         assert process.stdout is not None
-        port, knobs = map(int, process.stdout.readline().split())
-        connection = socket.create_connection((LOOPBACK, knobs), LIMIT_SECONDS)
+        port, controls = map(int, process.stdout.readline().split())
+        connection = socket.create_connection((LOOPBACK, controls), LIMIT_SECONDS)
         stack.enter_context(connection)
         yield NeonProxy(port, folder / "ca.pem", server, pooler, connection)
 

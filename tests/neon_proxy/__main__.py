@@ -2,7 +2,7 @@
 
 Arguments: the folder for the authority's certificate, the server's port, the pooler's port. It
 prints two ports: one for clients, and one to control it. A line to the latter is a JSON object with
-a method of Knobs and its arguments. The response is a line with the result.
+a method of Controls and its arguments. The response is a line with the result.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from neon_proxy.front import LOOPBACK, Endpoint, Front, Reply, Way
 BACKLOG = 1000
 
 
-class Knobs:
+class Controls:
     """Controls for tests. Arguments and results are JSON values."""
 
     def __init__(self, front: Front) -> None:
@@ -65,8 +65,8 @@ async def main() -> None:
     hosts = ("*.us-east-2.aws.neon.tech", "*.c-2.us-east-2.aws.neon.tech")
     front = Front(authority.issue_cert(*hosts), int(server_port), int(pooler_port))
     clients = await asyncio.start_server(front.serve, LOOPBACK, 0, backlog=BACKLOG)
-    knobs = await asyncio.start_server(Knobs(front).serve, LOOPBACK, 0)
-    print(*(server.sockets[0].getsockname()[1] for server in (clients, knobs)), flush=True)
+    controls = await asyncio.start_server(Controls(front).serve, LOOPBACK, 0)
+    print(*(server.sockets[0].getsockname()[1] for server in (clients, controls)), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
