@@ -158,7 +158,7 @@ class Data:
         self.execute(statement, (owner.id,))
 
     def reset_writer(self, tasks: int) -> list[str]:
-        """Replace the writer's tasks by `tasks` new ones. Returns their ids."""
+        """Replace the writer's tasks with `tasks` new ones. Returns their ids."""
         self.execute("DELETE FROM tasks WHERE owner_id = %s", (WRITER.id,))
         if tasks:
             self._insert([WRITER], WRITERS_FIRST, tasks)

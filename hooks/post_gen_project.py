@@ -87,7 +87,7 @@ def commit() -> str | None:
 
 
 def find_way() -> list[str]:
-    """Return commands that enter the project and provide uv. A shim in pyenv does not count."""
+    """Return commands that enter the project and provide uv, which pyenv has per Python version."""
     way = ["cd " + (f'"{Path.cwd()}"' if os.name == "nt" else shlex.quote(str(Path.cwd())))]
     hidden = sorted(os.environ.keys() - own_environment().keys())
     way += [f"unset {name}" for name in hidden if MISLEADING.match(name)]

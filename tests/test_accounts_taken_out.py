@@ -113,9 +113,7 @@ def test_the_tests_pass(reduced: Project) -> None:
     assert re.search(r"^\d+ passed", outcome.output, re.MULTILINE), outcome.output
 
 
-def test_the_app_contains_no_remains_of_the_removed_accounts(
-    reduced: Project, section: str
-) -> None:
+def test_the_app_no_longer_uses_the_removed_accounts(reduced: Project, section: str) -> None:
     modules = [*reduced.path.glob("*.py"), *reduced.path.glob("[a-z]*/*.py")]
     apps = [module for module in modules if module.parent.name != "tests"]
 

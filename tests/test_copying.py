@@ -134,7 +134,7 @@ def test_the_copy_bypasses_the_pooler(
     assert pooled == {False}
 
 
-def test_a_suspended_compute_is_reported_and_nothing_is_lost(
+def test_an_exceeded_quota_is_reported_and_nothing_is_lost(
     project: Project, moving: Project, endpoint: Endpoint
 ) -> None:
     endpoint.reply(Reply(QUOTA))

@@ -362,7 +362,7 @@ def test_a_backend_that_outlives_its_server_does_not_block_the_next(place: Place
 
 
 @posix
-def test_a_stale_pid_of_another_process_is_recognised(place: Place) -> None:
+def test_a_stale_pid_of_another_process_is_recognized(place: Place) -> None:
     place.run("pg.start(url)")
     pid_file, pid = place.data / "postmaster.pid", place.pid()
     os.kill(pid, signal.SIGKILL)
@@ -524,7 +524,7 @@ def test_without_user_namespaces_root_runs_the_server_as_nobody(
 
 
 @as_root
-def test_root_gets_an_error_if_nobody_cannot_access_the_folder(
+def test_root_gets_an_error_if_the_user_nobody_cannot_access_the_folder(
     empty_place: Place, open_folder: Path, tmp_path: Path
 ) -> None:
     tmp_path.chmod(0o700)

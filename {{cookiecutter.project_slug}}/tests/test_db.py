@@ -389,7 +389,9 @@ def test_a_statement_that_got_a_503_is_not_executed_afterwards(
         other.rollback()
 
     with engine.connect() as connection:
-        connection.execute(text("LOCK TABLE notes"))  # waits for all who waited for it
+        connection.execute(
+            text("LOCK TABLE notes")
+        )  # waits until the statements that waited for it are done
         written = connection.scalar(select(func.count()).select_from(notes))
     assert answer.status_code == 503
     assert written == 0

@@ -231,12 +231,12 @@ def test_the_pooled_host_differs_in_its_first_label() -> None:
         ("notneon.tech", False),
     ],
 )
-def test_neon_is_recognised_by_its_domains(host: str, is_neon: bool) -> None:
+def test_neon_is_recognized_by_its_domains(host: str, is_neon: bool) -> None:
     assert NEON.replace(host=host).is_neon == is_neon
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1"])
-def test_the_embedded_server_is_recognised_by_host_and_user(host: str) -> None:
+def test_the_embedded_server_is_recognized_by_host_and_user(host: str) -> None:
     url = DatabaseUrl("embedded", "pw", host, 20_000, "todo")
 
     assert url.is_embedded
