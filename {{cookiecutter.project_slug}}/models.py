@@ -128,4 +128,5 @@ class RefreshToken(SQLModel, table=True):
     token_hash: bytes = Field(sa_type=LargeBinary(32))  # SHA-256
     expires_at: datetime = Field(sa_type=TIMESTAMP)
     replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # the token before
+    address: str | None = Field(default=None, sa_type=String(64))  # that logged in
     created_at: datetime = set_by_database()

@@ -1,6 +1,6 @@
-"""Password hashing with bounded concurrency, and rate limits on guessing passwords.
+"""Password hashing with bounded concurrency, and rate limits on logging in and registering.
 
-Wrong guesses are counted in this process's memory: N processes allow up to N times as many, and a
+Attempts are counted in this process's memory: N processes allow up to N times as many, and a
 restart forgets them. If that matters to you, give `Throttle` a storage that all processes share:
 `limits.storage.storage_from_string("async+redis://…")`, with the package `limits[async-redis]`.
 """
@@ -8,19 +8,27 @@ restart forgets them. If that matters to you, give `Throttle` a storage that all
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Annotated
 
+import structlog
 from fastapi import Depends, HTTPException, Request, status
-from limits import RateLimitItem, RateLimitItemPerMinute
+from limits import (
+    RateLimitItem,
+    RateLimitItemPerDay,
+    RateLimitItemPerHour,
+    RateLimitItemPerMinute,
+)
 from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from auth import unavailable
+from auth import RETRY_SECONDS, unavailable
+from db import Row
 from resources import resources
 
 
@@ -36,38 +44,48 @@ class Passwords:
     HASHER = PasswordHash((Argon2Hasher(memory_cost=19_456, time_cost=2, parallelism=1),))
     THREADS = 1  # each needs 19 MiB
     QUEUE = 50  # about one second of work
+    PER_CLIENT = 5  # of them, so that one client leaves room for the others
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="passwords")
-        self._pending = 0
+        self._pending: Counter[str] = Counter()  # by client
 
-    def require_room(self) -> None:
-        """Raise HTTPException, a 503, while the queue is full."""
-        if self._pending >= self.THREADS + self.QUEUE:
+    def require_room(self, client: str) -> None:
+        """Raise HTTPException: a 429 if the client has its share of the queue, a 503 if it is full.
+
+        client: what the client is counted by, as in `client_key`.
+        """
+        if self._pending[client] >= self.PER_CLIENT:
+            raise too_many("pending", client, RETRY_SECONDS)
+        if self._pending.total() >= self.THREADS + self.QUEUE:
             raise unavailable("too many logins at once")
 
-    async def hash(self, password: str) -> str:
-        """Return what to store. Raises HTTPException, a 503, while the queue is full."""
-        return await self._in_thread(lambda: self.HASHER.hash(password))
+    async def hash(self, password: str, client: str) -> str:
+        """Return what to store. Raises HTTPException as `require_room` does."""
+        return await self._in_thread(client, lambda: self.HASHER.hash(password))
 
-    async def verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
+    async def verify(
+        self, password: str, stored: str | None, client: str
+    ) -> tuple[bool, str | None]:
         """Return whether the password is right, and a new hash to store if the old one is weaker.
 
         stored: the hash of the password; None if there is no such account, which takes as long as
-        a wrong password. Raises HTTPException, a 503, while the queue is full.
+        a wrong password. Raises HTTPException as `require_room` does.
         """
         if stored is None:
-            await self.hash(password)
+            await self.hash(password, client)
             return False, None
-        return await self._in_thread(lambda: self.HASHER.verify_and_update(password, stored))
+        return await self._in_thread(
+            client, lambda: self.HASHER.verify_and_update(password, stored)
+        )
 
-    async def _in_thread[T](self, work: Callable[[], T]) -> T:
-        self.require_room()
-        self._pending += 1
+    async def _in_thread[T](self, client: str, work: Callable[[], T]) -> T:
+        self.require_room(client)
+        self._pending[client] += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self._pending -= 1
+            self._pending -= Counter([client])  # keeps no zeros
 
     def close(self) -> None:
         """End the threads, without waiting for them."""
@@ -75,17 +93,26 @@ class Passwords:
 
 
 class Throttle:
-    """Limits guesses at passwords: after too many, a client gets a 429 until its 15 minutes end.
+    """Limits log-ins and registrations: past a limit, a 429 until its window ends.
 
-    Guesses at an account are counted per client, so that nobody can lock out its owner, who logs
-    in from elsewhere. The window is fixed: the moving window of `limits` makes a call in a thread
-    for each key in memory.
+    Nobody can lock out the owner of an account: guesses at it are counted for each client, and
+    those of all clients together leave out the clients from which the owner has logged in before.
+    The windows are fixed: the moving window of `limits` makes a call in a thread for each key in
+    memory.
     """
 
     # Ten: each of several logins at the same moment counts until the first one succeeds.
     PER_ACCOUNT = RateLimitItemPerMinute(10, 15, "account")
     # More: an office may share one address.
     PER_ADDRESS = RateLimitItemPerMinute(100, 15, "address")
+    # Guesses at one account from all addresses where it has not logged in.
+    ELSEWHERE = RateLimitItemPerHour(100, 1, "account from all addresses")
+    # Logins of one account that succeed, from one address.
+    LOGINS = RateLimitItemPerHour(60, 1, "logins")
+    # From one address. Those that fail count too: they reveal which e-mail addresses are taken.
+    REGISTRATIONS = RateLimitItemPerHour(20, 1, "registrations")
+    # Not a limit: reached where an account has logged in during the last 30 days.
+    KNOWN = RateLimitItemPerDay(1, 30, "known")
 
     def __init__(self, storage: Storage | None = None) -> None:
         self._limiter = FixedWindowRateLimiter(storage or MemoryStorage())
@@ -93,16 +120,24 @@ class Throttle:
     async def require_below_limit(self, client: str) -> None:
         """Raise HTTPException, a 429, after too many failures of this client."""
         if not await self._limiter.test(self.PER_ADDRESS, client):
-            raise await self._too_many(self.PER_ADDRESS, client)
+            raise await self._too_many(client, self.PER_ADDRESS, client)
 
-    async def begin(self, account: str, client: str) -> None:
+    async def begin(self, account: str, client: str, *, is_known: bool) -> None:
         """Count a guess before its result is known: otherwise many at once would all pass.
 
-        Raises HTTPException, a 429.
+        is_known: whether the account has logged in from there. Raises HTTPException, a 429.
         """
         await self.require_below_limit(client)
-        if not await self._limiter.hit(self.PER_ACCOUNT, account, client):
-            raise await self._too_many(self.PER_ACCOUNT, account, client)
+        if not await self._limiter.test(self.LOGINS, account, client):
+            raise await self._too_many(client, self.LOGINS, account, client)
+        await self._count(client, self.PER_ACCOUNT, account, client)
+        if not is_known and await self._limiter.test(self.KNOWN, account, client):
+            await self._count(client, self.ELSEWHERE, account)
+
+    async def begin_registration(self, client: str) -> None:
+        """Count a registration. Raises HTTPException, a 429."""
+        await self.require_below_limit(client)
+        await self._count(client, self.REGISTRATIONS, client)
 
     async def fail(self, client: str) -> None:
         await self._limiter.hit(self.PER_ADDRESS, client)
@@ -110,15 +145,27 @@ class Throttle:
     async def succeed(self, account: str, client: str) -> None:
         """Reset the account's count. The client's stays: a guesser may have an account too."""
         await self._limiter.clear(self.PER_ACCOUNT, account, client)
+        await self._limiter.hit(self.LOGINS, account, client)
+        await self._limiter.hit(self.KNOWN, account, client)
 
-    async def _too_many(self, limit: RateLimitItem, *key: str) -> HTTPException:
+    async def _count(self, client: str, limit: RateLimitItem, *key: str) -> None:
+        if not await self._limiter.hit(limit, *key):
+            raise await self._too_many(client, limit, *key)
+
+    async def _too_many(self, client: str, limit: RateLimitItem, *key: str) -> HTTPException:
         stats = await self._limiter.get_window_stats(limit, *key)
         seconds = max(1, math.ceil(stats.reset_time - time.time()))
-        return HTTPException(
-            status.HTTP_429_TOO_MANY_REQUESTS,
-            "too many attempts, try again later",
-            headers={"Retry-After": str(seconds)},
-        )
+        return too_many(limit.namespace, client, seconds)
+
+
+def too_many(limit: str, client: str, seconds: int) -> HTTPException:
+    """Log that a client has reached a limit, and return a 429."""
+    structlog.get_logger().warning("rate limit reached", limit=limit, client=client)
+    return HTTPException(
+        status.HTTP_429_TOO_MANY_REQUESTS,
+        "too many attempts, try again later",
+        headers={"Retry-After": str(seconds)},
+    )
 
 
 def client_key(host: str) -> str:
@@ -142,29 +189,41 @@ class PasswordGuard:
     def __init__(self, passwords: Passwords, throttle: Throttle, client: str) -> None:
         self._passwords = passwords
         self._throttle = throttle
-        self._client = client
+        self.client = client
 
-    async def verify(
-        self, account: str, password: str, stored: str | None
-    ) -> tuple[bool, str | None]:
-        """Do the same as `Passwords.verify`. Raises HTTPException, a 429 or a 503."""
-        self._passwords.require_room()  # first: a 503 does not count as a guess
-        await self._throttle.begin(account, self._client)
-        valid, new_hash = await self._passwords.verify(password, stored)
+    async def verify(self, email: str, password: str, user: Row | None) -> tuple[bool, str | None]:
+        """Do the same as `Passwords.verify`, for the account with an e-mail address.
+
+        user: its `id`, `password_hash` and `is_known`, whether it has logged in from this client;
+        None if there is no such account. Raises HTTPException, a 429 or a 503.
+        """
+        self._passwords.require_room(self.client)  # first: it does not count as a guess
+        is_known = user is not None and user["is_known"]
+        await self._throttle.begin(email, self.client, is_known=is_known)
+        stored = user["password_hash"] if user else None
+        valid, new_hash = await self._passwords.verify(password, stored, self.client)
         if valid:
-            await self._throttle.succeed(account, self._client)
+            await self._throttle.succeed(email, self.client)
         else:
-            await self._throttle.fail(self._client)
+            await self._throttle.fail(self.client)
+            user_id = str(user["id"]) if user else None
+            log = structlog.get_logger()
+            log.warning("wrong password", client=self.client, user_id=user_id)
         return valid, new_hash
+
+    async def begin_registration(self) -> None:
+        """Count a registration. Raises HTTPException, a 429 or a 503."""
+        self._passwords.require_room(self.client)  # first: it does not count
+        await self._throttle.begin_registration(self.client)
 
     async def hash(self, password: str) -> str:
         """Return what to store. Raises HTTPException, a 429 or a 503."""
-        await self._throttle.require_below_limit(self._client)
-        return await self._passwords.hash(password)
+        await self._throttle.require_below_limit(self.client)
+        return await self._passwords.hash(password, self.client)
 
     async def fail(self) -> None:
         """Count a failed registration: it reveals that an e-mail address has an account."""
-        await self._throttle.fail(self._client)
+        await self._throttle.fail(self.client)
 
 
 async def get_password_guard(request: Request) -> PasswordGuard:

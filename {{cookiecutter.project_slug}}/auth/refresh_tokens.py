@@ -10,7 +10,18 @@ import secrets
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, Delete, Executable, delete, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Executable,
+    Exists,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
@@ -20,6 +31,8 @@ LIFETIME = timedelta(days=30)  # of each token: a session that is not used for l
 # Two tabs of a browser may use one token at the same time. The second one gets a 401, but does not
 # end the session as a thief would.
 SAME_TIME = timedelta(seconds=5)
+MAX_SESSIONS = 100  # of one user
+MAX_ADDRESS = 64  # the width of its column: an address of IPv6 has fewer characters
 
 
 def new_token(login: UUID | None = None) -> str:
@@ -42,25 +55,38 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def start(token: str, user_id: UUID, verified: ColumnElement[bool]) -> Executable:
+def start(token: str, user_id: UUID, verified: ColumnElement[bool], client: str) -> Executable:
     """Return a statement that stores a new session and deletes the user's expired ones.
 
     It returns a row if `verified` still holds for the user. If the password is being changed at the
-    same time, it waits for that change and sees it.
+    same time, it waits for that change and sees it. A session too many ends the one that has not
+    been used for the longest time.
     """
-    login = literal(login_of(token))
-    owner = select(login, col(User.id), literal(hash_token(token)), func.now() + LIFETIME)
-    expired = delete(RefreshToken).where(
-        col(RefreshToken.user_id) == user_id, col(RefreshToken.expires_at) <= func.now()
-    )
+    values = {
+        "id": literal(login_of(token)),
+        "user_id": col(User.id),
+        "token_hash": literal(hash_token(token)),
+        "expires_at": func.now() + LIFETIME,
+        "address": literal(client[:MAX_ADDRESS]),
+    }
+    owner = select(*values.values()).where(verified).with_for_update(read=True)
+    of_user = col(RefreshToken.user_id) == user_id
+    kept = select(col(RefreshToken.id)).where(of_user)
+    surplus = kept.order_by(col(RefreshToken.expires_at).desc()).offset(MAX_SESSIONS - 1)
+    old = (col(RefreshToken.expires_at) <= func.now()) | col(RefreshToken.id).in_(surplus)
     return (
         insert(RefreshToken)
-        .from_select(
-            ["id", "user_id", "token_hash", "expires_at"],
-            owner.where(verified).with_for_update(read=True),
-        )
-        .add_cte(expired.cte("expired"))
+        .from_select(list(values), owner)
+        .add_cte(delete(RefreshToken).where(of_user, old).cte("old"))
         .returning(col(RefreshToken.id))
+    )
+
+
+def has_login_from(client: str) -> Exists:
+    """Return whether a user, of an outer query, has a session that began at this client."""
+    return exists().where(
+        col(RefreshToken.user_id) == col(User.id),
+        col(RefreshToken.address) == client[:MAX_ADDRESS],
     )
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response, status
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, Executable, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from uuid_utils.compat import uuid7
@@ -58,6 +58,12 @@ SeparateStatementDep = Annotated[OneStatement, Depends(get_statement, use_cache=
 AccountId = Annotated[UUID, Depends(get_account_id)]
 
 
+def credentials(of: ColumnElement[bool], client: str) -> Executable:
+    """Return a query for what `PasswordGuard.verify` needs to know of an account."""
+    is_known = refresh_tokens.has_login_from(client).label("is_known")
+    return select(col(User.id), col(User.email), col(User.password_hash), is_known).where(of)
+
+
 def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Response) -> TokenPair:
     response.headers["Cache-Control"] = "no-store"  # required by RFC 6749, 5.1
     return TokenPair(
@@ -76,6 +82,7 @@ async def register(
     body: Registration, statement: StatementDep, guard: PasswordGuardDep
 ) -> UserPublic:
     """Create an account."""
+    await guard.begin_registration()
     # Hashed even if the address is taken, so that the response time does not reveal it.
     password_hash = await guard.hash(body.password.get_secret_value())
     new = insert(User).values(
@@ -101,19 +108,18 @@ async def login(
     response: Response,
 ) -> TokenPair:
     """Log in with e-mail and password."""
-    users = select(col(User.id), col(User.password_hash)).where(col(User.email) == form.username)
-    user = await find_user.first(users)
-    stored: str | None = user["password_hash"] if user else None
+    user = await find_user.first(credentials(col(User.email) == form.username, guard.client))
     password = form.password.get_secret_value()
-    valid, new_hash = await guard.verify(form.username, password, stored)
+    valid, new_hash = await guard.verify(form.username, password, user)
     if not valid or user is None:
         raise unauthorized("wrong e-mail address or password")
-    verified = (col(User.id) == user["id"]) & (col(User.password_hash) == stored)
+    verified = (col(User.id) == user["id"]) & (col(User.password_hash) == user["password_hash"])
     if new_hash:
         await store_new_hash.all(update(User).where(verified).values(password_hash=new_hash))
         verified = (col(User.id) == user["id"]) & (col(User.password_hash) == new_hash)
     token = refresh_tokens.new_token()
-    if not await start_login.all(refresh_tokens.start(token, user["id"], verified)):
+    start = refresh_tokens.start(token, user["id"], verified, guard.client)
+    if not await start_login.all(start):
         raise changed_meanwhile()
     return token_pair(tokens, user["id"], token, response)
 
@@ -159,17 +165,16 @@ async def change_password(
     guard: PasswordGuardDep,
 ) -> None:
     """Change the password. This ends all login sessions, including the current one."""
-    users = select(col(User.password_hash)).where(col(User.id) == user_id)
-    user = await statement.first(users)
+    user = await statement.first(credentials(col(User.id) == user_id, guard.client))
     if user is None:
         raise no_account()
-    stored = user["password_hash"]
-    valid, _ = await guard.verify(str(user_id), body.current_password.get_secret_value(), stored)
+    current_password = body.current_password.get_secret_value()
+    valid, _ = await guard.verify(user["email"], current_password, user)
     if not valid:
         raise wrong_password()
     new_hash = await guard.hash(body.new_password.get_secret_value())
 
-    same = (col(User.id) == user_id) & (col(User.password_hash) == stored)
+    same = (col(User.id) == user_id) & (col(User.password_hash) == user["password_hash"])
     new = update(User).where(same).values(password_hash=new_hash).returning(col(User.id))
     # In this order, a login at the same time is ended too, or fails because of the new hash.
     if (await session.exec(new)).first() is None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,8 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.aio.storage import memory
+from limits.aio.strategies import FixedWindowRateLimiter
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import Connection, Engine, func, select, text, update
@@ -31,6 +33,7 @@ from sqlmodel import Session, col
 from structlog.testing import capture_logs
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from auth import refresh_tokens
 from auth.passwords import Passwords, Throttle, client_key
 from auth.refresh_tokens import SAME_TIME
 from auth.tokens import CLAIMS, ISSUER, signing_key
@@ -61,9 +64,12 @@ def new_email() -> str:
     return f"ada-{uuid4().hex}@example.com"
 
 
-def register(client: TestClient, email: str, **changes: object) -> Response:
+def register(
+    client: TestClient, email: str, address: str = "192.0.2.1", **changes: Any
+) -> Response:
     body = {"email": email, "password": PASSWORD, "name": "Ada"}
-    return client.post("/auth/register", json=body | changes)
+    headers = {"X-Forwarded-For": address}
+    return client.post("/auth/register", json=body | changes, headers=headers)
 
 
 def log_in(
@@ -164,9 +170,10 @@ def test_an_email_is_taken_in_any_case(client: TestClient, engine: Engine) -> No
 
 def test_of_many_who_register_one_email_at_once_one_gets_it(client: TestClient) -> None:
     email = new_email()
+    addresses = [f"203.0.113.{number}" for number in range(10)]
 
     with ThreadPoolExecutor(10) as threads:
-        answers = list(threads.map(lambda _: register(client, email), range(10)))
+        answers = list(threads.map(lambda address: register(client, email, address), addresses))
 
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 9
 
@@ -253,7 +260,7 @@ def test_a_password_out_of_bounds_is_refused(client: TestClient, password: objec
     ],
 )
 def test_other_fields_have_their_bounds_and_unknown_ones_are_refused(
-    client: TestClient, change: dict[str, object]
+    client: TestClient, change: dict[str, Any]
 ) -> None:
     answer = register(client, new_email(), **change)
 
@@ -377,9 +384,12 @@ def test_logins_that_hash_a_password_anew_at_once_are_not_taken_for_wrong(
     client: TestClient, ada: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Passwords, "HASHER", PasswordHash((RecordingHasher(memory_cost=16),)))
+    addresses = [f"203.0.113.{number}" for number in range(8)]
 
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: log_in(client, ada.email), range(8)))
+        answers = list(
+            threads.map(lambda address: log_in(client, ada.email, address=address), addresses)
+        )
 
     statuses = {answer.status_code for answer in answers}
     assert 200 in statuses
@@ -799,10 +809,15 @@ def test_who_guesses_has_to_wait(client: TestClient, ada: Account) -> None:
 
 
 def test_who_guesses_many_at_once_has_no_more_tries(client: TestClient, ada: Account) -> None:
-    with ThreadPoolExecutor(40) as threads:
-        answers = list(threads.map(lambda _: log_in(client, ada.email, "guess"), range(40)))
+    def guess(_: int) -> int:
+        return log_in(client, ada.email, "guess").status_code
 
-    assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 30
+    with ThreadPoolExecutor(40) as threads:
+        at_once = list(threads.map(guess, range(40)))
+    statuses = at_once + [guess(number) for number in range(11)]
+
+    assert set(statuses) == {401, 429}
+    assert statuses.count(401) == 10
 
 
 def test_a_guesser_does_not_lock_out_the_owner_who_is_elsewhere(
@@ -813,6 +828,57 @@ def test_a_guesser_does_not_lock_out_the_owner_who_is_elsewhere(
 
     assert guess.status_code == 429
     assert log_in(client, ada.email, address="203.0.113.7").status_code == 200
+
+
+def guess_from_everywhere(client: TestClient, email: str) -> Response:
+    """Guess from a new address each time, until that is refused."""
+    for number in range(1000):
+        guess = log_in(client, email, "guess", address=f"198.51.{number // 250}.{number % 250}")
+        if guess.status_code != 401:
+            break
+    return guess
+
+
+@pytest.fixture
+def few_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = RateLimitItemPerHour(20, 1, Throttle.ELSEWHERE.namespace)
+    monkeypatch.setattr(Throttle, "ELSEWHERE", limit)
+
+
+@pytest.mark.usefixtures("few_guesses")
+def test_who_guesses_from_many_addresses_has_to_wait_and_the_owner_has_not(
+    client: TestClient, ada: Account
+) -> None:
+    log_in(client, ada.email, address="203.0.113.7")
+
+    guess = guess_from_everywhere(client, ada.email)
+
+    assert guess.status_code == 429
+    assert 0 < int(guess.headers["Retry-After"]) <= 60 * 60
+    assert log_in(client, ada.email, address="203.0.113.8").status_code == 429
+    assert log_in(client, ada.email, address="203.0.113.7").status_code == 200
+    assert guess_from_everywhere(client, new_email()).status_code == 429
+
+
+@pytest.mark.usefixtures("few_guesses")
+@pytest.mark.parametrize("forgotten", ["sessions", "counts"])
+def test_an_owner_is_known_by_a_login_session_or_by_an_earlier_one(
+    app: FastAPI, client: TestClient, ada: Account, forgotten: str
+) -> None:
+    if forgotten == "sessions":
+        log_out(client, ada.refresh)
+    else:
+        app.state.resources.throttle._limiter = FixedWindowRateLimiter(memory.MemoryStorage())
+
+    guess_from_everywhere(client, ada.email)
+
+    assert log_in(client, ada.email).status_code == 200
+
+
+def test_guesses_at_an_account_are_limited_to_a_hundred_an_hour() -> None:
+    limit = Throttle.ELSEWHERE
+
+    assert (limit.amount, limit.get_expiry()) == (100, 60 * 60)
 
 
 def test_an_unknown_email_is_limited_as_a_known_one(client: TestClient) -> None:
@@ -865,6 +931,38 @@ def test_an_address_that_asks_which_emails_are_taken_has_to_wait(
 
     assert answers == [409, 409, 409, 429]
     assert register(client, new_email()).status_code == 429
+
+
+def test_an_address_that_registers_many_accounts_has_to_wait(client: TestClient) -> None:
+    answers = [register(client, new_email()).status_code for _ in range(21)]
+
+    refused = register(client, new_email())
+    assert answers == [201] * 20 + [429]
+    assert 0 < int(refused.headers["Retry-After"]) <= 60 * 60
+    assert register(client, new_email(), address="203.0.113.7").status_code == 201
+
+
+def test_who_logs_in_again_and_again_has_to_wait(client: TestClient, ada: Account) -> None:
+    answers = [log_in(client, ada.email).status_code for _ in range(60)]
+
+    assert answers == [200] * 59 + [429]  # one was Ada's own
+    assert log_in(client, ada.email, address="203.0.113.7").status_code == 200
+
+
+def test_an_account_keeps_its_hundred_newest_sessions(
+    client: TestClient, ada: Account, bob: Account, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refresh_tokens, "MAX_SESSIONS", 3)
+    second = log_in(client, ada.email).json()["refresh_token"]
+    newest = refresh(client, ada.refresh).json()["refresh_token"]  # it is the one used last
+
+    for _ in range(2):
+        log_in(client, ada.email)
+
+    assert count(engine, RefreshToken, user_id=ada.id) == 3
+    assert refresh(client, second).status_code == 401
+    assert refresh(client, newest).status_code == 200
+    assert refresh(client, bob.refresh).status_code == 200
 
 
 def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
@@ -925,7 +1023,7 @@ def test_few_passwords_are_hashed_at_once_and_few_wait_off_the_event_loop(
 
     async def storm() -> list[str | BaseException]:
         passwords = Passwords()
-        work = (passwords.hash(PASSWORD) for _ in range(200))
+        work = (passwords.hash(PASSWORD, f"client {number}") for number in range(200))
         results = await asyncio.gather(*work, return_exceptions=True)
         passwords.close()
         return results
@@ -966,6 +1064,36 @@ def test_a_storm_of_logins_is_answered_and_holds_up_nobody(
     assert first == 503
     assert health == [200] * 20
     assert {log_in.result() for log_in in log_ins} == {200, 503}
+
+
+def test_a_flood_from_one_address_leaves_room_for_others(
+    client: TestClient, ada: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+
+    class Hasher(RecordingHasher):
+        def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+            may_go_on.wait()
+            return super().hash(password, salt=salt)
+
+    monkeypatch.setattr(Passwords, "HASHER", PasswordHash((Hasher(),)))
+    monkeypatch.setattr(Throttle, "REGISTRATIONS", RateLimitItemPerHour(1000))
+
+    def log_in_from(number: int) -> Response:
+        return log_in(client, ada.email, address=f"203.0.113.{number}")
+
+    with ThreadPoolExecutor(100) as threads:
+        try:
+            flood = [threads.submit(register, client, new_email()) for _ in range(60)]
+            refused = [one.result() for one in islice(as_completed(flood, timeout=30), 55)]
+            log_ins = [threads.submit(log_in_from, number) for number in range(40)]
+        finally:
+            may_go_on.set()
+
+    assert {answer.status_code for answer in refused} == {429}
+    assert int(refused[0].headers["Retry-After"]) > 0
+    assert [log_in.result().status_code for log_in in log_ins] == [200] * 40
+    assert [one.result().status_code for one in flood].count(201) == Passwords.PER_CLIENT
 
 
 # What clients and others see
