@@ -1,12 +1,18 @@
-"""Refresh tokens: each works once; using one again ends its login session.
+"""Refresh tokens: each yields its successor; using an earlier one again ends its login session.
 
 A login session is one row, which stores the hash of its newest refresh token. Each token contains
 the id of its session, so earlier tokens are recognized too. Statements that change a row wait for
 its lock, so a session that has ended never yields another token.
+
+A client whose answer was lost, or its second tab, may send a token again: for REPEATABLE, and
+until the successor is used, it gets the same successor. That is computed from the token with a key
+of the app's, so nobody else can compute it, and it need not be stored.
 """
 
 import hashlib
+import hmac
 import secrets
+from base64 import urlsafe_b64encode
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -15,6 +21,7 @@ from sqlalchemy import (
     Delete,
     Executable,
     Exists,
+    case,
     delete,
     exists,
     func,
@@ -28,19 +35,23 @@ from sqlmodel import col
 from models import RefreshToken, User
 
 LIFETIME = timedelta(days=30)  # of each token: a session that is not used for longer ends
-# Two tabs of a browser may use one token at the same time. The second one gets a 401, but does not
-# end the session as a thief would.
-SAME_TIME = timedelta(seconds=5)
+REPEATABLE = timedelta(seconds=60)
 MAX_SESSIONS = 100  # of one user
 MAX_ADDRESS = 64  # the width of its column: an address of IPv6 has fewer characters
 
 
-def new_token(login: UUID | None = None) -> str:
-    """Return a refresh token of a login session, or of a new one if None.
+def new_token() -> str:
+    """Return the first refresh token of a new login session.
 
     The id is random, not a UUIDv7: anybody who knows it can end the session.
     """
-    return f"{(login or uuid4()).hex}.{secrets.token_urlsafe(32)}"
+    return f"{uuid4().hex}.{secrets.token_urlsafe(32)}"
+
+
+def next_token(token: str, key: bytes) -> str:
+    """Return the one successor of a token."""
+    digest = hmac.digest(key, token.encode(), "sha256")
+    return f"{login_of(token).hex}.{urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
 def login_of(token: str) -> UUID:
@@ -93,36 +104,42 @@ def has_login_from(client: str) -> Exists:
 def replace(token: str, successor: str) -> Executable:
     """Return a statement that replaces the newest token of a session with its successor.
 
-    It returns the user's id if the token was the newest. If two requests use the same token, the
-    second one waits for the first, and its token is no longer the newest.
+    It returns the user's id if the token was the newest, or is repeated. If two requests use the
+    same token, the second one waits for the first, and is a repetition.
     """
+    is_newest = col(RefreshToken.token_hash) == hash_token(token)
     return (
         update(RefreshToken)
         .where(
             col(RefreshToken.id) == login_of(token),
-            col(RefreshToken.token_hash) == hash_token(token),
+            is_newest | is_repeated(successor),
             col(RefreshToken.expires_at) > func.now(),
         )
         .values(
             token_hash=hash_token(successor),
-            replaced_at=func.now(),
+            # The minute begins when the token is used for the first time.
+            replaced_at=case((is_newest, func.now()), else_=col(RefreshToken.replaced_at)),
             expires_at=func.now() + LIFETIME,
         )
         .returning(col(RefreshToken.user_id))
     )
 
 
-def end_if_reused(token: str) -> Executable:
+def is_repeated(successor: str) -> ColumnElement[bool]:
+    """Return whether the predecessor of a token may still be used again."""
+    return (col(RefreshToken.token_hash) == hash_token(successor)) & (
+        col(RefreshToken.replaced_at) > func.now() - REPEATABLE
+    )
+
+
+def end_if_reused(token: str, successor: str) -> Executable:
     """Return a statement that ends a session if the token is one of its earlier ones.
 
     It returns the user's id if the session was ended.
     """
     return (
         end(token)
-        .where(
-            col(RefreshToken.token_hash) != hash_token(token),
-            col(RefreshToken.replaced_at) <= func.now() - SAME_TIME,
-        )
+        .where(col(RefreshToken.token_hash) != hash_token(token), ~is_repeated(successor))
         .returning(col(RefreshToken.user_id))
     )
 

@@ -19,14 +19,14 @@ ISSUER: str = PYPROJECT["project"]["name"]
 CLAIMS = ["iss", "aud", "sub", "iat", "exp", "jti"]
 
 
-def signing_key(settings: Settings) -> bytes:
-    """Return the key that signs access tokens, and nothing else.
+def signing_key(settings: Settings, purpose: str = "access token") -> bytes:
+    """Return the key for one purpose: by default, to sign access tokens.
 
     It is derived from the app's secret, which has other uses too: nothing that is signed for one
     of those can pass as a token.
     """
     secret = settings.better_auth_secret.get_secret_value().encode()
-    return hmac.digest(secret, b"access token", "sha256")
+    return hmac.digest(secret, purpose.encode(), "sha256")
 
 
 class OwnTokens:
@@ -34,6 +34,7 @@ class OwnTokens:
 
     def __init__(self, settings: Settings) -> None:
         self._key = signing_key(settings)
+        self.refresh_key = signing_key(settings, "refresh token")
         # A client sends the same token for 15 minutes: its signature is checked once.
         self._verified = lru_cache(CACHED_TOKENS)(self._verify)
 

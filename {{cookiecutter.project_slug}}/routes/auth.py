@@ -132,15 +132,17 @@ async def refresh_token(
     tokens: OwnTokensDep,
     response: Response,
 ) -> TokenPair:
-    """Exchange a refresh token for the next pair of tokens. Each refresh token works once.
+    """Exchange a refresh token for the next pair of tokens.
 
-    Using one again ends the login session, because somebody else may have stolen it.
+    If the response is lost, send the token again within a minute: the response has the same new
+    refresh token. Sending it later, or after the new one was used, ends the login session, because
+    somebody else may have stolen it.
     """
     token = body.refresh_token.get_secret_value()
-    successor = refresh_tokens.new_token(refresh_tokens.login_of(token))
+    successor = refresh_tokens.next_token(token, tokens.refresh_key)
     if login := await replace.first(refresh_tokens.replace(token, successor)):
         return token_pair(tokens, login["user_id"], successor, response)
-    if login := await end_if_reused.first(refresh_tokens.end_if_reused(token)):
+    if login := await end_if_reused.first(refresh_tokens.end_if_reused(token, successor)):
         user_id = str(login["user_id"])
         structlog.get_logger().warning("refresh token reused, login session ended", user_id=user_id)
     raise unauthorized("the refresh token is invalid, has expired or was used before")

@@ -35,7 +35,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from auth import refresh_tokens
 from auth.passwords import Passwords, Throttle, client_key
-from auth.refresh_tokens import SAME_TIME
+from auth.refresh_tokens import REPEATABLE
 from auth.tokens import CLAIMS, ISSUER, signing_key
 from config import Settings
 from errors import MAX_BODY_BYTES
@@ -450,8 +450,7 @@ def test_a_reused_refresh_token_ends_its_login_and_no_other(
     client: TestClient, ada: Account, engine: Engine
 ) -> None:
     newest = refresh(client, ada.refresh).json()["refresh_token"]
-    newest = refresh(client, newest).json()["refresh_token"]
-    age(engine, ada, SAME_TIME)
+    age(engine, ada, REPEATABLE)
     other = log_in(client, ada.email).json()["refresh_token"]
 
     with capture_logs() as lines:
@@ -464,15 +463,61 @@ def test_a_reused_refresh_token_ends_its_login_and_no_other(
     assert ada.refresh not in str(lines)
 
 
-def test_of_many_who_use_one_refresh_token_at_once_one_wins_and_stays(
+def test_a_refresh_token_whose_answer_was_lost_can_be_repeated(
+    client: TestClient, ada: Account, engine: Engine
+) -> None:
+    lost = refresh(client, ada.refresh).json()["refresh_token"]
+    age(engine, ada, REPEATABLE - timedelta(seconds=5))
+
+    repeated = refresh(client, ada.refresh)
+
+    assert (repeated.status_code, repeated.json()["refresh_token"]) == (200, lost)
+    assert get_me(client, repeated.json()["access_token"]).status_code == 200
+    assert refresh(client, lost).status_code == 200
+
+
+def test_a_refresh_token_can_be_repeated_for_a_minute_after_its_first_use(
+    client: TestClient, ada: Account, engine: Engine
+) -> None:
+    for _ in range(2):
+        newest = refresh(client, ada.refresh).json()["refresh_token"]
+        age(engine, ada, REPEATABLE / 2)
+
+    assert refresh(client, ada.refresh).status_code == 401
+    assert refresh(client, newest).status_code == 401
+
+
+def test_a_refresh_token_whose_successor_was_used_cannot_be_repeated(
+    client: TestClient, ada: Account
+) -> None:
+    newest = refresh(client, ada.refresh).json()["refresh_token"]
+    newest = refresh(client, newest).json()["refresh_token"]
+
+    assert refresh(client, ada.refresh).status_code == 401
+    assert refresh(client, newest).status_code == 401
+
+
+def test_many_who_use_one_refresh_token_at_once_get_the_same_successor(
     client: TestClient, ada: Account
 ) -> None:
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(lambda _: refresh(client, ada.refresh), range(20)))
 
-    assert sorted(answer.status_code for answer in answers) == [200] + [401] * 19
-    (winner,) = [answer.json() for answer in answers if answer.status_code == 200]
-    assert refresh(client, winner["refresh_token"]).status_code == 200
+    assert [answer.status_code for answer in answers] == [200] * 20
+    (successor,) = {answer.json()["refresh_token"] for answer in answers}
+    assert refresh(client, successor).status_code == 200
+
+
+def test_a_successor_cannot_be_computed_without_the_secret(
+    client: TestClient, ada: Account, settings: Settings
+) -> None:
+    computed = refresh_tokens.next_token(ada.refresh, signing_key(settings, "refresh token"))
+    others = {refresh_tokens.next_token(ada.refresh, key) for key in (b"", signing_key(settings))}
+
+    successor = refresh(client, ada.refresh).json()["refresh_token"]
+
+    assert successor == computed
+    assert successor not in others
 
 
 @pytest.mark.parametrize(("days", "status"), [(29, 200), (30, 401)])
