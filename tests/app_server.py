@@ -85,6 +85,9 @@ class AppServer:
         token: str = answer.body["access_token"]
         return token
 
+    def delete_account(self, token: str) -> Answer:
+        return self.request("DELETE", "/auth/me", {"current_password": PASSWORD}, token=token)
+
     def lines(self) -> list[dict[str, Any]]:
         """Return the JSON lines of the log."""
         found = []

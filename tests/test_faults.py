@@ -290,8 +290,8 @@ def test_a_terminated_transaction_writes_nothing(app: AppServer, app_stage: Stag
     token = app.register("eva")
     app.request("POST", "/tasks", {"title": "Eva's"}, token=token)
 
-    # This deletes the user first, then her tasks.
-    answer = end_in_the_middle(app_stage, lambda: app.request("DELETE", "/auth/me", token=token))
+    # Deletes the user first, and then her tasks.
+    answer = end_in_the_middle(app_stage, lambda: app.delete_account(token))
 
     assert answer.is_refusal, answer
     assert app.request("GET", "/auth/me", token=token).body["email"] == "eva@example.com"
@@ -306,7 +306,7 @@ def test_on_a_read_only_server_reads_work_and_writes_are_refused(
     app_stage.server.terminate_backends(app_stage.database)
 
     created = app.request("POST", "/tasks", {"title": "too late"}, token=token)
-    deleted = app.request("DELETE", "/auth/me", token=token)
+    deleted = app.delete_account(token)
     listed = app.request("GET", "/tasks", token=token)
 
     assert created.is_refusal, created

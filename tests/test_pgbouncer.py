@@ -130,7 +130,7 @@ def test_the_app_leaves_nothing_on_a_connection(
     created = app.request("POST", "/tasks", {"title": "x"}, token=token)
     app.request("PATCH", f"/tasks/{created.body['id']}", {"title": "y"}, token=token)
     app.request("GET", "/ready")
-    app.request("DELETE", "/auth/me", token=app.register())
+    app.delete_account(app.register())
 
     said = rf"^{app_stage.database} LOG: +(?:statement|execute \S+): "
     said += r"(?:SET LOCAL [^;]*; )?(SET LOCAL|\w+)"  # a statement stands behind its time limit

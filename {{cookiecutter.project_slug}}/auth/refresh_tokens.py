@@ -21,6 +21,7 @@ from sqlalchemy import (
     Delete,
     Executable,
     Exists,
+    UpdateBase,
     case,
     delete,
     exists,
@@ -66,7 +67,7 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def start(token: str, user_id: UUID, verified: ColumnElement[bool], client: str) -> Executable:
+def start(token: str, user_id: UUID, verified: ColumnElement[bool], client: str) -> UpdateBase:
     """Return a statement that stores a new session and deletes the user's expired ones.
 
     It returns a row if `verified` still holds for the user. If the password is being changed at the
@@ -98,6 +99,15 @@ def has_login_from(client: str) -> Exists:
     return exists().where(
         col(RefreshToken.user_id) == col(User.id),
         col(RefreshToken.address) == client[:MAX_ADDRESS],
+    )
+
+
+def has_login(login: UUID | None) -> Exists:
+    """Return whether a user, of an outer query, has the login session with an id."""
+    return exists().where(
+        col(RefreshToken.user_id) == col(User.id),
+        col(RefreshToken.id) == login,
+        col(RefreshToken.expires_at) > func.now(),
     )
 
 
@@ -142,6 +152,11 @@ def end_if_reused(token: str, successor: str) -> Executable:
         .where(col(RefreshToken.token_hash) != hash_token(token), ~is_repeated(successor))
         .returning(col(RefreshToken.user_id))
     )
+
+
+def end_all(user_id: UUID) -> Delete:
+    """Return a statement that ends all sessions of a user."""
+    return delete(RefreshToken).where(col(RefreshToken.user_id) == user_id)
 
 
 def end(token: str) -> Delete:

@@ -4,6 +4,7 @@ import hmac
 import secrets
 import time
 from functools import lru_cache
+from uuid import UUID
 
 import jwt
 
@@ -38,8 +39,11 @@ class OwnTokens:
         # A client sends the same token for 15 minutes: its signature is checked once.
         self._verified = lru_cache(CACHED_TOKENS)(self._verify)
 
-    def issue(self, user_id: str) -> str:
-        """Return a token for the user, valid for ACCESS_TOKEN_SECONDS."""
+    def issue(self, user_id: str, login: UUID | None = None) -> str:
+        """Return a token for the user, valid for ACCESS_TOKEN_SECONDS.
+
+        login: the id of the login session that it is issued in.
+        """
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -49,17 +53,27 @@ class OwnTokens:
             "exp": now + ACCESS_TOKEN_SECONDS,
             "jti": secrets.token_urlsafe(16),
         }
+        if login is not None:
+            claims["sid"] = str(login)
         return jwt.encode(claims, self._key, ALGORITHM)
 
     async def user_id(self, token: str) -> str:
         """Return the user's id. Raises InvalidToken."""
-        user_id, expires_at = self._verified(token)
+        user_id, expires_at, _ = self._verified(token)
         if expires_at + LEEWAY_SECONDS <= time.time():
             raise InvalidToken("the token has expired")
         return user_id
 
-    def _verify(self, token: str) -> tuple[str, int]:
-        """Return the user's id and when the token expires. Raises InvalidToken."""
+    def login(self, token: str) -> UUID | None:
+        """Return the id of the login session that a token was issued in. Raises InvalidToken."""
+        _, _, login = self._verified(token)
+        return UUID(login) if login else None
+
+    def _verify(self, token: str) -> tuple[str, int, str | None]:
+        """Return the user's id, when the token expires, and the id of its login session.
+
+        Raises InvalidToken.
+        """
         try:
             claims = jwt.decode(
                 token,
@@ -72,4 +86,4 @@ class OwnTokens:
             )
         except jwt.PyJWTError as error:
             raise InvalidToken(str(error)) from None
-        return claims["sub"], claims["exp"]
+        return claims["sub"], claims["exp"], claims.get("sid")

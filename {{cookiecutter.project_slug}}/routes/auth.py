@@ -1,7 +1,7 @@
 """Our own accounts. With Better Auth, which has its own, main.py does not include these routes.
 
-Changing the password or deleting the account ends all its login sessions. Access tokens that were
-issued before stay valid for up to 15 minutes: to revoke them, each request would need a lookup.
+Access tokens of a login session that has ended stay valid for up to 15 minutes: to revoke them,
+each request would need a lookup. What destroys the account looks it up.
 """
 
 from typing import Annotated
@@ -10,18 +10,21 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter, Depends, Form, HTTPException, Request, Response, status
 from fastapi.exceptions import RequestValidationError
+from fastapi.security.utils import get_authorization_scheme_param
+from pydantic import Secret
 from sqlalchemy import ColumnElement, Executable, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from auth import CurrentUserId, refresh_tokens, unauthorized, unavailable
-from auth.passwords import PasswordGuardDep
+from auth.passwords import PasswordGuard, PasswordGuardDep
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
-from db import OneStatement, SessionDep, StatementDep, get_statement
-from models import RefreshToken, User, owned_tables
+from db import OneStatement, Row, SessionDep, StatementDep, get_statement
+from models import User, owned_tables
 from resources import resources
 from schemas.auth import (
+    AccountDeletion,
     LoginForm,
     PasswordChange,
     RefreshRequest,
@@ -52,22 +55,39 @@ async def get_account_id(user_id: CurrentUserId) -> UUID:
         raise no_account() from None  # not an id of ours
 
 
-# Some routes hash a password between two statements. They hold no connection meanwhile, so these
-# statements are separate on purpose: each has a parameter, and a name, of its own.
-SeparateStatementDep = Annotated[OneStatement, Depends(get_statement, use_cache=False)]
 AccountId = Annotated[UUID, Depends(get_account_id)]
 
 
-def credentials(of: ColumnElement[bool], client: str) -> Executable:
-    """Return a query for what `PasswordGuard.verify` needs to know of an account."""
-    is_known = refresh_tokens.has_login_from(client).label("is_known")
-    return select(col(User.id), col(User.email), col(User.password_hash), is_known).where(of)
+async def get_login(request: Request, _: AccountId, tokens: OwnTokensDep) -> UUID | None:
+    """Return the id of the login session that the access token was issued in."""
+    _scheme, token = get_authorization_scheme_param(request.headers["Authorization"])
+    return tokens.login(token)
+
+
+# Some routes hash a password between two statements. They hold no connection meanwhile, so these
+# statements are separate on purpose: each has a parameter, and a name, of its own.
+SeparateStatementDep = Annotated[OneStatement, Depends(get_statement, use_cache=False)]
+Login = Annotated[UUID | None, Depends(get_login)]
+
+
+def credentials(of: ColumnElement[bool], client: str, login: UUID | None = None) -> Executable:
+    """Return a query for what `PasswordGuard.verify` needs to know of an account.
+
+    login: the id of a login session; `is_logged_in` says whether it has not ended.
+    """
+    return select(
+        col(User.id),
+        col(User.email),
+        col(User.password_hash),
+        refresh_tokens.has_login_from(client).label("is_known"),
+        refresh_tokens.has_login(login).label("is_logged_in"),
+    ).where(of)
 
 
 def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Response) -> TokenPair:
     response.headers["Cache-Control"] = "no-store"  # required by RFC 6749, 5.1
     return TokenPair(
-        access_token=tokens.issue(str(user_id)),
+        access_token=tokens.issue(str(user_id), refresh_tokens.login_of(refresh)),
         expires_in=ACCESS_TOKEN_SECONDS,
         refresh_token=refresh,
     )
@@ -154,35 +174,32 @@ async def logout(body: RefreshRequest, statement: StatementDep) -> None:
     await statement.all(refresh_tokens.end(body.refresh_token.get_secret_value()))
 
 
-@router.post(
-    "/password",
-    status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(401, 429, 503, *BODY),
-)
+@router.post("/password", responses=problems(401, 429, 503, *BODY))
 async def change_password(
     body: PasswordChange,
     user_id: AccountId,
     statement: StatementDep,
     session: SessionDep,
     guard: PasswordGuardDep,
-) -> None:
-    """Change the password. This ends all login sessions, including the current one."""
+    tokens: OwnTokensDep,
+    response: Response,
+) -> TokenPair:
+    """Change the password. This ends all login sessions and begins a new one for the caller."""
     user = await statement.first(credentials(col(User.id) == user_id, guard.client))
-    if user is None:
-        raise no_account()
-    current_password = body.current_password.get_secret_value()
-    valid, _ = await guard.verify(user["email"], current_password, user)
-    if not valid:
-        raise wrong_password()
+    stored = await verify_current_password(guard, body.current_password, user)
     new_hash = await guard.hash(body.new_password.get_secret_value())
 
-    same = (col(User.id) == user_id) & (col(User.password_hash) == user["password_hash"])
+    account = col(User.id) == user_id
+    same = account & (col(User.password_hash) == stored)
     new = update(User).where(same).values(password_hash=new_hash).returning(col(User.id))
     # In this order, a login at the same time is ended too, or fails because of the new hash.
     if (await session.exec(new)).first() is None:
         raise changed_meanwhile()
-    await session.exec(delete(RefreshToken).where(col(RefreshToken.user_id) == user_id))
+    await session.exec(refresh_tokens.end_all(user_id))
+    token = refresh_tokens.new_token()
+    await session.exec(refresh_tokens.start(token, user_id, account, guard.client))
     await session.commit()
+    return token_pair(tokens, user_id, token, response)
 
 
 @router.get("/me", responses=problems(401, 503))
@@ -194,14 +211,47 @@ async def get_me(user_id: AccountId, statement: StatementDep) -> UserPublic:
     return UserPublic(**user)
 
 
-@router.delete("/me", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 503))
-async def delete_me(user_id: AccountId, session: SessionDep) -> None:
-    """Delete the account with all that it owns and its login sessions."""
+@router.delete(
+    "/me",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(401, 429, 503, *BODY),
+)
+async def delete_me(
+    body: AccountDeletion,
+    user_id: AccountId,
+    login: Login,
+    statement: StatementDep,
+    session: SessionDep,
+    guard: PasswordGuardDep,
+) -> None:
+    """Delete the account with all that it owns and its login sessions.
+
+    The access token must belong to a login session that has not ended.
+    """
+    user = await statement.first(credentials(col(User.id) == user_id, guard.client, login))
+    if user is not None and not user["is_logged_in"]:
+        raise unauthorized("the login session of this token has ended: log in again")
+    stored = await verify_current_password(guard, body.current_password, user)
+    same = (col(User.id) == user_id) & (col(User.password_hash) == stored)
     # ON DELETE CASCADE deletes its login sessions.
-    await session.exec(delete(User).where(col(User.id) == user_id))
+    if (await session.exec(delete(User).where(same).returning(col(User.id)))).first() is None:
+        raise changed_meanwhile()
     for table in owned_tables():
         await session.exec(delete(table).where(table.c.owner_id == str(user_id)))
     await session.commit()
+
+
+async def verify_current_password(
+    guard: PasswordGuard, password: Secret[str], user: Row | None
+) -> str:
+    """Return the hash of an account's password. Raises HTTPException, RequestValidationError."""
+    if user is None:
+        raise no_account()
+    valid, _ = await guard.verify(user["email"], password.get_secret_value(), user)
+    if not valid:
+        raise wrong_password()
+    stored: str = user["password_hash"]
+    return stored
 
 
 def no_account() -> HTTPException:

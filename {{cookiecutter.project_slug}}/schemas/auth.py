@@ -64,6 +64,10 @@ class PasswordChange(Strict):
     new_password: NewPassword
 
 
+class AccountDeletion(Strict):
+    current_password: OldPassword
+
+
 class TokenPair(BaseModel):
     """The tokens of a login session: one for requests, and one that gets the next pair, once."""
 

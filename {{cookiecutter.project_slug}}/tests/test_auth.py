@@ -36,7 +36,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from auth import refresh_tokens
 from auth.passwords import Passwords, Throttle, client_key
 from auth.refresh_tokens import REPEATABLE
-from auth.tokens import CLAIMS, ISSUER, signing_key
+from auth.tokens import CLAIMS, ISSUER, OwnTokens, signing_key
 from config import Settings
 from errors import MAX_BODY_BYTES
 from models import RefreshToken, User
@@ -98,6 +98,11 @@ def get_me(client: TestClient, token: str) -> Response:
 def change_password(client: TestClient, token: str, current: str, new: str) -> Response:
     body = {"current_password": current, "new_password": new}
     return client.post("/auth/password", json=body, headers=bearer(token))
+
+
+def delete_me(client: TestClient, token: str, password: str = PASSWORD) -> Response:
+    body = {"current_password": password}
+    return client.request("DELETE", "/auth/me", json=body, headers=bearer(token))
 
 
 class Account:
@@ -585,14 +590,17 @@ def test_logout_ends_the_login_whichever_of_its_tokens_comes(
 # The account
 
 
-def test_a_new_password_ends_all_logins_of_the_user(
+def test_a_new_password_begins_a_login_and_ends_all_others_of_the_user(
     client: TestClient, ada: Account, bob: Account
 ) -> None:
     other = log_in(client, ada.email).json()["refresh_token"]
 
     answer = change_password(client, ada.access, PASSWORD, NEW_PASSWORD)
 
-    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.status_code == 200
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert get_me(client, answer.json()["access_token"]).json()["id"] == ada.id
+    assert refresh(client, answer.json()["refresh_token"]).status_code == 200
     assert refresh(client, ada.refresh).status_code == 401
     assert refresh(client, other).status_code == 401
     assert refresh(client, bob.refresh).status_code == 200
@@ -623,7 +631,7 @@ def test_of_two_changes_of_a_password_at_once_one_wins(
         )
 
     assert sum(answer.is_success for answer in answers) == 1
-    assert {answer.status_code for answer in answers} <= {204, 422, 503}
+    assert {answer.status_code for answer in answers} <= {200, 422, 503}
     for answer, password in zip(answers, passwords, strict=True):
         assert log_in(client, ada.email, password).is_success == answer.is_success
 
@@ -631,17 +639,73 @@ def test_of_two_changes_of_a_password_at_once_one_wins(
 def test_a_deleted_account_takes_its_log_ins_along_and_nobody_elses(
     client: TestClient, ada: Account, bob: Account, engine: Engine
 ) -> None:
-    answers = [client.delete("/auth/me", headers=bearer(ada.access)) for _ in range(2)]
+    answer = delete_me(client, ada.access)
 
-    assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 2
+    assert (answer.status_code, answer.content) == (204, b"")
     for account, rows in ((ada, 0), (bob, 1)):
         assert count(engine, User, id=account.id) == rows
         assert count(engine, RefreshToken, user_id=account.id) == rows
     assert get_me(client, ada.access).status_code == 401
     assert change_password(client, ada.access, PASSWORD, NEW_PASSWORD).status_code == 401
+    assert delete_me(client, ada.access).status_code == 401
     assert refresh(client, ada.refresh).status_code == 401
     assert log_in(client, ada.email).status_code == 401
     assert register(client, ada.email).status_code == 201
+
+
+def test_an_account_is_not_deleted_without_the_current_password(
+    client: TestClient, ada: Account
+) -> None:
+    nothing = client.delete("/auth/me", headers=bearer(ada.access))
+    wrong = delete_me(client, ada.access, "wrong password")
+
+    assert nothing.status_code == wrong.status_code == 422
+    assert nothing.json()["detail"][0]["loc"] == ["body"]
+    assert wrong.json()["detail"][0]["loc"] == ["body", "current_password"]
+    assert get_me(client, ada.access).status_code == 200
+    assert refresh(client, ada.refresh).status_code == 200
+
+
+def test_a_token_from_before_a_change_of_the_password_cannot_delete_the_account(
+    client: TestClient, ada: Account
+) -> None:
+    tokens = change_password(client, ada.access, PASSWORD, NEW_PASSWORD).json()
+
+    answer = delete_me(client, ada.access, NEW_PASSWORD)
+
+    assert answer.status_code == 401
+    assert get_me(client, ada.access).status_code == 200  # for its 15 minutes
+    assert delete_me(client, tokens["access_token"], NEW_PASSWORD).status_code == 204
+
+
+@pytest.mark.parametrize("end", ["logout", "expiry", "another user's"])
+def test_a_token_of_a_login_that_has_ended_cannot_delete_the_account(
+    client: TestClient, ada: Account, bob: Account, engine: Engine, settings: Settings, end: str
+) -> None:
+    token = ada.access
+    if end == "logout":
+        log_out(client, ada.refresh)
+    elif end == "expiry":
+        age(engine, ada, timedelta(days=30))
+    else:
+        token = OwnTokens(settings).issue(ada.id, refresh_tokens.login_of(bob.refresh))
+
+    assert delete_me(client, token).status_code == 401
+
+
+def test_a_deletion_during_a_change_of_the_password_deletes_nothing(
+    client: TestClient, ada: Account, engine: Engine
+) -> None:
+    change = update(User).where(col(User.id) == ada.id).values(password_hash=FAST.hash(PASSWORD))
+
+    with ThreadPoolExecutor(1) as thread:
+        with engine.begin() as connection:
+            connection.execute(change)
+            answer = thread.submit(delete_me, client, ada.access)  # still sees the old hash
+            wait_until_somebody_waits(connection)
+
+        assert answer.result(10).status_code == 503
+    assert count(engine, User, id=ada.id) == 1
 
 
 @pytest.mark.parametrize(
@@ -690,7 +754,7 @@ def test_an_issued_token_has_all_claims_and_lives_fifteen_minutes(
         jwt.decode(account.access, options={"verify_signature": False}) for account in (ada, bob)
     )
 
-    assert sorted(adas) == sorted(CLAIMS)
+    assert sorted(adas) == sorted([*CLAIMS, "sid"])
     assert adas["exp"] - adas["iat"] == 15 * 60
     assert adas["jti"] != bobs["jti"]
 
@@ -1014,10 +1078,16 @@ def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
     client: TestClient, ada: Account
 ) -> None:
     guesses = [
-        change_password(client, ada.access, "guess", NEW_PASSWORD).status_code for _ in range(11)
+        answer.status_code
+        for _ in range(6)
+        for answer in (
+            change_password(client, ada.access, "guess", NEW_PASSWORD),
+            delete_me(client, ada.access, "guess"),
+        )
     ]
 
-    assert guesses == [422] * 10 + [429]
+    assert guesses == [422] * 10 + [429] * 2
+    assert log_in(client, ada.email, "guess", address="testclient").status_code == 429
 
 
 @pytest.mark.parametrize(
@@ -1158,6 +1228,7 @@ def test_no_secret_stands_in_any_answer_or_log(
         change_password(client, ada.access, PASSWORD + "x", NEW_PASSWORD),
         change_password(client, ada.access, PASSWORD, NEW_PASSWORD[:7]),
         change_password(client, ada.access + "x", PASSWORD, NEW_PASSWORD),
+        delete_me(client, ada.access, PASSWORD + "x"),
         get_me(client, ada.access),
         refresh(client, ada.refresh + "x"),
         refresh(client, ada.refresh * 10),

@@ -152,15 +152,25 @@ def test_a_deleted_account_takes_its_rows_of_all_tables_along(
     engine: sa.Engine, settings: Settings
 ) -> None:
     with TestClient(main.create_app(settings)) as client:
-        owner_id, another = str(uuid4()), str(uuid4())
+        account = {
+            "email": f"{uuid4().hex}@example.com",
+            "password": "correct horse",
+            "name": "Ada",
+        }
+        owner_id = client.post("/auth/register", json=account).json()["id"]
+        another = str(uuid4())
         for number, owner in enumerate((owner_id, another)):
             shelf = {"id": number, "owner_id": owner}
             with engine.begin() as connection:
                 connection.execute(sa.insert(SHELVES), shelf)
                 connection.execute(sa.insert(BOOKS), shelf | {"shelf_id": number})
-        token = client.app.state.resources.verifier.issue(owner_id)  # type: ignore[attr-defined]
+        form = {"username": account["email"], "password": account["password"]}
+        token = client.post("/auth/login", data=form).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
 
-        answer = client.delete("/auth/me", headers={"Authorization": f"Bearer {token}"})
+        answer = client.request(
+            "DELETE", "/auth/me", json={"current_password": account["password"]}
+        )
 
     assert answer.status_code == 204
     with engine.connect() as connection:
