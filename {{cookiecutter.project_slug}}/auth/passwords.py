@@ -8,10 +8,12 @@ restart forgets them. If that matters to you, give `Throttle` a storage that all
 import asyncio
 import math
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Network, ip_address
+from pathlib import Path
 from typing import Annotated
 
 import structlog
@@ -30,6 +32,22 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from auth import RETRY_SECONDS, unavailable
 from db import Row
 from resources import resources
+
+
+def read_common_passwords() -> frozenset[str]:
+    lines = (Path(__file__).parent / "common_passwords.txt").read_text("utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
+
+
+COMMON = read_common_passwords()  # at least 8 characters each, in lower case
+
+
+def normalize(password: str) -> str:
+    """Return the spelling in which a password is hashed.
+
+    Devices send the same letters in different ways, such as "é" as one character or as two.
+    """
+    return unicodedata.normalize("NFKC", password)
 
 
 class Passwords:
@@ -61,7 +79,7 @@ class Passwords:
             raise unavailable("too many logins at once")
 
     async def hash(self, password: str, client: str) -> str:
-        """Return what to store. Raises HTTPException as `require_room` does."""
+        """Return what to store for a normalized password. Raises as `require_room` does."""
         return await self._in_thread(client, lambda: self.HASHER.hash(password))
 
     async def verify(
@@ -72,12 +90,19 @@ class Passwords:
         stored: the hash of the password; None if there is no such account, which takes as long as
         a wrong password. Raises HTTPException as `require_room` does.
         """
+        return await self._in_thread(client, lambda: self._verify(password, stored))
+
+    def _verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
+        normal = normalize(password)
         if stored is None:
-            await self.hash(password, client)
+            for spelling in {normal, password}:
+                self.HASHER.hash(spelling)
             return False, None
-        return await self._in_thread(
-            client, lambda: self.HASHER.verify_and_update(password, stored)
-        )
+        valid, new_hash = self.HASHER.verify_and_update(normal, stored)
+        # Hashes that are older than this rule are of the password as it was sent.
+        if not valid and normal != password and self.HASHER.verify(password, stored):
+            return True, self.HASHER.hash(normal)
+        return valid, new_hash
 
     async def _in_thread[T](self, client: str, work: Callable[[], T]) -> T:
         self.require_room(client)

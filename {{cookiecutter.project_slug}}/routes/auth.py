@@ -18,7 +18,7 @@ from sqlmodel import col
 from uuid_utils.compat import uuid7
 
 from auth import CurrentUserId, refresh_tokens, unauthorized, unavailable
-from auth.passwords import PasswordGuard, PasswordGuardDep
+from auth.passwords import PasswordGuard, PasswordGuardDep, normalize
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, Row, SessionDep, StatementDep, get_statement
 from models import User, owned_tables
@@ -101,7 +101,11 @@ def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Respons
 async def register(
     body: Registration, statement: StatementDep, guard: PasswordGuardDep
 ) -> UserPublic:
-    """Create an account."""
+    """Create an account.
+
+    The password must not be one that many people use, nor the e-mail address.
+    """
+    refuse_own_address(body.password, body.email, "password")
     await guard.begin_registration()
     # Hashed even if the address is taken, so that the response time does not reveal it.
     password_hash = await guard.hash(body.password.get_secret_value())
@@ -185,12 +189,13 @@ async def change_password(
     response: Response,
 ) -> TokenPair:
     """Change the password. This ends all login sessions and begins a new one for the caller."""
-    user = await statement.first(credentials(col(User.id) == user_id, guard.client))
-    stored = await verify_current_password(guard, body.current_password, user)
+    found = await statement.first(credentials(col(User.id) == user_id, guard.client))
+    user = await require_password(guard, body.current_password, found)
+    refuse_own_address(body.new_password, user["email"], "new_password")
     new_hash = await guard.hash(body.new_password.get_secret_value())
 
     account = col(User.id) == user_id
-    same = account & (col(User.password_hash) == stored)
+    same = account & (col(User.password_hash) == user["password_hash"])
     new = update(User).where(same).values(password_hash=new_hash).returning(col(User.id))
     # In this order, a login at the same time is ended too, or fails because of the new hash.
     if (await session.exec(new)).first() is None:
@@ -228,11 +233,11 @@ async def delete_me(
 
     The access token must belong to a login session that has not ended.
     """
-    user = await statement.first(credentials(col(User.id) == user_id, guard.client, login))
-    if user is not None and not user["is_logged_in"]:
+    found = await statement.first(credentials(col(User.id) == user_id, guard.client, login))
+    if found is not None and not found["is_logged_in"]:
         raise unauthorized("the login session of this token has ended: log in again")
-    stored = await verify_current_password(guard, body.current_password, user)
-    same = (col(User.id) == user_id) & (col(User.password_hash) == stored)
+    user = await require_password(guard, body.current_password, found)
+    same = (col(User.id) == user_id) & (col(User.password_hash) == user["password_hash"])
     # ON DELETE CASCADE deletes its login sessions.
     if (await session.exec(delete(User).where(same).returning(col(User.id)))).first() is None:
         raise changed_meanwhile()
@@ -241,17 +246,21 @@ async def delete_me(
     await session.commit()
 
 
-async def verify_current_password(
-    guard: PasswordGuard, password: Secret[str], user: Row | None
-) -> str:
-    """Return the hash of an account's password. Raises HTTPException, RequestValidationError."""
+async def require_password(guard: PasswordGuard, password: Secret[str], user: Row | None) -> Row:
+    """Return an account whose password is right. Raises HTTPException, RequestValidationError."""
     if user is None:
         raise no_account()
     valid, _ = await guard.verify(user["email"], password.get_secret_value(), user)
     if not valid:
         raise wrong_password()
-    stored: str = user["password_hash"]
-    return stored
+    return user
+
+
+def refuse_own_address(password: Secret[str], email: str, field: str) -> None:
+    """Raise RequestValidationError if a new password is the e-mail address, or its first part."""
+    text = password.get_secret_value().casefold()
+    if text in {normalize(part).casefold() for part in (email, email.partition("@")[0])}:
+        raise mistake("own_address", field, "choose a password other than the e-mail address")
 
 
 def no_account() -> HTTPException:
@@ -264,12 +273,8 @@ def changed_meanwhile() -> HTTPException:
 
 
 def wrong_password() -> RequestValidationError:
-    return RequestValidationError(
-        [
-            {
-                "type": "wrong_password",
-                "loc": ("body", "current_password"),
-                "msg": "The current password is wrong",
-            }
-        ]
-    )
+    return mistake("wrong_password", "current_password", "The current password is wrong")
+
+
+def mistake(rule: str, field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": rule, "loc": ("body", field), "msg": message}])

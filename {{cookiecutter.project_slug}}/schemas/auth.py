@@ -3,13 +3,20 @@
 Passwords and tokens in requests are `Secret`, which prints as asterisks.
 """
 
+import unicodedata
 from typing import Annotated, Literal
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, StringConstraints
 
+from auth.passwords import COMMON, normalize
 from schemas.text import PlainText, Strict, Utc
+
+MIN_PASSWORD = 8
+# Unicode's categories of spaces, control characters and marks, and letters that look like a space.
+INVISIBLE = {"Cc", "Cf", "Mc", "Me", "Mn", "Zl", "Zp", "Zs"}
+FILLERS = "\u115f\u1160\u2800"
 
 
 def normalize_email(text: str) -> str:
@@ -23,6 +30,25 @@ def normalize_email(text: str) -> str:
         raise ValueError("enter an e-mail address such as ada@example.com") from None
 
 
+def check_password(password: str) -> str:
+    """Return a new password in the spelling in which it is hashed. Raises ValueError.
+
+    The rules are those of NIST SP 800-63B: a length, and no password that is likely to be guessed.
+    """
+    password = normalize(password)
+    if len(password) < MIN_PASSWORD:
+        raise ValueError(f"String should have at least {MIN_PASSWORD} characters")
+    if all(map(is_invisible, password)):
+        raise ValueError("choose a password with letters, digits or signs")
+    if password.casefold() in COMMON:
+        raise ValueError("choose another password: many people use this one")
+    return password
+
+
+def is_invisible(character: str) -> bool:
+    return character in FILLERS or unicodedata.category(character) in INVISIBLE
+
+
 Email = Annotated[
     PlainText,
     Field(max_length=254, examples=["ada@example.com"], json_schema_extra={"format": "email"}),
@@ -34,7 +60,11 @@ Name = Annotated[
     Field(examples=["Ada"]),
 ]
 HiddenText = Annotated[PlainText, Field(json_schema_extra={"format": "password"})]
-NewPassword = Secret[Annotated[HiddenText, Field(min_length=8, max_length=128)]]
+NewPassword = Secret[
+    Annotated[
+        HiddenText, Field(min_length=MIN_PASSWORD, max_length=128), AfterValidator(check_password)
+    ]
+]
 OldPassword = Secret[Annotated[HiddenText, Field(min_length=1, max_length=128)]]
 OldRefreshToken = Secret[Annotated[HiddenText, Field(min_length=1, max_length=200)]]
 
