@@ -36,6 +36,7 @@ from sqlmodel import col
 from models import RefreshToken, User
 
 LIFETIME = timedelta(days=30)  # of each token: a session that is not used for longer ends
+LONGEST = timedelta(days=90)  # of a session, however often it is used
 REPEATABLE = timedelta(seconds=60)
 MAX_SESSIONS = 100  # of one user
 MAX_ADDRESS = 64  # the width of its column: an address of IPv6 has fewer characters
@@ -129,7 +130,7 @@ def replace(token: str, successor: str) -> Executable:
             token_hash=hash_token(successor),
             # The minute begins when the token is used for the first time.
             replaced_at=case((is_newest, func.now()), else_=col(RefreshToken.replaced_at)),
-            expires_at=func.now() + LIFETIME,
+            expires_at=func.least(func.now() + LIFETIME, col(RefreshToken.created_at) + LONGEST),
         )
         .returning(col(RefreshToken.user_id))
     )
@@ -152,6 +153,36 @@ def end_if_reused(token: str, successor: str) -> Executable:
         .where(col(RefreshToken.token_hash) != hash_token(token), ~is_repeated(successor))
         .returning(col(RefreshToken.user_id))
     )
+
+
+def sessions_of(user_id: UUID, current: UUID | None) -> Executable:
+    """Return a query for a user's sessions, the one that was used last first.
+
+    current: the id of the session that `is_current`.
+    """
+    last_used_at = func.coalesce(col(RefreshToken.replaced_at), col(RefreshToken.created_at))
+    return (
+        select(
+            col(RefreshToken.id),
+            col(RefreshToken.created_at),
+            col(RefreshToken.address),
+            last_used_at.label("last_used_at"),
+            col(RefreshToken.id).is_not_distinct_from(current).label("is_current"),
+        )
+        .where(col(RefreshToken.user_id) == user_id, col(RefreshToken.expires_at) > func.now())
+        .order_by(last_used_at.desc())
+        .limit(MAX_SESSIONS)
+    )
+
+
+def end_one(user_id: UUID, login: UUID) -> Executable:
+    """Return a statement that ends a session of a user. It returns a row if there was one."""
+    return end_all(user_id).where(col(RefreshToken.id) == login).returning(col(RefreshToken.id))
+
+
+def end_others(user_id: UUID, current: UUID | None) -> Executable:
+    """Return a statement that ends all sessions of a user but the current one."""
+    return end_all(user_id).where(col(RefreshToken.id).is_distinct_from(current))
 
 
 def end_all(user_id: UUID) -> Delete:

@@ -21,11 +21,13 @@ from auth import CurrentUserId, refresh_tokens, unauthorized, unavailable
 from auth.passwords import PasswordGuard, PasswordGuardDep, normalize
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, Row, SessionDep, StatementDep, get_statement
+from errors import found
 from models import User, owned_tables
 from resources import resources
 from schemas.auth import (
     AccountDeletion,
     LoginForm,
+    LoginSession,
     PasswordChange,
     RefreshRequest,
     Registration,
@@ -189,20 +191,20 @@ async def change_password(
     response: Response,
 ) -> TokenPair:
     """Change the password. This ends all login sessions and begins a new one for the caller."""
-    found = await statement.first(credentials(col(User.id) == user_id, guard.client))
-    user = await require_password(guard, body.current_password, found)
+    account = await statement.first(credentials(col(User.id) == user_id, guard.client))
+    user = await require_password(guard, body.current_password, account)
     refuse_own_address(body.new_password, user["email"], "new_password")
     new_hash = await guard.hash(body.new_password.get_secret_value())
 
-    account = col(User.id) == user_id
-    same = account & (col(User.password_hash) == user["password_hash"])
+    same = (col(User.id) == user_id) & (col(User.password_hash) == user["password_hash"])
     new = update(User).where(same).values(password_hash=new_hash).returning(col(User.id))
     # In this order, a login at the same time is ended too, or fails because of the new hash.
     if (await session.exec(new)).first() is None:
         raise changed_meanwhile()
     await session.exec(refresh_tokens.end_all(user_id))
     token = refresh_tokens.new_token()
-    await session.exec(refresh_tokens.start(token, user_id, account, guard.client))
+    changed = col(User.id) == user_id
+    await session.exec(refresh_tokens.start(token, user_id, changed, guard.client))
     await session.commit()
     return token_pair(tokens, user_id, token, response)
 
@@ -233,10 +235,10 @@ async def delete_me(
 
     The access token must belong to a login session that has not ended.
     """
-    found = await statement.first(credentials(col(User.id) == user_id, guard.client, login))
-    if found is not None and not found["is_logged_in"]:
+    account = await statement.first(credentials(col(User.id) == user_id, guard.client, login))
+    if account is not None and not account["is_logged_in"]:
         raise unauthorized("the login session of this token has ended: log in again")
-    user = await require_password(guard, body.current_password, found)
+    user = await require_password(guard, body.current_password, account)
     same = (col(User.id) == user_id) & (col(User.password_hash) == user["password_hash"])
     # ON DELETE CASCADE deletes its login sessions.
     if (await session.exec(delete(User).where(same).returning(col(User.id)))).first() is None:
@@ -244,6 +246,32 @@ async def delete_me(
     for table in owned_tables():
         await session.exec(delete(table).where(table.c.owner_id == str(user_id)))
     await session.commit()
+
+
+@router.get("/sessions", responses=problems(401, 503))
+async def list_sessions(
+    user_id: AccountId, login: Login, statement: StatementDep
+) -> list[LoginSession]:
+    """List the login sessions of the account, the one that was used last first."""
+    rows = await statement.all(refresh_tokens.sessions_of(user_id, login))
+    return [LoginSession(**row) for row in rows]
+
+
+@router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 503))
+async def end_other_sessions(user_id: AccountId, login: Login, statement: StatementDep) -> None:
+    """End all login sessions of the account but the one that the access token belongs to."""
+    await statement.all(refresh_tokens.end_others(user_id, login))
+
+
+@router.delete(
+    "/sessions/{session_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(401, 404, 422, 503),
+)
+async def end_session(session_id: UUID, user_id: AccountId, statement: StatementDep) -> None:
+    """End a login session of the account."""
+    row = await statement.first(refresh_tokens.end_one(user_id, session_id))
+    found(row, "login session")
 
 
 async def require_password(guard: PasswordGuard, password: Secret[str], user: Row | None) -> Row:

@@ -109,6 +109,22 @@ class TokenPair(BaseModel):
     refresh_token: str
 
 
+class LoginSession(BaseModel):
+    """A login session of the account."""
+
+    id: UUID
+    created_at: Utc
+    last_used_at: Annotated[Utc, Field(description="When a refresh token was used last")]
+    address: Annotated[
+        str | None,
+        Field(
+            description="Where the login came from: an IPv4 address or an IPv6 network",
+            examples=["192.0.2.1"],
+        ),
+    ]
+    is_current: Annotated[bool, Field(description="Whether the access token belongs to it")]
+
+
 class UserPublic(BaseModel):
     """An account, as its owner sees it."""
 

@@ -100,6 +100,17 @@ def change_password(client: TestClient, token: str, current: str, new: object) -
     return client.post("/auth/password", json=body, headers=bearer(token))
 
 
+def list_sessions(client: TestClient, token: str) -> list[dict[str, Any]]:
+    answer = client.get("/auth/sessions", headers=bearer(token))
+    assert answer.status_code == 200
+    sessions: list[dict[str, Any]] = answer.json()
+    return sessions
+
+
+def end_session(client: TestClient, token: str, session_id: str) -> Response:
+    return client.delete(f"/auth/sessions/{session_id}", headers=bearer(token))
+
+
 def delete_me(client: TestClient, token: str, password: str = PASSWORD) -> Response:
     body = {"current_password": password}
     return client.request("DELETE", "/auth/me", json=body, headers=bearer(token))
@@ -138,6 +149,7 @@ def age(engine: Engine, account: Account, by: timedelta) -> None:
             update(RefreshToken)
             .where(col(RefreshToken.user_id) == account.id)
             .values(
+                created_at=col(RefreshToken.created_at) - by,
                 expires_at=col(RefreshToken.expires_at) - by,
                 replaced_at=col(RefreshToken.replaced_at) - by,
             )
@@ -612,6 +624,21 @@ def test_each_refresh_begins_another_thirty_days(
     assert refresh(client, token).status_code == 200
 
 
+def test_a_login_ends_ninety_days_after_it_began(
+    client: TestClient, ada: Account, engine: Engine
+) -> None:
+    token = ada.refresh
+    for _ in range(3):
+        age(engine, ada, timedelta(days=29))
+        token = refresh(client, token).json()["refresh_token"]
+    age(engine, ada, timedelta(days=2))
+    token = refresh(client, token).json()["refresh_token"]
+
+    age(engine, ada, timedelta(days=1))
+
+    assert refresh(client, token).status_code == 401
+
+
 def test_a_login_removes_the_same_users_expired_ones(
     client: TestClient, ada: Account, bob: Account, engine: Engine
 ) -> None:
@@ -653,6 +680,74 @@ def test_logout_ends_the_login_whichever_of_its_tokens_comes(
     assert [(answer.status_code, answer.content) for answer in answers] == [(204, b"")] * 2
     assert refresh(client, newest).status_code == 401
     assert refresh(client, other).status_code == 200
+
+
+# Login sessions
+
+
+def test_a_user_sees_her_login_sessions_and_no_other(
+    client: TestClient, ada: Account, bob: Account, engine: Engine
+) -> None:
+    age(engine, ada, timedelta(days=1))
+    phone = log_in(client, ada.email, address="2001:db8::7").json()
+
+    sessions = list_sessions(client, ada.access)
+
+    addresses = [client_key("2001:db8::7"), "192.0.2.1"]
+    assert [session["address"] for session in sessions] == addresses
+    assert [session["is_current"] for session in sessions] == [False, True]
+    assert sessions[0]["created_at"] == sessions[0]["last_used_at"]
+    assert list_sessions(client, phone["access_token"])[0]["is_current"]
+    assert len(list_sessions(client, bob.access)) == 1
+
+
+def test_a_session_is_used_when_it_is_refreshed(
+    client: TestClient, ada: Account, engine: Engine
+) -> None:
+    age(engine, ada, timedelta(days=1))
+    log_in(client, ada.email)
+
+    refreshed = refresh(client, ada.refresh).json()
+
+    first, second = list_sessions(client, refreshed["access_token"])
+    assert (first["is_current"], second["is_current"]) == (True, False)
+    assert first["created_at"] < second["created_at"] < first["last_used_at"]
+
+
+def test_a_session_that_has_expired_is_not_listed(
+    client: TestClient, ada: Account, engine: Engine
+) -> None:
+    age(engine, ada, timedelta(days=30))
+
+    assert list_sessions(client, ada.access) == []
+
+
+def test_a_user_ends_one_of_her_login_sessions(
+    client: TestClient, ada: Account, bob: Account
+) -> None:
+    other = log_in(client, ada.email).json()
+    (session,) = [one for one in list_sessions(client, ada.access) if not one["is_current"]]
+
+    others = end_session(client, bob.access, session["id"])
+    answers = [end_session(client, ada.access, session["id"]) for _ in range(2)]
+
+    assert others.status_code == 404
+    assert [answer.status_code for answer in answers] == [204, 404]
+    assert refresh(client, other["refresh_token"]).status_code == 401
+    assert refresh(client, ada.refresh).status_code == 200
+
+
+def test_a_user_ends_all_her_other_login_sessions(
+    client: TestClient, ada: Account, bob: Account
+) -> None:
+    others = [log_in(client, ada.email).json()["refresh_token"] for _ in range(2)]
+
+    answer = client.delete("/auth/sessions", headers=bearer(ada.access))
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert [refresh(client, token).status_code for token in others] == [401, 401]
+    assert refresh(client, ada.refresh).status_code == 200
+    assert refresh(client, bob.refresh).status_code == 200
 
 
 # The account
@@ -778,7 +873,14 @@ def test_a_deletion_during_a_change_of_the_password_deletes_nothing(
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/auth/me"), ("DELETE", "/auth/me"), ("POST", "/auth/password")],
+    [
+        ("GET", "/auth/me"),
+        ("DELETE", "/auth/me"),
+        ("POST", "/auth/password"),
+        ("GET", "/auth/sessions"),
+        ("DELETE", "/auth/sessions"),
+        ("DELETE", f"/auth/sessions/{UUID(int=0)}"),
+    ],
 )
 def test_without_a_token_there_is_a_401(client: TestClient, method: str, path: str) -> None:
     answer = client.request(method, path)
@@ -1329,11 +1431,17 @@ def test_the_openapi_has_names_for_clients_and_the_authorize_button(app: FastAPI
         "change_password",
         "get_me",
         "delete_me",
+        "list_sessions",
+        "end_session",
+        "end_other_sessions",
     }
     assert {name for name, operation in operations.items() if "security" in operation} == {
         "change_password",
         "get_me",
         "delete_me",
+        "list_sessions",
+        "end_session",
+        "end_other_sessions",
     }
     (flow,) = schema["components"]["securitySchemes"]["bearer"]["flows"].values()
     assert flow["tokenUrl"] == "auth/login"
