@@ -28,6 +28,7 @@ from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
+from structlog.contextvars import bound_contextvars
 
 from auth import RETRY_SECONDS, unavailable
 from db import Row
@@ -222,19 +223,18 @@ class PasswordGuard:
         user: its `id`, `password_hash` and `is_known`, whether it has logged in from this client;
         None if there is no such account. Raises HTTPException, a 429 or a 503.
         """
-        self._passwords.require_room(self.client)  # first: it does not count as a guess
-        is_known = user is not None and user["is_known"]
-        await self._throttle.begin(email, self.client, is_known=is_known)
-        stored = user["password_hash"] if user else None
-        valid, new_hash = await self._passwords.verify(password, stored, self.client)
-        if valid:
-            await self._throttle.succeed(email, self.client)
-        else:
-            await self._throttle.fail(self.client)
-            user_id = str(user["id"]) if user else None
-            log = structlog.get_logger()
-            log.warning("wrong password", client=self.client, user_id=user_id)
-        return valid, new_hash
+        with bound_contextvars(user_id=str(user["id"]) if user else None):
+            self._passwords.require_room(self.client)  # first: it does not count as a guess
+            is_known = user is not None and user["is_known"]
+            await self._throttle.begin(email, self.client, is_known=is_known)
+            stored = user["password_hash"] if user else None
+            valid, new_hash = await self._passwords.verify(password, stored, self.client)
+            if valid:
+                await self._throttle.succeed(email, self.client)
+            else:
+                await self._throttle.fail(self.client)
+                structlog.get_logger().warning("wrong password", client=self.client)
+            return valid, new_hash
 
     async def begin_registration(self) -> None:
         """Count a registration. Raises HTTPException, a 429 or a 503."""

@@ -147,6 +147,7 @@ async def login(
     start = refresh_tokens.start(token, user["id"], verified, guard.client)
     if not await start_login.all(start):
         raise changed_meanwhile()
+    structlog.get_logger().info("logged in", user_id=str(user["id"]), client=guard.client)
     return token_pair(tokens, user["id"], token, response)
 
 
@@ -155,6 +156,7 @@ async def refresh_token(
     body: RefreshRequest,
     replace: SeparateStatementDep,
     end_if_reused: SeparateStatementDep,
+    guard: PasswordGuardDep,
     tokens: OwnTokensDep,
     response: Response,
 ) -> TokenPair:
@@ -169,8 +171,8 @@ async def refresh_token(
     if login := await replace.first(refresh_tokens.replace(token, successor)):
         return token_pair(tokens, login["user_id"], successor, response)
     if login := await end_if_reused.first(refresh_tokens.end_if_reused(token, successor)):
-        user_id = str(login["user_id"])
-        structlog.get_logger().warning("refresh token reused, login session ended", user_id=user_id)
+        event = "refresh token reused, login session ended"
+        structlog.get_logger().warning(event, user_id=str(login["user_id"]), client=guard.client)
     raise unauthorized("the refresh token is invalid, has expired or was used before")
 
 
@@ -246,6 +248,7 @@ async def delete_me(
     for table in owned_tables():
         await session.exec(delete(table).where(table.c.owner_id == str(user_id)))
     await session.commit()
+    structlog.get_logger().info("account deleted", user_id=str(user_id), client=guard.client)
 
 
 @router.get("/sessions", responses=problems(401, 503))

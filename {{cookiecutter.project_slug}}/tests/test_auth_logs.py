@@ -1,6 +1,7 @@
 """The log of a real server on which people register, log in and mistype: it has no secret."""
 
 from collections.abc import Callable
+from typing import Any
 
 import httpx2
 import pytest
@@ -32,11 +33,25 @@ def run(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Run:
         answers["refresh"] = client.post(
             "/auth/refresh", json={"refresh_token": answers["login"].json()["refresh_token"]}
         )
+        answers["refresh again"] = client.post(
+            "/auth/refresh", json={"refresh_token": answers["refresh"].json()["refresh_token"]}
+        )
+        answers["reuse"] = client.post(
+            "/auth/refresh", json={"refresh_token": answers["login"].json()["refresh_token"]}
+        )
         answers["password"] = client.post(
             "/auth/password",
             json={"current_password": PASSWORD, "new_password": NEW_PASSWORD},
             headers={"Authorization": f"Bearer {answers['login'].json()['access_token']}"},
         )
+        answers["deletion"] = client.request(
+            "DELETE",
+            "/auth/me",
+            json={"current_password": NEW_PASSWORD},
+            headers={"Authorization": f"Bearer {answers['password'].json()['access_token']}"},
+        )
+        for _ in range(11):
+            answers["eleventh guess"] = client.post("/auth/login", data=form)
     return run
 
 
@@ -53,7 +68,9 @@ def run_without_database(
 
 
 def test_no_secret_of_an_account_is_in_any_line(run: Run, run_without_database: Run) -> None:
-    tokens = [run.answers[name].json() for name in ("login", "refresh", "password")]
+    tokens = [
+        run.answers[name].json() for name in ("login", "refresh", "refresh again", "password")
+    ]
     secrets = [
         EMAIL,
         PASSWORD,
@@ -77,6 +94,47 @@ def test_every_request_has_its_line(run: Run, run_without_database: Run) -> None
         "wrong password": 401,
         "login": 200,
         "refresh": 200,
+        "refresh again": 200,
+        "reuse": 401,
         "password": 200,
+        "deletion": 204,
+        "eleventh guess": 429,
     }
     assert run_without_database.line_of("register")["status"] == 503
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "event", "more"),
+    [
+        ("wrong password", "warning", "wrong password", {}),
+        ("login", "info", "logged in", {}),
+        ("reuse", "warning", "refresh token reused, login session ended", {}),
+        ("deletion", "info", "account deleted", {}),
+        ("eleventh guess", "warning", "rate limit reached", {"limit": "account", "user_id": None}),
+    ],
+)
+def test_what_may_be_an_attack_has_a_line_of_its_own(
+    run: Run, name: str, level: str, event: str, more: dict[str, object]
+) -> None:
+    user_id = run.answers["register"].json()["id"]
+
+    (line,) = events_of(run, name)
+
+    expected = {"event": event, "level": level, "client": "127.0.0.1", "user_id": user_id} | more
+    assert {key: line[key] for key in expected} == expected
+
+
+def test_what_is_usual_has_none(run: Run) -> None:
+    assert events_of(run, "register") == events_of(run, "refresh") == []
+
+
+def events_of(run: Run, name: str) -> list[dict[str, Any]]:
+    """Return the app's own lines about an answer, other than the one of every request."""
+    request_id = run.answers[name].headers["X-Request-ID"]
+    return [
+        line
+        for line in run.lines
+        if line.get("request_id") == request_id
+        and line["event"] != "request"
+        and "logger" not in line  # DEBUG has SQLAlchemy log too
+    ]
