@@ -1,12 +1,19 @@
 """The log of a real server on which people register, log in and mistype: it has no secret."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, create_engine, text
 
+import db
+import migrations
 from config import Settings
+from main import create_app
+from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl
 from tests.logged_server import Run, served
 
@@ -14,6 +21,9 @@ EMAIL = "ada.kangaroo@example.com"
 PASSWORD = "wallaby battery staple"
 NEW_PASSWORD = "wombat battery staple"
 ACCOUNT = {"email": EMAIL, "password": PASSWORD, "name": "Ada Wallaby"}
+
+
+READ_LOG = "SELECT pg_read_file(current_setting('data_directory') || '/../log')"
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +148,45 @@ def events_of(run: Run, name: str) -> list[dict[str, Any]]:
         and line["event"] != "request"
         and "logger" not in line  # DEBUG has SQLAlchemy log too
     ]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_postgresqls_log_has_a_statement_that_timed_out_unless_it_is_told(
+    embedded_server: DatabaseUrl,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    hidden: bool,
+) -> None:
+    url = create_database(embedded_server)
+    migrations.upgrade(url)
+    role, email = url.database, f"{url.database}@example.com"
+    engine = create_engine(url.for_sqlalchemy(), isolation_level="AUTOCOMMIT")
+    with engine.connect() as owner:
+        owner.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'"))
+        owner.execute(text(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"))
+        if hidden:  # as in docs/database.md
+            owner.execute(text(f"ALTER ROLE {role} SET log_min_error_statement = panic"))
+    monkeypatch.setattr(db, "USE_SECONDS", 0.5)
+    app = create_app(settings_for(url.replace(user=role, password=PASSWORD), db_queue_seconds=0.1))
+
+    with TestClient(app) as client, engine.connect() as owner:
+        owner.execute(text("BEGIN; LOCK TABLE users"))
+        answer = client.post("/auth/register", json=ACCOUNT | {"email": email})
+        wait_until_cancelled(engine, role)
+        log = str(owner.scalar(text(READ_LOG)))
+    engine.dispose()
+
+    assert answer.status_code == 503
+    assert (email in log) is not hidden
+
+
+def wait_until_cancelled(engine: Engine, role: str) -> None:
+    """Return when no statement of a role waits for a lock any more."""
+    waiting = text(
+        "SELECT 1 FROM pg_stat_activity WHERE usename = :role AND wait_event = 'relation'"
+    )
+    deadline = time.monotonic() + 10
+    with engine.connect() as connection:
+        while connection.scalar(waiting, {"role": role}):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
