@@ -68,6 +68,14 @@ class Stage:
             yield
             connection.rollback()
 
+    def active(self) -> list[int]:
+        """Return the pids of the other backends that execute a statement."""
+        rows = self.ask(
+            "SELECT pid FROM pg_stat_activity WHERE state = 'active'"
+            " AND datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return [pid for (pid,) in rows if isinstance(pid, int)]
+
     def waiting(self) -> list[int]:
         """Return the pids of backends that wait for a lock."""
         rows = self.ask(

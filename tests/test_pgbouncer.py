@@ -3,11 +3,14 @@
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 
+import psycopg2
 import pytest
 from bench.load import Run, prepare, send
 
@@ -23,6 +26,7 @@ WORKERS = 2
 SERVER_POOL_SIZE = 6  # fewer than the apps want, so that requests share
 LOAD_SECONDS = 4
 CLIENTS = 40  # of each replica
+QUEUE_SECONDS = 4
 # Statements that leave nothing behind for the next client of a connection.
 HARMLESS = {"SELECT", "WITH", "SHOW", "INSERT", "UPDATE", "DELETE", "BEGIN", "COMMIT", "ROLLBACK"}
 HARMLESS |= {"SET LOCAL"}  # ends with the transaction
@@ -133,7 +137,8 @@ def test_the_app_leaves_nothing_on_a_connection(
     app.delete_account(app.register())
 
     said = rf"^{app_stage.database} LOG: +(?:statement|execute \S+): "
-    said += r"(?:SET LOCAL [^;]*; )?(SET LOCAL|\w+)"  # a statement stands behind its time limit
+    limits = r"(?:(?:SET LOCAL|SELECT set_config\()[^;]*; )*"  # a statement stands behind them
+    said += rf"{limits}(SET LOCAL|\w+)"
     words = {word.upper() for word in re.findall(said, app_stage.server.log, re.MULTILINE)}
     assert {"BEGIN", "COMMIT"} <= words <= HARMLESS
 
@@ -201,6 +206,42 @@ def test_a_pooler_that_is_full_costs_a_503(
     assert all(answer.is_refusal for answer in refused), refused
     assert reason in log
     assert afterwards.status == 201
+
+
+def test_time_in_the_queue_of_a_full_pooler_counts(place: Stage, token: str) -> None:
+    users = {USER: place.server.password}
+    with (
+        pgbouncer(place.server.port, users, default_pool_size=3) as pooler,
+        place.app("late", pooler.port, DB_QUEUE_SECONDS="1") as app,
+        ExitStack() as holders,
+    ):
+        titles = ["changed", "deleted"]
+        created = [app.request("POST", "/tasks", {"title": title}, token=token) for title in titles]
+        changed, deleted = [f"/tasks/{answer.body['id']}" for answer in created]
+        changes: list[Callable[[], Answer]] = [
+            partial(app.request, "POST", "/tasks", {"title": "late"}, token=token),
+            partial(app.request, "PATCH", changed, {"title": "late"}, token=token),
+            partial(app.request, "DELETE", deleted, token=token),
+        ]
+
+        def queue() -> int:
+            pools = pooler.show("POOLS")
+            return sum(row["cl_waiting"] for row in pools if row["database"] == place.database)
+
+        for _ in changes:  # transactions that take all of the pooler's connections
+            holder = holders.enter_context(closing(psycopg2.connect(place.url(pooler.port))))
+            holder.cursor().execute("SELECT 1")
+        with ThreadPoolExecutor(len(changes)) as threads, place.locked("tasks"):
+            requests = [threads.submit(change) for change in changes]
+            wait_for(lambda: queue() == len(changes))
+            time.sleep(QUEUE_SECONDS)
+            holders.close()
+            wait_for(lambda: len(place.waiting()) == len(changes))  # for the lock
+            answers = [request.result() for request in requests]
+        wait_for(lambda: not place.active())
+
+    assert all(answer.is_refusal for answer in answers), answers
+    assert sorted(place.titles()) == titles
 
 
 def test_a_statement_that_waits_too_long_is_given_up_behind_the_pooler_too(

@@ -10,6 +10,7 @@ waits as psycopg2 does by default. While it is set, psycopg2 refuses COPY.
 """
 
 import asyncio
+import math
 import select
 import socket
 import sys
@@ -27,6 +28,7 @@ from psycopg2.extensions import (
     STATUS_BEGIN,
     STATUS_READY,
     TRANSACTION_STATUS_ACTIVE,
+    TRANSACTION_STATUS_INTRANS,
 )
 from psycopg2.extras import wait_select
 from sqlalchemy import URL, AsyncAdaptedQueuePool, Pool
@@ -34,9 +36,10 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.util.concurrency import await_, greenlet_spawn, in_greenlet
 
-from postgres.deadline import current_deadline
+from postgres.deadline import Deadline, ServerClock, current_deadline, deadline
 
 DRIVER = "psycopg2_asyncio"
+IDLE_TIMEOUT = "idle_in_transaction_session_timeout"
 ATTEMPT_SECONDS = 9.0  # for one attempt: a compute may take that long to wake up
 
 
@@ -52,6 +55,8 @@ class Connection(psycopg2.extensions.connection):
     _watched: int | None = None  # the socket's descriptor while it is watched
     _answer: "asyncio.Future[bool] | None" = None  # pending while a statement waits
     pending: "asyncio.Future[bool] | None" = None  # while psycopg2 waits, and holds its lock
+    clock: ServerClock
+    idle_limit = math.inf  # seconds after which the server ends a transaction without a statement
 
     def answer(self) -> "asyncio.Future[bool]":
         """Return a future that becomes true when the server has sent something."""
@@ -94,7 +99,24 @@ class Connection(psycopg2.extensions.connection):
     def commit(self) -> None:
         if self.pending:
             raise psycopg2.ProgrammingError("cannot commit while another task sends a statement")
+        if limit := deadline.get():
+            self._limit_commit(limit.at())
         super().commit()
+
+    def _limit_commit(self, limit: float) -> None:
+        """Make sure that a COMMIT that is held up on its way cannot succeed after the deadline.
+
+        The server ends a transaction that has been idle for `idle_limit`. That may be too late, if
+        the last statement took long, or lies some time back.
+        """
+        clock = asyncio.get_running_loop().time
+        while (
+            self.get_transaction_status() == TRANSACTION_STATUS_INTRANS
+            and clock() + self.idle_limit > limit
+        ):
+            self.idle_limit = (limit - clock()) / 2  # the rest is for the answer
+            with self.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                cursor.execute(f"SET LOCAL {IDLE_TIMEOUT} = {milliseconds(self.idle_limit)}")
 
     def rollback(self) -> None:
         if self.pending:
@@ -107,6 +129,12 @@ class Connection(psycopg2.extensions.connection):
             self.interrupt()
         self.unwatch()
         super().close()
+
+    def read_clock(self) -> None:
+        with self.cursor() as cursor:
+            cursor.execute("SELECT date_part('epoch', clock_timestamp())")
+            ((seconds,),) = cursor.fetchall()
+        self.clock.learn(seconds)
 
     def interrupt(self) -> None:
         """Raise an error in the task that waits, which makes psycopg2 close the connection."""
@@ -204,37 +232,91 @@ def resolve(future: "asyncio.Future[bool]", result: bool = True) -> None:
 
 
 class Cursor(psycopg2.extensions.cursor):
-    """A cursor whose statements the server, too, ends at the deadline."""
+    """A cursor whose statements the server, too, ends at the deadline.
 
-    WITHOUT_LIMIT = ("SAVEPOINT", "ROLLBACK TO", "RELEASE")
+    The time limit and the statement are one message, which costs no extra round trip. The limits
+    end with the transaction, so a pooler does not leak them. Why: docs/decisions in the template's
+    repository, number 30.
+    """
+
+    connection: Connection
+
+    WITHOUT_LIMIT = ("SAVEPOINT", "ROLLBACK TO", "RELEASE")  # must work in a failed transaction
 
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  (psycopg2's name)
-        """Send the time limit and the statement in one message, which costs no extra round trip.
-
-        There is no limit for server-side cursors, nor for savepoint commands, which must work in a
-        failed transaction. SET LOCAL ends with the transaction, so a pooler does not leak it.
-        """
-        limit = current_deadline()
-        takes_limit = isinstance(query, str) and not query.startswith(self.WITHOUT_LIMIT)
-        if limit is not None and self.name is None and takes_limit:
-            query = f"{set_timeout(limit)}; {query}"
-        super().execute(query, vars)
+        """Send a statement with a time limit, unless it is one of a server-side cursor."""
+        limit = deadline.get()
+        if limit is None or self.name is not None or not isinstance(query, str):
+            self.connection.idle_limit = math.inf
+            super().execute(query, vars)
+        elif not self.connection.autocommit:
+            if query.startswith(self.WITHOUT_LIMIT):
+                self.connection.idle_limit = math.inf  # what it was may be restored
+                super().execute(query, vars)
+            else:
+                super().execute(self._limit_transaction(limit) + query, vars)
+        elif query.startswith("SELECT"):
+            super().execute(f"{set_timeout(limit)}; {query}", vars)
+        else:
+            self._change(query, vars, limit)
 
     def executemany(self, query: Any, vars_list: Any) -> None:
-        limit = current_deadline()
+        limit = deadline.get()
         if limit is not None:
-            super().execute(set_timeout(limit))
+            super().execute(self._limit_transaction(limit))
         super().executemany(query, vars_list)
+
+    def _limit_transaction(self, limit: Deadline) -> str:
+        """Return the commands that end the next statement, and a transaction without COMMIT."""
+        left = self.connection.idle_limit = max(time_left(limit), 0.001)
+        return f"{set_timeout(limit)}; SET LOCAL {IDLE_TIMEOUT} = {milliseconds(left)}; "
+
+    def _change(self, query: str, values: Any, limit: Deadline) -> None:
+        """Send a statement that the server refuses if it arrives after the deadline.
+
+        A pooler whose connections are all in use, or a machine that was frozen, delivers it even
+        when nobody waits for it any more.
+        """
+        loop, connection = asyncio.get_running_loop(), self.connection
+        while (at := connection.clock.at(limit.on_server())) is not None:
+            try:
+                super().execute(f"{set_timeout_until(at)}; {query}", values)
+            except psycopg2.errors.InvalidParameterValue as error:
+                if "statement_timeout" not in str(error):
+                    raise
+            else:
+                return
+            if loop.time() >= limit.on_server():
+                raise psycopg2.errors.QueryCanceled("canceling statement due to statement timeout")
+            connection.read_clock()  # the server's clock was set forward
+        super().execute(f"{set_timeout(limit)}; {query}", values)
 
     async def _async_soft_close(self) -> None:
         """Called by SQLAlchemy. All rows have been fetched, so there is nothing to wait for."""
 
 
-def set_timeout(limit: float) -> str:
-    milliseconds = max(1, int(1000 * (limit - asyncio.get_running_loop().time())))
-    if milliseconds > 1000:  # whole seconds: pg_stat_statements has a row for each value
-        milliseconds -= milliseconds % 1000
-    return f"SET LOCAL statement_timeout = {milliseconds}"
+def milliseconds(seconds: float) -> int:
+    """Round down to whole seconds: pg_stat_statements has a row for each value."""
+    exact = max(1, int(1000 * seconds))
+    return exact - exact % 1000 if exact > 1000 else exact
+
+
+def time_left(limit: Deadline) -> float:
+    return limit.on_server() - asyncio.get_running_loop().time()
+
+
+def set_timeout(limit: Deadline) -> str:
+    return f"SET LOCAL statement_timeout = {milliseconds(time_left(limit))}"
+
+
+def set_timeout_until(moment: float) -> str:
+    """Return a statement that leaves the next one the time until a moment on the server's clock.
+
+    After that moment, the timeout would be negative, which is an error. The decimals keep it from
+    becoming 0: that would mean no timeout.
+    """
+    left = f"floor(1e3 * ({moment:.3f} - date_part('epoch', clock_timestamp())))"
+    return f"SELECT set_config('statement_timeout', concat({left}, '.9'), true)"
 
 
 class AsyncPsycopg2Dialect(PGDialect_psycopg2):
@@ -244,6 +326,14 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
     is_async = True
     has_terminate = True
     supports_statement_cache = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self.clock = ServerClock()
+
+    def initialize(self, connection: Any) -> None:
+        super().initialize(connection)  # type: ignore[no-untyped-call]
+        connection.connection.driver_connection.read_clock()
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[Pool]:  # noqa: ARG003
@@ -284,6 +374,7 @@ class AsyncPsycopg2Dialect(PGDialect_psycopg2):
             # open for as long as anybody keeps the error.
             error.__traceback__ = None
             raise
+        connection.clock = self.clock
         connection.watch()
         return connection
 

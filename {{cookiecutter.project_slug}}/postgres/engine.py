@@ -238,7 +238,8 @@ def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
 
     An idle connection has unexpected data only when the server closes it: a restart, a shutdown, or
     Neon's scale to zero after five minutes. Any other connection that was idle for long is tested
-    with a query: a NAT on the way may have dropped it.
+    with a query, because a NAT on the way may have dropped it. The query asks for the server's
+    time, which dates later statements: once in some minutes that is its only purpose.
     """
     now = record.info["taken_at"] = time.monotonic()
     returned_at = record.info.get("returned_at")
@@ -246,10 +247,9 @@ def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
         return
     try:
         if not (connection.has_news or connection.closed):
-            if now - returned_at > IDLE_SECONDS:
+            if now - returned_at > IDLE_SECONDS or connection.clock.is_outdated():
                 connection.autocommit = True
-                with connection.cursor() as cursor:
-                    cursor.execute("SELECT 1")
+                connection.read_clock()
                 connection.autocommit = False
             return
     except psycopg2.Error:  # whatever it was, the connection is unusable

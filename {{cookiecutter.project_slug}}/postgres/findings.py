@@ -428,6 +428,7 @@ FINDINGS: tuple[Finding, ...] = (
         public="the database took too long",
         is_outage=False,
         codes="57014 25P03 25P04 72000",
+        texts="canceling statement due to statement timeout",
     ),
     Finding(
         "lock-timeout",

@@ -1,4 +1,7 @@
-"""A proxy that counts an app's round trips to the database."""
+"""A proxy that counts: how often an app goes to the database and back.
+
+It can also hold a query back, as a pooler does whose connections are all in use.
+"""
 
 import socket
 import struct
@@ -14,6 +17,8 @@ class CountingProxy:
 
     def __init__(self, server: DatabaseUrl) -> None:
         self.queries: list[str] = []
+        self._held_back = ""  # a query that contains this waits
+        self._released = threading.Event()
         self._server = (server.host, server.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
@@ -45,9 +50,22 @@ class CountingProxy:
                 (length,) = struct.unpack("!i", stream.read(4))
                 body = stream.read(length - 4)
                 if kind in b"QP":
-                    self.queries.append(body.decode(errors="replace").rstrip("\0"))
+                    query = body.decode(errors="replace").rstrip("\0")
+                    self.queries.append(query)
+                    if self._held_back and self._held_back in query:
+                        self._released.wait()
                 server.sendall(kind + struct.pack("!i", length) + body)
             server.shutdown(socket.SHUT_WR)
+
+    @contextmanager
+    def holding_back(self, text: str) -> Iterator[None]:
+        """Deliver queries that contain a text only at the end of the block."""
+        self._held_back = text
+        try:
+            yield
+        finally:
+            self._held_back = ""
+            self._released.set()
 
     def close(self) -> None:
         for one in self._sockets:

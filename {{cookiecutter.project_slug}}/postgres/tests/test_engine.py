@@ -26,6 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from postgres import engine as engine_module
+from postgres.dialect import AsyncPsycopg2Dialect, set_timeout_until
 from postgres.engine import open_engine
 from postgres.explain import explain
 from postgres.tests.asking import Run, scalar, time_limit, wait_until, wait_until_true
@@ -301,8 +302,11 @@ def test_a_connection_that_died_idle_is_replaced(run: Run, embedded_server: Data
     assert first != second
 
 
-@pytest.mark.parametrize(("idle_seconds", "tries"), [(30.0, []), (-1.0, ["SELECT 1"])])
-def test_a_connection_is_tested_before_use_only_after_a_long_idle_time(
+ASK_THE_TIME = "SELECT date_part('epoch', clock_timestamp())"
+
+
+@pytest.mark.parametrize(("idle_seconds", "tries"), [(30.0, []), (-1.0, [ASK_THE_TIME])])
+def test_only_a_connection_that_was_idle_for_long_is_tried_first(
     run: Run,
     proxy: CountingProxy,
     embedded_server: DatabaseUrl,
@@ -486,7 +490,102 @@ def test_executemany_past_its_time_limit_ends_here_and_on_the_server(
     assert run(use()) < 2
 
 
-def test_a_time_limit_does_not_apply_after_its_block(run: Run, server: DatabaseUrl) -> None:
+async def hold_back(
+    url: DatabaseUrl, proxy: CountingProxy, level: str, insertion: str, query: str
+) -> bool:
+    """Insert an item, while one query of it is held back until its time limit is over.
+
+    Returns whether the item is there after the query was delivered.
+    """
+    name = uuid4().hex
+    async with open_engine(url.replace(port=proxy.port)) as engine, open_engine(url) as other:
+        pid = await scalar(engine, "SELECT pg_backend_pid()")
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level=level)
+
+            async def insert_item() -> None:
+                await connection.execute(text(insertion), {"name": name})
+                await connection.commit()
+
+            with time_limit(1), proxy.holding_back(query):
+                await measure(insert_item())
+        gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = :pid"
+        await wait_until_true(other, gone, pid=pid)
+        there = "SELECT count(*) > 0 FROM items WHERE name = :name"
+        return bool(await scalar(other, there, name=name))
+
+
+INSERT = "INSERT INTO items (name) SELECT :name"
+
+
+@pytest.mark.parametrize(
+    ("level", "insertion", "query"),
+    [
+        ("AUTOCOMMIT", INSERT, "INSERT"),
+        ("READ COMMITTED", INSERT, "COMMIT"),
+        ("READ COMMITTED", f"{INSERT} FROM pg_sleep(0.6)", "COMMIT"),
+        ("READ COMMITTED", f"SAVEPOINT one; {INSERT}; RELEASE one", "COMMIT"),
+    ],
+)
+def test_what_arrives_after_its_time_limit_changes_nothing(
+    run: Run,
+    proxy: CountingProxy,
+    items_url: DatabaseUrl,
+    level: str,
+    insertion: str,
+    query: str,
+) -> None:
+    assert not run(hold_back(items_url, proxy, level, insertion, query))
+    assert query in proxy.queries[-1]
+
+
+def test_a_server_whose_clock_was_set_forward_refuses_nothing(
+    run: Run, proxy: CountingProxy, items_url: DatabaseUrl
+) -> None:
+    async def use() -> None:
+        async with open_engine(items_url.replace(port=proxy.port)) as engine:
+            await scalar(engine)
+            dialect = engine.sync_engine.dialect
+            assert isinstance(dialect, AsyncPsycopg2Dialect)
+            assert dialect.clock._ahead is not None
+            dialect.clock._ahead -= 3600
+            proxy.queries.clear()
+            with time_limit(5):
+                for _ in range(2):
+                    await ask_at_level(
+                        engine, "AUTOCOMMIT", "UPDATE items SET id = 0 WHERE false RETURNING id"
+                    )
+
+    run(use())
+
+    refused, clock, repeated, next_one = proxy.queries
+    assert "UPDATE" in refused
+    assert clock.endswith(ASK_THE_TIME)
+    assert "UPDATE" in repeated
+    assert "UPDATE" in next_one
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "timeout"), [(5000.5, "5001ms"), (1.5, "2ms"), (0.4, "1ms"), (-0.4, None)]
+)
+def test_time_that_is_left_is_never_rounded_to_no_limit(
+    embedded_server: DatabaseUrl, milliseconds: float, timeout: str | None
+) -> None:
+    moment = 1_800_000_000
+    now = f"to_timestamp({moment} - {milliseconds / 1000})"
+    command = set_timeout_until(moment).replace("clock_timestamp()", now)
+
+    with closing(psycopg2.connect(embedded_server.for_libpq())) as connection:
+        cursor = connection.cursor()
+        if timeout is None:
+            with pytest.raises(psycopg2.errors.InvalidParameterValue, match="statement_timeout"):
+                cursor.execute(command)
+        else:
+            cursor.execute(f"{command}; SHOW statement_timeout")
+            assert cursor.fetchone() == (timeout,)
+
+
+def test_a_time_limit_is_over_at_its_end(run: Run, server: DatabaseUrl) -> None:
     async def use() -> int:
         async with open_engine(server) as engine:
             await scalar(engine)  # takes time to connect
