@@ -39,6 +39,10 @@ STALE_SECONDS = 600.0
 FETCH_SECONDS = 3.0  # for the whole fetch, even if the answer comes in small pieces
 MAX_JWKS_BYTES = 262_144  # hundreds of keys; Better Auth usually has one or two
 
+# A key's id, None for a key without one, and the algorithm of a signature.
+type KeyName = tuple[str | None, str]
+type Keys = dict[KeyName, jwt.PyJWK]
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,17 +57,18 @@ class BetterAuth:
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             timeout=FETCH_SECONDS,
         )
-        self._keys: dict[str, jwt.PyJWK] = {}
+        self._keys: Keys = {}
         # A client sends the same token for some minutes: its signature is checked once, and again
         # after each fetch of the keys.
         self._verified = lru_cache(CACHED_TOKENS)(self._verify)
         self._is_away = False  # as of the last fetch
+        self._has_logged_issuer = False
         self._fetched_at = -math.inf  # when the last fetch ended, successful or not
         self._fetch: asyncio.Task[None] | None = None  # the current one
 
     async def user_id(self, token: str) -> str:
         """Return the user's id, at most 255 characters. Raises InvalidToken, AuthUnavailable."""
-        key = await self._key(read_key_id(token))
+        key = await self._key(read_key_name(token))
         user_id, expires_at = self._verified(token, key)
         if expires_at + LEEWAY_SECONDS <= time.time():
             raise InvalidToken("the token has expired")
@@ -81,6 +86,10 @@ class BetterAuth:
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
+        except jwt.InvalidIssuerError:  # the signature is right
+            issuer = jwt.decode(token, options={"verify_signature": False})["iss"]
+            self._log_issuer(issuer)
+            raise InvalidToken("the issuer is another one") from None
         except jwt.PyJWTError as error:
             raise InvalidToken(str(error)) from None
         user_id: str = claims["sub"]
@@ -88,16 +97,27 @@ class BetterAuth:
             raise InvalidToken("the user's id cannot be stored")
         return user_id, float(claims["exp"])
 
+    def _log_issuer(self, issuer: Any) -> None:
+        """Log once that the two servers know Better Auth by different addresses."""
+        if not self._has_logged_issuer:
+            self._has_logged_issuer = True
+            logger.warning(
+                "tokens of the issuer %.200r are refused: BETTER_AUTH_URL is %r. Set it to the"
+                " baseURL of the Better Auth server",
+                issuer,
+                self._origin,
+            )
+
     async def aclose(self) -> None:
         """Cancel the current fetch and close the connections."""
         if self._fetch is not None:
             self._fetch.cancel()
         await self._client.aclose()
 
-    async def _key(self, key_id: str) -> jwt.PyJWK:
+    async def _key(self, name: KeyName) -> jwt.PyJWK:
         """Return a key, after a fetch if needed. Raises InvalidToken, AuthUnavailable."""
         age = time.monotonic() - self._fetched_at
-        if key_id in self._keys:
+        if self._known_key(name):
             waits_from = STALE_SECONDS
         else:
             waits_from = RETRY_SECONDS if self._is_away else COOLDOWN_SECONDS
@@ -106,11 +126,15 @@ class BetterAuth:
             if age >= waits_from:
                 # Shielded: other requests may still wait for it if this client disconnects.
                 await asyncio.shield(self._fetch)
-        if key := self._keys.get(key_id):
+        if key := self._known_key(name):
             return key
         if self._is_away:
             raise AuthUnavailable("the Better Auth server does not answer")
         raise InvalidToken("the key that signed it is unknown")
+
+    def _known_key(self, name: KeyName) -> jwt.PyJWK | None:
+        _, algorithm = name
+        return self._keys.get(name) or self._keys.get((None, algorithm))
 
     async def _fetch_keys(self) -> None:
         """Replace the keys with the published ones; if that fails, log why and keep them."""
@@ -139,43 +163,59 @@ class BetterAuth:
         return bytes(body)
 
 
-def read_key_id(token: str) -> str:
-    """Return the id of the key that a token claims to be signed with. Raises InvalidToken."""
+def read_key_name(token: str) -> KeyName:
+    """Return the key and algorithm that a token says it is signed with. Raises InvalidToken."""
     if len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
         raise InvalidToken("it is not a token")
     try:
         header = jwt.get_unverified_header(token)
     except jwt.PyJWTError as error:
         raise InvalidToken(str(error)) from None
-    if header.get("alg") not in ALGORITHMS or not header.get("kid"):
+    algorithm, key_id = header.get("alg"), header.get("kid")
+    if algorithm not in ALGORITHMS or key_id == "":
         raise InvalidToken("it is not a token of Better Auth")  # no reason to fetch the keys
-    key_id: str = header["kid"]
-    return key_id
+    return key_id, algorithm
 
 
-def read_keys(body: bytes) -> dict[str, jwt.PyJWK]:
-    """Return the usable keys of a JWKS by their ids.
+def read_keys(body: bytes) -> Keys:
+    """Return the usable keys of a JWKS.
 
     Raises ValueError or RecursionError if the body is not a JWKS.
     """
     match json.loads(body):
         case {"keys": [*jwks]}:
-            keys = {jwk["kid"]: key for jwk in jwks if (key := read_key(jwk))}
+            found = [read_key(jwk, is_only_one=len(jwks) == 1) for jwk in jwks]
         case _:
             raise ValueError("the response is not a JWKS")
-    if len(keys) < len(jwks):
-        logger.warning("of the %d keys of Better Auth, %d can be used", len(jwks), len(keys))
-    return keys
+    if not all(found):
+        usable = sum(map(bool, found))
+        logger.warning("of the %d keys of Better Auth, %d can be used", len(jwks), usable)
+    return {name: key for keys in found for name, key in keys.items()}
 
 
-def read_key(jwk: Any) -> jwt.PyJWK | None:
-    """Return a public key for the algorithm that it names; None if it is not one."""
+def read_key(jwk: Any, *, is_only_one: bool) -> Keys:
+    """Return a public key by each algorithm that it is for; nothing if it cannot be used.
+
+    The members `kid`, `alg` and `use` are optional (RFC 7517). Without `alg`, the key's type and
+    curve decide, which leaves RSA keys two algorithms. Without `kid`, it must be the only key.
+    """
+    if not isinstance(jwk, dict) or "d" in jwk:  # a private key, which anybody could have read
+        return {}
+    key_id = jwk.get("kid")
+    if not isinstance(key_id, str) and ("kid" in jwk or not is_only_one):
+        return {}
+    algorithms = [jwk["alg"]] if "alg" in jwk else ALGORITHMS
+    return {(key_id, name): key for name in algorithms if (key := load_key(jwk, name))}
+
+
+def load_key(jwk: Any, algorithm: Any) -> jwt.PyJWK | None:
+    """Return a public key for an algorithm; None if it is not one."""
     try:
-        if jwk["alg"] not in ALGORITHMS or not isinstance(jwk["kid"], str) or "d" in jwk:
-            return None  # "d": a private key, which anybody could have read
+        if algorithm not in ALGORITHMS:
+            return None
         if jwk.get("use") not in (None, "sig") or "verify" not in jwk.get("key_ops", ["verify"]):
             return None
-        key = jwt.PyJWK(jwk)
+        key = jwt.PyJWK(jwk, algorithm)
         public_key = key.Algorithm.prepare_key(key.key)  # refuses another algorithm's curve
         complaint = key.Algorithm.check_key_length(public_key)
         return None if complaint else key

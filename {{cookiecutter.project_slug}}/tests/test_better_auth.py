@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler
 from threading import Event
 from typing import Any
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi.testclient import TestClient
@@ -203,6 +204,24 @@ async def test_wrong_or_missing_claims_are_refused(
         await verifier.user_id(auth_server.token(key, **changes))
 
 
+async def test_another_issuer_is_logged_once(
+    verifier: BetterAuth, auth_server: AuthServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = auth_server.new_key()
+    origin = auth_server.origin.replace("127.0.0.1", "localhost")
+    tokens = [auth_server.token(key, iss=origin, aud=origin, iat=number) for number in range(3)]
+    forged = auth_server.token(Key(key.id, key.algorithm, Key.new().private), iss="forged")
+
+    for token in [forged, *tokens]:
+        with pytest.raises(InvalidToken):
+            await verifier.user_id(token)
+
+    (message,) = caplog.messages
+    assert repr(origin) in message
+    assert repr(auth_server.origin) in message
+    assert not any(token in message for token in tokens)
+
+
 def encode(part: bytes | Changes) -> str:
     raw = part if isinstance(part, bytes) else json.dumps(part).encode()
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
@@ -310,7 +329,7 @@ async def test_every_confusion_is_refused(
 
 @pytest.mark.parametrize(
     "forge",
-    [unsigned, signed_with_the_public_key_as_secret, relabelled("ES384"), without_key_id],
+    [unsigned, signed_with_the_public_key_as_secret, relabelled("ES384"), with_key_id("")],
 )
 async def test_a_token_that_better_auth_cannot_have_made_is_not_worth_a_fetch(
     forge: Callable[[AuthServer, Key], str], verifier: BetterAuth, auth_server: AuthServer
@@ -357,7 +376,8 @@ def unusable(name: str, **changes: object) -> Any:
     [
         unusable("for encryption", use="enc"),
         unusable("for encryption, told otherwise", key_ops=["encrypt"]),
-        unusable("names no algorithm", alg=None),
+        unusable("for an algorithm that is null", alg=None),
+        unusable("has an id that is null", kid=None),
         unusable("for an algorithm of secrets", alg="HS256"),
         unusable("for no algorithm", alg="none"),
         unusable("for the algorithm of another type", alg="RS256"),
@@ -369,6 +389,84 @@ async def test_a_key_that_is_not_for_this_signs_nothing(
 ) -> None:
     key = Key.new("ES256")
     auth_server.keys = [key.published(**changes)]
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(auth_server.token(key))
+
+
+def published_with_less(key: Key, *missing: str) -> Changes:
+    return {name: value for name, value in key.published().items() if name not in missing}
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES512", "RS256", "PS256"])
+async def test_the_type_of_a_key_tells_its_algorithm(
+    algorithm: str, verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = Key.new(algorithm)
+    auth_server.keys = [published_with_less(key, "alg"), Key.new().published()]
+
+    assert await verifier.user_id(auth_server.token(key)) == USER_ID
+
+
+@pytest.mark.parametrize("algorithm", ["ES384", "RS384"])
+async def test_a_key_without_algorithm_is_for_no_other_than_those_of_better_auth(
+    algorithm: str, verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = Key(f"for {algorithm}", algorithm, MAKE_KEY[algorithm.replace("RS384", "RS256")]())
+    auth_server.keys = [published_with_less(key, "alg")]
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(auth_server.token(key))
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        unsigned,
+        signed_with_the_public_key_as_secret,
+        *map(relabelled, ("RS256", "ES256", "")),
+        signed_by_another_type_of_key,
+        tampered,
+    ],
+)
+async def test_a_key_without_algorithm_allows_no_confusion(
+    forge: Callable[[AuthServer, Key], str], verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = Key.new()
+    auth_server.keys = [published_with_less(key, "alg")]
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(forge(auth_server, key))
+
+
+async def test_a_private_key_without_algorithm_signs_nothing(
+    verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = Key.new("ES256")
+    private = get_default_algorithms()["ES256"].to_jwk(key.private, as_dict=True)
+    auth_server.keys = [published_with_less(key, "alg") | {"d": private["d"]}]
+
+    with pytest.raises(InvalidToken):
+        await verifier.user_id(auth_server.token(key))
+
+
+async def test_the_only_key_needs_no_id(verifier: BetterAuth, auth_server: AuthServer) -> None:
+    key = Key.new()
+    auth_server.keys = [published_with_less(key, "kid")]
+    token = auth_server.token(key)
+    claims = jwt.decode(token, options={"verify_signature": False})
+    token_without_id = jwt.encode(claims, key.private, key.algorithm)
+
+    assert await outcomes(verifier, [token, token_without_id]) == {USER_ID}
+    assert await outcomes(verifier, [token, token_without_id]) == {USER_ID}
+    assert auth_server.requests == [JWKS_PATH]
+
+
+async def test_one_of_several_keys_needs_an_id(
+    verifier: BetterAuth, auth_server: AuthServer
+) -> None:
+    key = Key.new()
+    auth_server.keys = [published_with_less(key, "kid"), Key.new().published()]
 
     with pytest.raises(InvalidToken):
         await verifier.user_id(auth_server.token(key))
