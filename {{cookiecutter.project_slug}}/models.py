@@ -38,6 +38,8 @@ for extension in ("btree_gin", "pg_trgm"):
 TIMESTAMP = DateTime(timezone=True)
 FOREVER = "'infinity'::timestamptz"  # where tasks without a date stand in a list, as SQL
 LAST = 2**31 - 1  # and where those without an order do
+# Later than before even if the clock is not: a task's ETag is made of it, and none may come twice.
+LATER = text("greatest(now(), tasks.updated_at + interval '1 microsecond')")
 
 
 def set_by_database(**column: Any) -> Any:
@@ -115,7 +117,7 @@ class Task(SQLModel, table=True):
     )
     due_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)
     created_at: datetime = set_by_database()
-    updated_at: datetime = set_by_database(onupdate=func.now())
+    updated_at: datetime = set_by_database(onupdate=LATER)
 
 
 class RefreshToken(SQLModel, table=True):

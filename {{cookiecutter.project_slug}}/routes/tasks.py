@@ -1,5 +1,6 @@
 """Tasks: each route sends one SQL statement, and sees its owner's tasks only."""
 
+from functools import cache
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -7,14 +8,15 @@ from fastapi import APIRouter, Depends, Query, Request, Response, status
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from sqlalchemy import (
     ColumnElement,
-    Text,
+    Delete,
+    Update,
     bindparam,
-    cast,
     delete,
     func,
-    insert,
     literal_column,
+    outerjoin,
     select,
+    true,
     update,
 )
 from sqlmodel import col
@@ -25,8 +27,24 @@ from db import CompiledStatement, OneStatement, Row, StatementDep
 from errors import found
 from models import FOREVER, LAST, Priority, Task
 from pagination import PageQuery, PageReaderDep, Pages
+from routes.new_tasks import COLUMNS, NewTask
+from routes.preconditions import (
+    UNCONDITIONAL,
+    accepted,
+    changed,
+    document_preconditions,
+    etag_of,
+    preconditions_of,
+)
 from routes.urls import url_of
-from schemas.problem import BODY, NEXT_PAGE, problems, with_headers
+from schemas.problem import (
+    BODY,
+    ETAG,
+    NEXT_PAGE,
+    NOT_MODIFIED,
+    problems,
+    with_headers,
+)
 from schemas.tasks import Moment, TaskCreate, TaskPublic, TaskUpdate
 from schemas.text import PlainText
 
@@ -34,20 +52,31 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 TASKS = TypeAdapter(list[TaskPublic])
 
-# The columns that a client sees, named: an owner's id is not sent back for each of his tasks. The
-# id comes as text, as it stands in addresses: to make a UUID of it would take longer than the rest.
-COLUMNS = [
-    cast(col(Task.id), Text).label("id"),
-    *(col(getattr(Task, name)) for name in TaskPublic.model_fields if name not in {"id", "url"}),
-]
-
 # Statements are compiled once, since that costs more than sending them: what differs between
 # requests are parameters. Each names the owner, so that another owner's task is a 404.
 OWN_TASK = (col(Task.id) == bindparam("task_id")) & (col(Task.owner_id) == bindparam("owner"))
-CREATE = CompiledStatement(insert(Task).returning(*COLUMNS))
 READ = CompiledStatement(select(*COLUMNS).where(OWN_TASK))
 CHANGE = CompiledStatement(update(Task).where(OWN_TASK).returning(*COLUMNS))
 DELETE = CompiledStatement(delete(Task).where(OWN_TASK).returning(col(Task.id)))
+
+
+def if_accepted(change: Update | Delete) -> CompiledStatement:
+    """Change a task if its version is accepted. Returns no row if there is no such task.
+
+    If there is one that was not changed, all values of its row are NULL.
+    """
+    done = change.where(OWN_TASK, accepted(col(Task.updated_at))).returning(*COLUMNS).cte("done")
+    tasks = outerjoin(Task, done, true())
+    return CompiledStatement(select(*done.c).select_from(tasks).where(OWN_TASK))
+
+
+@cache  # for each set of fields that a client can change
+def change_if_accepted(*fields: str) -> CompiledStatement:
+    values = {name: bindparam(name, type_=getattr(Task, name).type) for name in fields}
+    return if_accepted(update(Task).values(values))
+
+
+DELETE_IF_ACCEPTED = if_accepted(delete(Task))
 OWN_TASKS = col(Task.owner_id) == bindparam("owner")
 DELETE_ALL = CompiledStatement(delete(Task).where(OWN_TASKS))
 DELETE_SOME = CompiledStatement(
@@ -82,6 +111,7 @@ TaskSort = Literal[
 ]
 
 ADDRESS = {"Location": "The task's address."}
+ONE_TASK: dict[int | str, dict[str, Any]] = {200: with_headers(ETAG)}
 
 
 def containing(text: str | None) -> str | None:
@@ -115,27 +145,77 @@ def tasks_url(request: Request) -> str:
 
 
 class OwnTask:
-    """One task of the caller's. Another's is as unknown as one that does not exist: 404."""
+    """One task of the caller's. Another's is as unknown as one that does not exist: 404.
 
-    def __init__(self, task_id: UUID, owner_id: str, statement: OneStatement, url: str) -> None:
-        self._names = {"task_id": task_id, "owner": owner_id}
+    All methods raise HTTPException, also for preconditions that the task does not fulfil.
+    """
+
+    def __init__(
+        self,
+        task_id: UUID,
+        owner_id: str,
+        statement: OneStatement,
+        request: Request,
+        response: Response,
+    ) -> None:
+        self._conditions = preconditions_of(request)
+        self._id = task_id
+        self._owner_id = owner_id
         self._statement = statement
-        self._url = url
+        self._request = request
+        self._response = response
 
-    async def send(self, statement: CompiledStatement, **values: object) -> Row:
-        """Send a statement on OWN_TASK. Returns what it returns. Raises HTTPException."""
-        row = await self._statement.first(statement, **self._names, **values)
-        return found(row, "task")
+    async def read(self, *, only_reads: bool = True) -> TaskPublic:
+        """Return the task. only_reads: if the client has it already, this is a 304, no 412."""
+        row = await self._statement.first(READ, task_id=self._id, owner=self._owner_id)
+        task = self._shown(found(row, "task"))
+        self._conditions.check(task.updated_at, only_reads=only_reads)
+        return task
 
-    async def after(self, statement: CompiledStatement, **values: object) -> TaskPublic:
-        """Send a statement that returns COLUMNS. Returns the task. Raises HTTPException."""
-        return TaskPublic(**await self.send(statement, **values), url=self._url)
+    async def change(self, values: dict[str, Any]) -> TaskPublic:
+        """Set these values, at least one."""
+        if self._conditions is UNCONDITIONAL:
+            return self._shown(await self._send(CHANGE, values))
+        return self._shown(await self._send(change_if_accepted(*values), values))
+
+    async def put(self, body: TaskCreate) -> TaskPublic:
+        """Create or replace the task."""
+        if self._conditions.must_exist:
+            return await self.change(body.model_dump())
+        new = NewTask(self._request, self._owner_id, self._id, body)
+        task = self._shown(await new.put(self._statement, self._conditions))
+        if task.created_at == task.updated_at:  # every change moves updated_at
+            self._response.status_code = status.HTTP_201_CREATED
+            self._response.headers["Location"] = task.url
+        return task
+
+    async def delete(self) -> None:
+        await self._send(DELETE if self._conditions is UNCONDITIONAL else DELETE_IF_ACCEPTED, {})
+
+    async def _send(self, statement: CompiledStatement, values: dict[str, Any]) -> Row:
+        values |= {"task_id": self._id, "owner": self._owner_id}
+        if self._conditions is not UNCONDITIONAL:
+            values |= self._conditions.parameters
+        row = found(await self._statement.first(statement, **values), "task")
+        if row["id"] is None:
+            raise changed()
+        return row
+
+    def _shown(self, row: Row) -> TaskPublic:
+        """Return a task as its owner sees it, and its ETag in the response."""
+        task = TaskPublic(**row, url=f"{tasks_url(self._request)}/{self._id}")
+        self._response.headers["ETag"] = etag_of(task.updated_at)
+        return task
 
 
 async def get_own_task(
-    task_id: UUID, owner_id: CurrentUserId, statement: StatementDep, request: Request
+    task_id: UUID,
+    owner_id: CurrentUserId,
+    statement: StatementDep,
+    request: Request,
+    response: Response,
 ) -> OwnTask:
-    return OwnTask(task_id, owner_id, statement, f"{tasks_url(request)}/{task_id}")
+    return OwnTask(task_id, owner_id, statement, request, response)
 
 
 OwnTaskDep = Annotated[OwnTask, Depends(get_own_task)]
@@ -159,7 +239,7 @@ async def list_tasks(
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(401, *BODY, 503) | {201: with_headers(ADDRESS)},
+    responses=problems(401, *BODY, 503) | {201: with_headers(ADDRESS | ETAG)},
 )
 async def create_task(
     body: TaskCreate,
@@ -170,9 +250,12 @@ async def create_task(
 ) -> TaskPublic:
     """Create a task. Its address stands in the header Location too."""
     task_id = uuid7()
-    (row,) = await statement.all(CREATE, id=task_id, owner_id=owner_id, **body.model_dump())
-    response.headers["Location"] = url = f"{tasks_url(request)}/{task_id}"
-    return TaskPublic(**row, url=url)
+    row = await NewTask(request, owner_id, task_id, body).create(statement)
+    url = f"{tasks_url(request)}/{task_id}"
+    task = TaskPublic(**row, url=url)
+    response.headers["Location"] = url
+    response.headers["ETag"] = etag_of(task.updated_at)
+    return task
 
 
 @router.delete("", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 422, 503))
@@ -186,32 +269,47 @@ async def delete_tasks(
         await statement.all(DELETE_SOME, owner=owner_id, completed=which.completed)
 
 
-@router.get("/{task_id}", responses=problems(401, 404, 422, 503))
+@router.get(
+    "/{task_id}",
+    responses=problems(401, 404, 412, 422, 503) | ONE_TASK | NOT_MODIFIED,
+    openapi_extra=document_preconditions("If-None-Match"),
+)
 async def get_task(task: OwnTaskDep) -> TaskPublic:
     """Read one task."""
-    return await task.after(READ)
+    return await task.read()
 
 
-@router.patch("/{task_id}", responses=problems(401, 404, *BODY, 503))
+@router.patch(
+    "/{task_id}",
+    responses=problems(401, 404, 412, *BODY, 503) | ONE_TASK,
+    openapi_extra=document_preconditions("If-Match"),
+)
 async def update_task(task: OwnTaskDep, body: TaskUpdate) -> TaskPublic:
     """Change what is sent, leave the rest."""
     changes = body.model_dump(exclude_unset=True)
-    if not changes:
-        return await task.after(READ)
-    return await task.after(CHANGE, **changes)
+    return await (task.change(changes) if changes else task.read(only_reads=False))
 
 
-@router.put("/{task_id}", responses=problems(401, 404, *BODY, 503))
+@router.put(
+    "/{task_id}",
+    responses=problems(401, 404, 412, *BODY, 503)
+    | ONE_TASK
+    | {201: {"model": TaskPublic, **with_headers(ADDRESS | ETAG)}},
+    openapi_extra=document_preconditions("If-Match", "If-None-Match"),
+)
 async def replace_task(task: OwnTaskDep, body: TaskCreate) -> TaskPublic:
-    """Change all of a task: what is not sent gets its default."""
-    return await task.after(CHANGE, **body.model_dump())
+    """Create a task under an id of your own, or change all of one: what is not sent gets its
+    default. It is safe to send again when an answer was lost.
+    """
+    return await task.put(body)
 
 
 @router.delete(
     "/{task_id}",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(401, 404, 422, 503),
+    responses=problems(401, 404, 412, 422, 503),
+    openapi_extra=document_preconditions("If-Match"),
 )
 async def delete_task(task: OwnTaskDep) -> None:
     """Delete one task."""
-    await task.send(DELETE)
+    await task.delete()

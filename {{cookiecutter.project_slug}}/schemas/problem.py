@@ -45,6 +45,11 @@ PROBLEMS: dict[int, tuple[str, Any, dict[str, str]]] = {
     ),
     404: ("There is no such thing, or it is not the caller's.", "Not Found", {}),
     409: ("It conflicts with what is there already.", "this e-mail address is taken", {}),
+    412: (
+        "A precondition failed: it has changed since, or exists already.",
+        "it has changed since you read it: read it again",
+        {},
+    ),
     413: ("The body is too large.", "Content Too Large", {}),
     422: ("The request breaks the rules that are documented here.", [TOO_SHORT], {}),
     429: ("Too many attempts.", "too many attempts, try again later", RETRY_AFTER),
@@ -81,6 +86,12 @@ def with_headers(headers: dict[str, str]) -> dict[str, Any]:
         }
     }
 
+
+ETAG = {"ETag": "The version, for `If-Match` and `If-None-Match`."}
+# What a route documents that answers with 304 when the client has the newest version.
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "It is still the version in `If-None-Match`.", **with_headers(ETAG)}
+}
 
 # What a route documents that answers with a page of a list.
 NEXT_PAGE: dict[int | str, dict[str, Any]] = {

@@ -7,12 +7,13 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session
 
 import config
@@ -29,6 +30,7 @@ import main
 import migrations
 from auth.tokens import OwnTokens
 from config import Settings
+from models import User
 from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl
 
@@ -108,11 +110,26 @@ def token_for(settings: Settings) -> Callable[[str], str]:
     return OwnTokens(settings).issue
 
 
+def add_account(engine: Engine, user_id: str) -> None:
+    """Add an account that cannot log in, unless it is there: tasks are created for accounts."""
+    user = {
+        "id": UUID(user_id),
+        "email": f"{user_id}@example.com",
+        "password_hash": "",
+        "name": "Ada",
+    }
+    with engine.begin() as connection:
+        connection.execute(insert(User).values(user).on_conflict_do_nothing())
+
+
 @pytest.fixture
-def client_of(client: TestClient, token_for: Callable[[str], str]) -> Callable[[str], TestClient]:
+def client_of(
+    client: TestClient, engine: Engine, token_for: Callable[[str], str]
+) -> Callable[[str], TestClient]:
     """Return a client that is logged in as the user with an id."""
 
     def log_in(user_id: str) -> TestClient:
+        add_account(engine, user_id)
         # The app runs already: a second lifespan would give it a second engine.
         user = TestClient(client.app, headers={"Authorization": f"Bearer {token_for(user_id)}"})
         user.portal = client.portal  # the same event loop

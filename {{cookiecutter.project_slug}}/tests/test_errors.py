@@ -323,9 +323,13 @@ def test_a_bad_parameter_is_refused_by_name(
     for value in bad_parameters(parameter["schema"]):
         if place == "path" and not value:
             continue  # the address of another route
+        if place == "header" and value == "%00":
+            continue  # three characters like others
         in_query, in_path = f"{full}?{name}={value}", path.replace(f"{{{name}}}", value)
+        url = {"query": in_query, "path": in_path, "header": full}[place]
+        headers = {name: value} if place == "header" else {}
 
-        answer = caller.request(method, in_query if place == "query" else in_path)
+        answer = caller.request(method, url, headers=headers)
 
         places = [mistake["loc"] for mistake in refusal_of(answer)]
         assert [place, name] in places, (value, answer.text)

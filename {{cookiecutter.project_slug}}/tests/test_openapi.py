@@ -38,7 +38,7 @@ ASK_DATABASE = {
     if isinstance(context.original_route, APIRoute)
     and calls_of(context.dependant) & {get_engine, get_session, get_statement}
 } | {"get_ready"}
-BODILESS = {"204"}
+BODILESS = {"204", "304"}
 PARSED = {"uuid", "date-time", "date", "time", "duration", "email", "uri"}  # hold no arbitrary text
 
 each_operation = pytest.mark.parametrize("name", OPERATIONS)

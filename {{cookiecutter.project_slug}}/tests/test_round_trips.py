@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
@@ -13,6 +14,7 @@ from db import SessionDep
 from main import create_app
 from postgres.tests.counting_proxy import CountingProxy, counting_proxy
 from postgres.url import DatabaseUrl
+from tests.conftest import add_account
 
 NOTES = Table("notes", MetaData(), Column("id", Integer, primary_key=True))
 
@@ -41,9 +43,13 @@ def caller(
     token_for: Callable[[str], str],
 ) -> Iterator[TestClient]:
     """A user with a task, whose app has a connection already."""
+    user_id = str(uuid4())
+    engine = create_engine(embedded_url.for_sqlalchemy())
+    add_account(engine, user_id)
+    engine.dispose()
     app = create_app(settings_for(embedded_url.replace(port=proxy.port)))
     with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {token_for('round-trips')}"
+        client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
         client.post("/tasks", json={"title": "The first"}).raise_for_status()
         yield client
 
@@ -52,7 +58,8 @@ def queries_of(
     proxy: CountingProxy, client: TestClient, method: str, url: str, **kwargs: Any
 ) -> list[str]:
     proxy.queries.clear()
-    client.request(method, url, **kwargs).raise_for_status()
+    answer = client.request(method, url, **kwargs)
+    assert answer.status_code < 500, answer.text
     return list(proxy.queries)
 
 
@@ -66,6 +73,7 @@ def queries_of(
         ("PATCH", "/tasks/{id}", {"title": "y"}),
         ("PATCH", "/tasks/{id}", {}),
         ("PUT", "/tasks/{id}", {"title": "z"}),
+        ("PUT", f"/tasks/{uuid4()}", {"title": "new"}),
         ("DELETE", "/tasks/{id}", None),
         ("DELETE", "/tasks?completed=true", None),
         ("GET", "/ready", None),
@@ -78,6 +86,21 @@ def test_a_request_is_one_round_trip(
     url = path.replace("{id}", task["id"])
 
     queries = queries_of(proxy, caller, method, url, json=body)
+
+    assert len(queries) == 1, queries
+
+
+@pytest.mark.parametrize("etag", ["{etag}", '"another"', "*"])
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+@pytest.mark.parametrize("method", ["GET", "PATCH", "PUT", "DELETE"])
+def test_preconditions_cost_no_second_round_trip(
+    proxy: CountingProxy, caller: TestClient, method: str, header: str, etag: str
+) -> None:
+    task = caller.get("/tasks").json()[0]
+    headers = {header: etag.replace("{etag}", f'"{task["updated_at"]}"')}
+    body = {"title": "y"} if method in {"PATCH", "PUT"} else None
+
+    queries = queries_of(proxy, caller, method, f"/tasks/{task['id']}", json=body, headers=headers)
 
     assert len(queries) == 1, queries
 

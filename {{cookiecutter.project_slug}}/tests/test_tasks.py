@@ -2,7 +2,9 @@
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from itsdangerous import URLSafeSerializer
-from sqlalchemy import Engine, create_engine, insert, text
+from sqlalchemy import Connection, Engine, create_engine, insert, text
 from sqlmodel import Session, col, select
 from uuid_utils.compat import uuid7
 
@@ -23,6 +25,7 @@ from main import create_app
 from models import Priority, Task
 from postgres.url import DatabaseUrl
 from routes.tasks import TaskSort
+from tests.conftest import add_account
 
 type ClientOf = Callable[[str], TestClient]
 
@@ -111,11 +114,12 @@ def test_a_date_comes_back_in_utc_whatever_the_database_is_set_to(
     engine = create_engine(url.for_sqlalchemy())
     with engine.begin() as connection:
         connection.execute(text(f"ALTER DATABASE {url.database} SET timezone = 'Asia/Tokyo'"))
+    add_account(engine, user_id := str(uuid4()))
     engine.dispose()
     app = create_app(settings_for(url))
 
     with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {token_for('someone')}"
+        client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
         task = create(client, due_at=MOMENT)
 
     assert task["due_at"] == MOMENT
@@ -179,6 +183,262 @@ def test_a_put_replaces_all_that_a_client_can_set(ada: TestClient) -> None:
         "due_at": None,
         "updated_at": after["updated_at"],
     }
+
+
+def test_a_put_creates_a_task_under_an_id_of_the_clients(ada: TestClient) -> None:
+    url = f"http://testserver/tasks/{uuid4()}"
+
+    answer = ada.put(url, json={"title": "Write a test", "order": 7})
+
+    task = answer.json()
+    assert (answer.status_code, answer.headers["Location"], task["url"]) == (201, url, url)
+    assert (task["title"], task["order"], task["priority"]) == ("Write a test", 7, "medium")
+    assert ada.get(url).json() == task
+    assert ada.get("/tasks").json() == [task]
+
+
+def test_a_put_that_is_sent_again_creates_nothing_more(ada: TestClient) -> None:
+    url = f"/tasks/{uuid4()}"
+
+    answers = [ada.put(url, json={"title": "Write a test"}) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [201, 200, 200]
+    assert "Location" not in answers[1].headers
+    assert len(ada.get("/tasks").json()) == 1
+
+
+def test_a_put_that_creates_only_replaces_nothing(ada: TestClient) -> None:
+    url = f"/tasks/{uuid4()}"
+    only_new = {"If-None-Match": "*"}
+
+    first = ada.put(url, json={"title": "first"}, headers=only_new)
+    second = ada.put(url, json={"title": "second"}, headers=only_new)
+
+    assert (first.status_code, second.status_code) == (201, 412)
+    assert "already" in second.json()["detail"]
+    assert ada.get(url).json() == first.json()
+
+
+def test_one_of_many_puts_at_once_creates_the_task(ada: TestClient) -> None:
+    url = f"/tasks/{uuid4()}"
+
+    def put(title: str) -> int:
+        headers = {"If-None-Match": "*"}
+        return ada.put(url, json={"title": title}, headers=headers).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        statuses = list(threads.map(put, map(str, range(8))))
+
+    assert sorted(statuses) == [201, *[412] * 7]
+
+
+def delete_account(connection: Connection, user_id: str) -> None:
+    """Delete an account the way the API does: first the account, then its tasks."""
+    connection.execute(text("DELETE FROM users WHERE id = CAST(:id AS uuid)"), {"id": user_id})
+    connection.execute(text("DELETE FROM tasks WHERE owner_id = :id"), {"id": user_id})
+
+
+def count_tasks(engine: Engine, user_id: str) -> int:
+    with Session(engine) as session:
+        return len(session.exec(select(Task.id).where(Task.owner_id == user_id)).all())
+
+
+def new_task(method: str) -> tuple[str, str]:
+    return method, "/tasks" if method == "POST" else f"/tasks/{uuid4()}"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_token_of_a_deleted_account_creates_nothing(
+    client_of: ClientOf, engine: Engine, method: str
+) -> None:
+    client = client_of(user_id := str(uuid4()))
+    with engine.begin() as connection:
+        delete_account(connection, user_id)
+
+    answer = client.request(*new_task(method), json={"title": "x"})
+
+    assert (answer.status_code, answer.json()) == (401, {"detail": "the account does not exist"})
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert count_tasks(engine, user_id) == 0
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_task_waits_for_the_deletion_of_its_owners_account(
+    client_of: ClientOf, engine: Engine, method: str
+) -> None:
+    client = client_of(user_id := str(uuid4()))
+    with ThreadPoolExecutor(1) as thread:
+        with engine.begin() as connection:
+            delete_account(connection, user_id)
+            answer = thread.submit(client.request, *new_task(method), json={"title": "x"})
+            time.sleep(0.3)
+            waits = not answer.done()
+
+        assert answer.result().status_code == 401
+    assert waits
+    assert count_tasks(engine, user_id) == 0
+
+
+def test_no_task_outlives_its_owners_account(client_of: ClientOf, engine: Engine) -> None:
+    def create_until_refused(client: TestClient, method: str) -> int:
+        while True:
+            answer = client.request(*new_task(method), json={"title": "x"})
+            if answer.status_code != 201:
+                return answer.status_code
+
+    for _ in range(15):
+        client = client_of(user_id := str(uuid4()))
+        with ThreadPoolExecutor(4) as threads:
+            creations = [
+                threads.submit(create_until_refused, client, method)
+                for method in ("POST", "PUT", "POST", "PUT")
+            ]
+            time.sleep(0.02)
+            with engine.begin() as connection:
+                delete_account(connection, user_id)
+
+        assert [creation.result() for creation in creations] == [401] * 4
+        assert count_tasks(engine, user_id) == 0
+
+
+def etag_of(client: TestClient, url: str) -> str:
+    answer = client.get(url)
+    assert answer.headers["ETag"] == f'"{answer.json()["updated_at"]}"'
+    return answer.headers["ETag"]
+
+
+def test_every_answer_with_one_task_has_its_etag(ada: TestClient) -> None:
+    url = f"/tasks/{uuid4()}"
+
+    answers = [
+        ada.post("/tasks", json={"title": "x"}),
+        ada.put(url, json={"title": "x"}),
+        ada.put(url, json={"title": "y"}),
+        ada.patch(url, json={"title": "z"}),
+        ada.patch(url, json={}),
+        ada.get(url),
+    ]
+
+    etags = [answer.headers["ETag"] for answer in answers]
+    assert etags == [f'"{answer.json()["updated_at"]}"' for answer in answers]
+    assert len(set(etags)) == 4
+
+
+def test_no_two_versions_have_the_same_etag(session: Session) -> None:
+    task = Task(owner_id="someone", title="first")
+    session.add(task)
+    session.flush()
+    session.refresh(task)
+    seen = [task.updated_at]
+    for title in ("second", "third"):  # in one transaction, whose clock stands still
+        task.title = title
+        session.flush()
+        session.refresh(task)
+        seen.append(task.updated_at)
+
+    assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "DELETE"])
+def test_a_change_of_an_outdated_task_is_refused(ada: TestClient, method: str) -> None:
+    url = create(ada)["url"]
+    outdated = etag_of(ada, url)
+    body = {"title": "Mine"} if method != "DELETE" else None
+    newer = ada.patch(url, json={"title": "Changed meanwhile"}).json()
+
+    refused = ada.request(method, url, json=body, headers={"If-Match": outdated})
+    kept = ada.get(url).json()
+    accepted = ada.request(method, url, json=body, headers={"If-Match": etag_of(ada, url)})
+
+    assert (refused.status_code, kept) == (412, newer)
+    assert "read it again" in refused.json()["detail"]
+    assert accepted.is_success
+
+
+def test_of_many_changes_at_once_that_know_the_same_version_one_is_made(ada: TestClient) -> None:
+    url = create(ada)["url"]
+    headers = {"If-Match": etag_of(ada, url)}
+
+    def change(title: str) -> int:
+        return ada.patch(url, json={"title": title}, headers=headers).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        statuses = list(threads.map(change, map(str, range(8))))
+
+    assert sorted(statuses) == [200, *[412] * 7]
+
+
+NOW = "{etag}"  # stands for the task's ETag
+
+
+@pytest.mark.parametrize(
+    ("method", "header", "value", "status"),
+    [
+        ("GET", "If-None-Match", NOW, 304),
+        ("GET", "If-None-Match", f"W/{NOW}", 304),  # compared weakly
+        ("GET", "If-None-Match", f'"x", W/"y" ,{NOW}', 304),
+        ("GET", "If-None-Match", "*", 304),
+        ("GET", "If-None-Match", '"x"', 200),
+        ("GET", "If-Match", NOW, 200),
+        ("GET", "If-Match", '"x"', 412),
+        ("PATCH", "If-Match", f'"x",{NOW}', 200),
+        ("PATCH", "If-Match", "*", 200),
+        ("PATCH", "If-Match", f"W/{NOW}", 412),  # compared strongly
+        ("PATCH", "If-Match", "", 412),
+        ("PATCH", "If-Match", "no ETag", 412),
+        ("PATCH", "If-None-Match", NOW, 412),
+        ("PATCH", "If-None-Match", "*", 412),
+        ("PATCH", "If-None-Match", '"x"', 200),
+        ("PUT", "If-Match", "*", 200),
+        ("PUT", "If-Match", f"W/{NOW}", 412),
+        ("PUT", "If-None-Match", NOW, 412),
+        ("PUT", "If-None-Match", '"x"', 200),
+        ("DELETE", "If-Match", "*", 204),
+        ("DELETE", "If-None-Match", "*", 412),
+        ("DELETE", "If-None-Match", '"x"', 204),
+    ],
+)
+def test_preconditions_mean_what_http_says(
+    ada: TestClient, method: str, header: str, value: str, status: int
+) -> None:
+    url = create(ada)["url"]
+    headers = {header: value.replace(NOW, etag_of(ada, url))}
+    body = {"title": "Changed"} if method in {"PATCH", "PUT"} else None
+
+    answer = ada.request(method, url, json=body, headers=headers)
+
+    assert answer.status_code == status, answer.text
+    if status == 304:
+        assert (answer.content, answer.headers["ETag"]) == (b"", etag_of(ada, url))
+
+
+def test_an_empty_patch_keeps_its_precondition(ada: TestClient) -> None:
+    url = create(ada)["url"]
+
+    assert ada.patch(url, json={}, headers={"If-Match": '"x"'}).status_code == 412
+
+
+def test_an_etag_of_another_spelling_is_another_etag(ada: TestClient) -> None:
+    task = create(ada)
+    other = task["updated_at"].replace("Z", "+00:00")
+
+    answer = ada.patch(task["url"], json={"title": "x"}, headers={"If-Match": f'"{other}"'})
+
+    assert answer.status_code == 412
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+def test_several_headers_are_one_list(ada: TestClient, header: str) -> None:
+    url = create(ada)["url"]
+    both = [(header, '"x"'), (header, etag_of(ada, url))]
+
+    assert ada.get(url, headers=both).status_code == (200 if header == "If-Match" else 304)
+
+
+def test_browsers_may_read_the_etag(ada: TestClient) -> None:
+    answer = ada.get(create(ada)["url"], headers={"Origin": "http://localhost:3000"})
+
+    assert "ETag" in answer.headers["Access-Control-Expose-Headers"]
 
 
 def test_the_database_fills_in_defaults(session: Session) -> None:
@@ -258,20 +518,34 @@ def test_only_the_done_or_the_open_ones_can_be_deleted(
     assert titles(ada) == left
 
 
+@pytest.mark.parametrize("headers", [{}, {"If-Match": "*"}, {"If-Match": '"x"'}], ids=str)
 @pytest.mark.parametrize(
-    ("method", "body"),
-    [("GET", None), ("PATCH", {"title": "Mine now"}), ("PUT", {"title": "Mine"}), ("DELETE", None)],
+    ("method", "body"), [("GET", None), ("PATCH", {"title": "Mine now"}), ("DELETE", None)]
 )
 def test_another_owners_task_is_as_unknown_as_one_that_does_not_exist(
-    ada: TestClient, bob: TestClient, method: str, body: object
+    ada: TestClient, bob: TestClient, method: str, body: object, headers: dict[str, str]
 ) -> None:
     task = create(ada)
 
-    others = bob.request(method, task["url"], json=body)
-    nobodys = bob.request(method, f"/tasks/{uuid4()}", json=body)
+    others = bob.request(method, task["url"], json=body, headers=headers)
+    nobodys = bob.request(method, f"/tasks/{uuid4()}", json=body, headers=headers)
 
     assert others.status_code == nobodys.status_code == 404
     assert others.content == nobodys.content
+    assert ada.get(task["url"]).json() == task
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"If-Match": "*"}, {"If-None-Match": "*"}, {"If-None-Match": '"x"'}], ids=str
+)
+def test_a_put_never_reaches_another_owners_task(
+    ada: TestClient, bob: TestClient, headers: dict[str, str]
+) -> None:
+    task = create(ada)
+
+    answer = bob.put(task["url"], json={"title": "Mine"}, headers=headers)
+
+    assert answer.status_code == 404
     assert ada.get(task["url"]).json() == task
 
 
