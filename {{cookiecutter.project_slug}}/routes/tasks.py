@@ -45,8 +45,7 @@ from schemas.problem import (
     problems,
     with_headers,
 )
-from schemas.tasks import Moment, TaskCreate, TaskPublic, TaskUpdate
-from schemas.text import PlainText
+from schemas.tasks import Moment, Search, TaskCreate, TaskPublic, TaskUpdate
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
@@ -116,7 +115,7 @@ ONE_TASK: dict[int | str, dict[str, Any]] = {200: with_headers(ETAG)}
 
 def containing(text: str | None) -> str | None:
     r"""Return the LIKE pattern of a text: "%", "_" and "\" stand for themselves."""
-    if not text:
+    if text is None:
         return None
     return "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
@@ -125,7 +124,7 @@ class TaskQuery(PageQuery):
     """Which tasks a list shows, in what order, and how many at once."""
 
     completed: bool | None = None
-    q: Annotated[PlainText | None, Field(max_length=200), AfterValidator(containing)] = None
+    q: Annotated[Search | None, AfterValidator(containing)] = None
     priority: Priority | None = None
     due_before: Moment | None = None
     due_after: Moment | None = None
@@ -221,7 +220,7 @@ async def get_own_task(
 OwnTaskDep = Annotated[OwnTask, Depends(get_own_task)]
 
 
-@router.get("", responses=problems(401, 422, 503) | NEXT_PAGE)
+@router.get("", responses=problems(401, 422, 429, 503) | NEXT_PAGE)
 async def list_tasks(
     owner_id: CurrentUserId,
     query: Annotated[TaskQuery, Query()],
@@ -239,7 +238,7 @@ async def list_tasks(
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(401, *BODY, 503) | {201: with_headers(ADDRESS | ETAG)},
+    responses=problems(401, 409, *BODY, 503) | {201: with_headers(ADDRESS | ETAG)},
 )
 async def create_task(
     body: TaskCreate,
@@ -292,7 +291,7 @@ async def update_task(task: OwnTaskDep, body: TaskUpdate) -> TaskPublic:
 
 @router.put(
     "/{task_id}",
-    responses=problems(401, 404, 412, *BODY, 503)
+    responses=problems(401, 404, 409, 412, *BODY, 503)
     | ONE_TASK
     | {201: {"model": TaskPublic, **with_headers(ADDRESS | ETAG)}},
     openapi_extra=document_preconditions("If-Match", "If-None-Match"),

@@ -3,7 +3,6 @@
 Passwords and tokens in requests are `Secret`, which prints as asterisks.
 """
 
-import unicodedata
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -11,12 +10,9 @@ from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, StringConstraints
 
 from auth.passwords import COMMON, normalize
-from schemas.text import PlainText, Strict, Utc
+from schemas.text import IS_VISIBLE, VISIBLE, NotBlank, PlainText, Strict, Utc
 
 MIN_PASSWORD = 8
-# Unicode's categories of spaces, control characters and marks, and letters that look like a space.
-INVISIBLE = {"Cc", "Cf", "Mc", "Me", "Mn", "Zl", "Zp", "Zs"}
-FILLERS = "\u115f\u1160\u2800"
 
 
 def normalize_email(text: str) -> str:
@@ -38,15 +34,11 @@ def check_password(password: str) -> str:
     password = normalize(password)
     if len(password) < MIN_PASSWORD:
         raise ValueError(f"String should have at least {MIN_PASSWORD} characters")
-    if all(map(is_invisible, password)):
+    if not IS_VISIBLE.search(password):
         raise ValueError("choose a password with letters, digits or signs")
     if password.casefold() in COMMON:
         raise ValueError("choose another password: many people use this one")
     return password
-
-
-def is_invisible(character: str) -> bool:
-    return character in FILLERS or unicodedata.category(character) in INVISIBLE
 
 
 Email = Annotated[
@@ -57,7 +49,8 @@ Email = Annotated[
 Name = Annotated[
     PlainText,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
-    Field(examples=["Ada"]),
+    Field(examples=["Ada"], json_schema_extra={"pattern": VISIBLE}),
+    NotBlank,
 ]
 HiddenText = Annotated[PlainText, Field(json_schema_extra={"format": "password"})]
 NewPassword = Secret[

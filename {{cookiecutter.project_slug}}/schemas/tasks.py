@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from models import Priority
-from schemas.text import PlainText, Strict, Utc, Whole
+from schemas.text import VISIBLE, NotBlank, PlainText, Strict, Utc, Whole
 
 # A day inside what Python can hold, so that no time zone moves a date out of it.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
@@ -32,7 +32,14 @@ def in_utc(value: datetime) -> datetime:
     return moved
 
 
-Title = Annotated[PlainText, Field(min_length=1, max_length=200, examples=["Buy milk"])]
+SEEN = {"pattern": VISIBLE}
+Title = Annotated[
+    PlainText,
+    Field(min_length=1, max_length=200, examples=["Buy milk"], json_schema_extra=SEEN),
+    NotBlank,
+]
+# The index on text finds three characters or more.
+Search = Annotated[PlainText, Field(min_length=3, max_length=200, json_schema_extra=SEEN), NotBlank]
 Description = Annotated[PlainText, Field(max_length=5000, examples=["Two litres, semi-skimmed"])]
 Order = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), Whole]
 PriorityName = Annotated[Priority, Field(strict=False)]

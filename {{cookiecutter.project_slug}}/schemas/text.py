@@ -1,5 +1,6 @@
 """The base of all request bodies, and types for values that the database can store."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -11,6 +12,25 @@ from pydantic_core import PydanticCustomError
 # Constrained text also rejects lone surrogates ("\ud800"), which JSON can express but UTF-8 cannot;
 # with a plain `str` they would cause a 500.
 PlainText = Annotated[str, Field(pattern=r"^[^\u0000]*$")]
+
+# What cannot be seen: spaces, control characters, and characters of no width, such as U+200B.
+INVISIBLE = (
+    r"\u0000-\u0020\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f"
+    r"\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0"
+)
+# The OpenAPI shows this pattern; `not_blank` has the message for people.
+VISIBLE = rf"^[^\u0000]*[^{INVISIBLE}][^\u0000]*$"
+IS_VISIBLE = re.compile(rf"[^{INVISIBLE}\U000e0000-\U000e0fff]")
+
+
+def refuse_blank(text: str) -> str:
+    if not IS_VISIBLE.search(text):
+        raise ValueError("write something that can be seen")
+    return text
+
+
+# For text, after its bounds; add `json_schema_extra={"pattern": VISIBLE}` to them.
+NotBlank = AfterValidator(refuse_blank)
 
 # A point in time in a response. The database returns it in the time zone of its own settings.
 Utc = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
