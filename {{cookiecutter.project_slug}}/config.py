@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
     db_queue_size: Annotated[int, Field(ge=0)] = 2000
     db_queue_seconds: Annotated[float, Field(gt=0, le=60)] = 4.0
+    tasks_per_user: Annotated[int, Field(ge=0)] = 10_000
     log_level: LogLevel = "INFO"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000

@@ -5,8 +5,10 @@ thread and no other request.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from inspect import isasyncgenfunction, iscoroutinefunction, isfunction
 from typing import Annotated
 
@@ -22,7 +24,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
-from postgres.deadline import Deadline, deadline, time_limit
+from postgres.deadline import Deadline, current_deadline, deadline, time_limit
 from postgres.engine import DatabaseBusy, OrderedPool, open_engine
 from postgres.statements import CompiledStatement, Row, execute
 from resources import resources
@@ -118,6 +120,10 @@ class OneStatement:
     failure between them would leave half of the work done, so a second one raises an error.
     """
 
+    # A stricter limit for the statement itself, without the wait for a connection. The server gets
+    # it in whole seconds: 2.5 makes it cancel after 2, in time for its answer.
+    seconds: float | None = None
+
     def __init__(self, engine: AsyncEngine, limit: Deadline) -> None:
         self._engine = engine
         self._limit = limit
@@ -138,7 +144,9 @@ class OneStatement:
             )
         self._sent = True
         with time_limit(deadline.get() or self._limit):
-            return await greenlet_spawn(send, self._engine.sync_engine, statement, parameters)
+            return await greenlet_spawn(
+                send, self._engine.sync_engine, statement, parameters, self.seconds
+            )
 
     async def first(self, statement: AnyStatement, **parameters: object) -> Row | None:
         """Send it. Returns its first row, or None."""
@@ -146,8 +154,18 @@ class OneStatement:
         return rows[0] if rows else None
 
 
-def send(engine: Engine, statement: AnyStatement, parameters: Row) -> list[Row]:
-    with engine.connect() as connection:
+def stricter_limit(seconds: float | None) -> AbstractContextManager[None]:
+    """Limit what follows to so many seconds, unless the current limit is stricter."""
+    if seconds is None:
+        return nullcontext()
+    left = (current_deadline() or math.inf) - asyncio.get_running_loop().time()
+    return time_limit(Deadline(min(seconds, left)))
+
+
+def send(
+    engine: Engine, statement: AnyStatement, parameters: Row, seconds: float | None
+) -> list[Row]:
+    with engine.connect() as connection, stricter_limit(seconds):
         driver_connection = connection.connection.driver_connection
         assert driver_connection is not None  # noqa: S101  (until it is returned to the pool)
         driver_connection.autocommit = True  # sends nothing; check_in() switches it off

@@ -16,10 +16,11 @@ from db import open_engine, refuse_threads
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
 from pages import docs, home
-from pagination import Cursors
+from pagination import Cursors, ListLimit
 from postgres.outage_log import Availability
 from resources import Resources
 from routes import auth, health, tasks
+from routes.new_tasks import Quota
 from server import Pacing, serve
 
 
@@ -54,6 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
                 availability=availability,
                 readiness=health.Readiness(engine),
                 cursors=Cursors(settings.better_auth_secret),
+                list_limit=ListLimit(settings.db_pool_size, settings.db_queue_seconds),
+                quota=Quota(settings.tasks_per_user),
                 verifier=verifier,
                 passwords=stack.enter_context(closing(Passwords())),
                 throttle=Throttle(),

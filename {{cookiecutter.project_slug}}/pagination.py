@@ -4,13 +4,16 @@ A cursor holds the values that the list is sorted by, of the last row of a page;
 begins behind them. It is signed, so that only one of ours ever reaches a query.
 """
 
+import asyncio
 import hmac
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, HTTPException, Request, Response, status
 from fastapi.exceptions import RequestValidationError
 from itsdangerous import BadData, Signer
 from itsdangerous.encoding import base64_decode, base64_encode
@@ -25,12 +28,18 @@ from sqlalchemy import (
     Text,
     bindparam,
     cast,
+    exc,
     tuple_,
 )
+from structlog.contextvars import bind_contextvars
 
+from auth import RETRY_SECONDS, unavailable
 from db import CompiledStatement, OneStatement, Row, StatementDep
 from resources import resources
 from schemas.text import PlainText
+
+LIST_SECONDS = 2.5  # for one statement; the server cancels it after 2
+QUERY_CANCELED = "57014"  # PostgreSQL's code
 
 
 class PageQuery(BaseModel):
@@ -140,6 +149,58 @@ def invalid_cursor(reason: str) -> RequestValidationError:
     )
 
 
+class ListLimit:
+    """Keeps one user's filtered lists from taking all connections to the database.
+
+    A page without filters reads no more rows than it shows, so it is not limited. With a filter,
+    PostgreSQL may have to look at all rows of the user. Then a third of the connections is his at
+    most; twice as many requests wait for one of these, and others are refused.
+    """
+
+    def __init__(self, pool_size: int, wait_seconds: float) -> None:
+        self._at_once = max(1, pool_size // 3)
+        self._wait_seconds = wait_seconds
+        self._lines: dict[str, Line] = {}  # of the users who have requests
+
+    @asynccontextmanager
+    async def turn(self, user_id: str) -> AsyncIterator[None]:
+        """Wait for the user's turn. Raises HTTPException, 429."""
+        line = self._lines.get(user_id)
+        if line is None:
+            line = self._lines[user_id] = Line(asyncio.Semaphore(self._at_once))
+        if line.requests >= 3 * self._at_once:
+            raise too_many_lists()
+        line.requests += 1
+        try:
+            try:
+                async with asyncio.timeout(self._wait_seconds):
+                    await line.turns.acquire()
+            except TimeoutError:
+                raise too_many_lists() from None
+            try:
+                yield
+            finally:
+                line.turns.release()
+        finally:
+            line.requests -= 1
+            if not line.requests:
+                del self._lines[user_id]
+
+
+@dataclass(slots=True)
+class Line:
+    turns: asyncio.Semaphore
+    requests: int = 0  # that read or wait
+
+
+def too_many_lists() -> HTTPException:
+    return HTTPException(
+        status.HTTP_429_TOO_MANY_REQUESTS,
+        "too many lists with filters at the same time: wait for the answers to the others",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
+
+
 class PageReader:
     """Reads a page for a request, in one statement, and links to the next."""
 
@@ -151,16 +212,23 @@ class PageReader:
     async def read(self, pages: Pages, query: PageQuery, url: str, **parameters: Any) -> list[Row]:
         """Return the rows of a page. If there is a next one, the header Link has its address.
 
-        url: the address of the list. parameters: what the `rows` of its pages bind.
+        url: the address of the list. parameters: what the `rows` of its pages bind. Raises
+        HTTPException: 429 if the user has too many requests, 503 if it takes too long.
         """
         cursors = resources(self._request).cursors
         values = query.filters()
+        is_filtered = bool(values)
         statement = pages.statement(values, query.sort, continued=query.cursor is not None)
         if query.cursor is not None:
             values |= cursors.read(query.cursor, query.sort)
         # With one row more than the page shows, there is a next page.
         values["limit"] = query.limit + 1
-        rows = await self._statement.all(statement, **values, **parameters)
+        user_id = getattr(self._request.state, "user_id", None)
+        if is_filtered and user_id is not None:
+            async with resources(self._request).list_limit.turn(user_id):
+                rows = await self._send(statement, values | parameters)
+        else:
+            rows = await self._send(statement, values | parameters)
         keys = [name for name, _ in named(pages.order(query.sort))]
         values_of = [[row.pop(key) for key in keys] for row in rows]
         if len(rows) > query.limit:
@@ -171,6 +239,17 @@ class PageReader:
             link = f"{url}?{urlencode([*kept, ('cursor', cursor)])}"
             self._response.headers["Link"] = f'<{link}>; rel="next"'
         return rows
+
+    async def _send(self, statement: CompiledStatement, values: dict[str, Any]) -> list[Row]:
+        self._statement.seconds = LIST_SECONDS
+        try:
+            return await self._statement.all(statement, **values)
+        except exc.OperationalError as error:
+            if getattr(error.orig, "pgcode", None) != QUERY_CANCELED:
+                raise
+            bind_contextvars(error="the list took too long")
+            detail = "reading this list takes too long: narrow it, for example by another filter"
+            raise unavailable(detail) from None
 
 
 async def get_page_reader(

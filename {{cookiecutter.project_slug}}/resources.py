@@ -11,9 +11,10 @@ if TYPE_CHECKING:  # these modules import this one
     from auth import TokenVerifier
     from auth.passwords import Passwords, Throttle
     from config import Settings
-    from pagination import Cursors
+    from pagination import Cursors, ListLimit
     from postgres.outage_log import Availability
     from routes.health import Readiness
+    from routes.new_tasks import Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Resources:
     availability: "Availability"
     readiness: "Readiness"
     cursors: "Cursors"
+    list_limit: "ListLimit"
+    quota: "Quota"
     verifier: "TokenVerifier"
     passwords: "Passwords"
     throttle: "Throttle"

@@ -1,14 +1,17 @@
-"""Creating tasks, each in one statement that also asks whether its owner has an account.
+"""Creating tasks, each in one statement that also asks whether its owner has an account, and room.
 
 An access token outlives its account by some minutes: the tasks that it created would be nobody's.
 """
 
+import time
 from typing import Any
 from uuid import UUID
 
 from fastapi import HTTPException, Request, status
 from sqlalchemy import (
     CTE,
+    ColumnElement,
+    Integer,
     Select,
     String,
     Text,
@@ -16,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     exists,
+    func,
     literal,
     outerjoin,
     select,
@@ -33,6 +37,9 @@ from routes.preconditions import Preconditions, not_excluded
 from schemas.tasks import TaskCreate, TaskPublic
 
 FIELDS = tuple(TaskCreate.model_fields)  # what a client sets
+COUNTED_SECONDS = 60.0
+MAX_OWNERS = 10_000  # whose room a process remembers: some megabytes
+NEVER_REPLACE = Preconditions(must_exist=False, match=None, none_match=None)
 
 # The columns that a client sees, named: an owner's id is not sent back for each of his tasks. The
 # id comes as text, as it stands in addresses: to make a UUID of it would take longer than the rest.
@@ -40,86 +47,151 @@ COLUMNS = [
     cast(col(Task.id), Text).label("id"),
     *(col(getattr(Task, name)) for name in TaskPublic.model_fields if name not in {"id", "url"}),
 ]
+IS_OWN = col(Task.owner_id) == bindparam("owner")
 
 
-def account() -> CTE:
+def account(*, is_ours: bool) -> CTE:
     """Find the owner's account, and lock it: it cannot be deleted until the task is there.
 
-    If a deletion has begun, this waits for it, and finds no account.
+    If a deletion has begun, this waits for it, and finds no account. The accounts of a Better Auth
+    server are not here: whoever has a token has one.
     """
+    if not is_ours:
+        return select(literal(1).label("id")).cte("account")
     own = select(col(User.id)).where(col(User.id) == bindparam("account"))
     return own.with_for_update(read=True, key_share=True).cte("account")
 
 
-def insert_task(*sources: CTE) -> Insert:
-    """Insert a task for each row of the sources: none without an account."""
+def insert_task(account: CTE, condition: ColumnElement[bool]) -> Insert:
     values = select(
         bindparam("task_id", type_=Uuid),
         bindparam("owner", type_=String),
         *(bindparam(name, type_=getattr(Task, name).type) for name in FIELDS),
-    ).select_from(*sources)
+    )
+    values = values.select_from(account).where(condition)
     return insert(Task).from_select(["id", "owner_id", *FIELDS], values, include_defaults=False)
 
 
-def put_task(*sources: CTE) -> Select[Any]:
-    """Insert a task, or replace the owner's own. If it did neither, the last columns tell why."""
-    new = insert_task(*sources)
-    is_own = col(Task.owner_id) == bindparam("owner")
+def put_task(account: CTE, *, counts: bool) -> Select[Any]:
+    """Insert a task, or replace the owner's own. Always returns one row.
+
+    If it did neither, COLUMNS are NULL there, and the others tell why: has_account; is_own, whether
+    the task with this id is the owner's, NULL if there is none; tasks, how many the owner has.
+    """
+    same_id = select(IS_OWN).where(col(Task.id) == bindparam("task_id"))
+    with_this_id = same_id.scalar_subquery()
+    most = bindparam("most", type_=Integer)
+    up_to_most = select(literal(1)).where(IS_OWN).limit(most).subquery()
+    used = select(func.count().label("tasks")).select_from(up_to_most).cte("used")
+    number = select(used.c.tasks).scalar_subquery()
+
+    new = insert_task(account, (number < most) | with_this_id if counts else true())
     put = new.on_conflict_do_update(
         index_elements=[col(Task.id)],
         set_={name: new.excluded[name] for name in FIELDS} | {"updated_at": LATER},
-        where=is_own & not_excluded(col(Task.updated_at)),
+        where=IS_OWN & not_excluded(col(Task.updated_at)),
     )
     done = put.returning(*COLUMNS).cte("done")
-    found_owner = select(is_own).where(col(Task.id) == bindparam("task_id"))
-    return select(
-        *done.c,
-        (exists().select_from(*sources) if sources else true()).label("has_account"),
-        found_owner.scalar_subquery().label("is_own"),
-    ).select_from(outerjoin(select(literal(1)).subquery("one_row"), done, true()))
+    columns: list[ColumnElement[Any]] = [
+        exists().select_from(account).label("has_account"),
+        with_this_id.label("is_own"),
+    ]
+    if counts:
+        columns.append(number.label("tasks"))
+    one_row = select(literal(1)).subquery("one_row")
+    return select(*done.c, *columns).select_from(outerjoin(one_row, done, true()))
 
 
-# By whether accounts are ours, with a row in `users`, or a Better Auth server's.
+# By whether accounts are ours, and whether the owner's tasks are counted.
 CREATE = {
-    True: CompiledStatement(insert_task(account()).returning(*COLUMNS)),
-    False: CompiledStatement(insert_task().returning(*COLUMNS)),
+    is_ours: CompiledStatement(insert_task(account(is_ours=is_ours), true()).returning(*COLUMNS))
+    for is_ours in (True, False)
 }
-PUT = {True: CompiledStatement(put_task(account())), False: CompiledStatement(put_task())}
+PUT = {
+    (is_ours, counts): CompiledStatement(put_task(account(is_ours=is_ours), counts=counts))
+    for is_ours in (True, False)
+    for counts in (True, False)
+}
+
+
+class Quota:
+    """The most tasks that an owner may have, and how many he may create before the next count.
+
+    To count a full account takes as long as to create some tasks. So a process counts only when
+    an owner has used a tenth of the room that he had at the last count, or after a minute.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._room: dict[str, tuple[int, float]] = {}  # by owner: how many, and until when
+
+    def must_count(self, owner_id: str) -> bool:
+        """Return whether the owner's next task needs a count. If not, use some of his room."""
+        if not self.most:
+            return False
+        room, until = self._room.get(owner_id, (0, 0.0))
+        if room <= 0 or time.monotonic() > until:
+            return True
+        self._room[owner_id] = room - 1, until
+        return False
+
+    def counted(self, owner_id: str, tasks: int) -> None:
+        if len(self._room) >= MAX_OWNERS:
+            self._room.clear()
+        self._room[owner_id] = (self.most - tasks) // 10, time.monotonic() + COUNTED_SECONDS
+
+    def check(self, tasks: int) -> None:
+        """Raise HTTPException, 409, if an owner of so many tasks may have no more."""
+        if tasks >= self.most:
+            detail = f"you have {self.most} tasks, and more are not allowed: delete some first"
+            raise HTTPException(status.HTTP_409_CONFLICT, detail)
 
 
 class NewTask:
-    """A task that a client wants to create, or to replace."""
+    """A task that a client wants to create, or to replace. The methods raise HTTPException."""
 
     def __init__(self, request: Request, owner_id: str, task_id: UUID, body: TaskCreate) -> None:
-        self._has_account = resources(request).settings.better_auth_url is None
+        self._is_ours = resources(request).settings.better_auth_url is None
+        self._quota = resources(request).quota
+        self._owner_id = owner_id
         self._values = {"task_id": task_id, "owner": owner_id, **body.model_dump()}
-        if self._has_account:
+        if self._is_ours:
             self._values["account"] = account_id(owner_id)
 
     async def create(self, statement: OneStatement) -> Row:
-        """Return COLUMNS of the new task. Raises HTTPException."""
-        row = await statement.first(CREATE[self._has_account], **self._values)
+        """Return COLUMNS of the new task, whose id is new, too."""
+        if self._quota.must_count(self._owner_id):
+            return await self._put(statement, NEVER_REPLACE, counts=True)
+        row = await statement.first(CREATE[self._is_ours], **self._values)
         if row is None:
             raise no_account()
         return row
 
     async def put(self, statement: OneStatement, conditions: Preconditions) -> Row:
-        """Return COLUMNS of the task, which is new if it has not changed since its creation.
+        """Return COLUMNS of the task, which is new if it has not changed since its creation."""
+        counts = self._quota.must_count(self._owner_id)
+        return await self._put(statement, conditions, counts=counts)
 
-        Raises HTTPException.
-        """
+    async def _put(
+        self, statement: OneStatement, conditions: Preconditions, *, counts: bool
+    ) -> Row:
         values = self._values | conditions.parameters
-        row = found(await statement.first(PUT[self._has_account], **values), "task")
-        has_account, is_own = row.pop("has_account"), row.pop("is_own")
+        if counts:
+            values["most"] = self._quota.most
+        row = found(await statement.first(PUT[self._is_ours, counts], **values), "task")
+        has_account, is_own, tasks = row.pop("has_account"), row.pop("is_own"), row.pop("tasks", 0)
+        if counts:
+            self._quota.counted(self._owner_id, tasks)
         if row["id"] is not None:
             return row
         if not has_account:
             raise no_account()
-        if is_own or (is_own is None and conditions.none_match != []):
-            # The second: another request has created it at the same time.
-            detail = "there is a task with this id already: read it"
-            raise HTTPException(status.HTTP_412_PRECONDITION_FAILED, detail)
-        return found(None, "task")
+        if counts and is_own is None:
+            self._quota.check(tasks)
+        if is_own is False or conditions.none_match == []:
+            return found(None, "task")  # it is another owner's
+        detail = "there is a task with this id already: read it"
+        raise HTTPException(status.HTTP_412_PRECONDITION_FAILED, detail)
 
 
 def account_id(user_id: str) -> UUID:

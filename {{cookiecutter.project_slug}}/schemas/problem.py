@@ -52,7 +52,7 @@ PROBLEMS: dict[int, tuple[str, Any, dict[str, str]]] = {
     ),
     413: ("The body is too large.", "Content Too Large", {}),
     422: ("The request breaks the rules that are documented here.", [TOO_SHORT], {}),
-    429: ("Too many attempts.", "too many attempts, try again later", RETRY_AFTER),
+    429: ("Too many attempts or requests.", "too many attempts, try again later", RETRY_AFTER),
     503: ("Out of reach for the moment.", "the database does not answer", RETRY_AFTER),
     507: ("The database has no space left.", "the database has no space left", {}),
 }

@@ -105,6 +105,15 @@ def test_preconditions_cost_no_second_round_trip(
     assert len(queries) == 1, queries
 
 
+@pytest.mark.parametrize("query", ["", "?completed=true", "?q=milk&sort=due_at"])
+def test_the_server_gives_a_list_two_seconds(
+    proxy: CountingProxy, caller: TestClient, query: str
+) -> None:
+    (sent,) = queries_of(proxy, caller, "GET", f"/tasks{query}")
+
+    assert sent.startswith("SET LOCAL statement_timeout = 2000; SELECT")
+
+
 def test_health_and_a_bad_token_cost_none(proxy: CountingProxy, caller: TestClient) -> None:
     proxy.queries.clear()
 

@@ -102,6 +102,7 @@ def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
         ("DB_QUEUE_SIZE", "-1", "DB_QUEUE_SIZE: "),
         ("DB_QUEUE_SECONDS", "0", "DB_QUEUE_SECONDS: "),
         ("DB_QUEUE_SECONDS", "nan", "DB_QUEUE_SECONDS: "),
+        ("TASKS_PER_USER", "-1", "TASKS_PER_USER: "),
         ("PORT", "http", "PORT: "),
     ],
 )

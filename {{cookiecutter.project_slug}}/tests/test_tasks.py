@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
@@ -24,6 +25,7 @@ from db import StatementDep
 from main import create_app
 from models import Priority, Task
 from postgres.url import DatabaseUrl
+from routes.new_tasks import Quota
 from routes.tasks import TaskSort
 from tests.conftest import add_account
 
@@ -844,6 +846,112 @@ def test_a_filter_that_cannot_work_is_refused(ada: TestClient, name: str) -> Non
 
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["query", name]
+
+
+@pytest.fixture
+def client_with(
+    database_url: DatabaseUrl,
+    settings_for: Callable[..., Settings],
+    engine: Engine,
+    token_for: Callable[[str], str],
+) -> Iterator[Callable[..., TestClient]]:
+    """Return a client of an app with other settings, logged in to a new account."""
+    with ExitStack() as stack:
+
+        def start(**changes: object) -> TestClient:
+            app = create_app(settings_for(database_url, **changes))
+            client = stack.enter_context(TestClient(app))
+            add_account(engine, user_id := str(uuid4()))
+            client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
+            return client
+
+        yield start
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_an_account_with_all_its_tasks_gets_no_more(
+    client_with: Callable[..., TestClient], method: str
+) -> None:
+    client = client_with(tasks_per_user=3)
+    tasks = [create(client) for _ in range(3)]
+
+    refused = client.request(*new_task(method), json={"title": "one too many"})
+    replaced = client.put(tasks[0]["url"], json={"title": "Replaced"})
+    client.delete(tasks[1]["url"])
+    created = client.request(*new_task(method), json={"title": "in its place"})
+
+    assert refused.status_code == 409
+    assert "delete some first" in refused.json()["detail"]
+    assert replaced.status_code == 200
+    assert created.status_code == 201
+    assert len(client.get("/tasks").json()) == 3
+
+
+def test_the_number_of_tasks_can_be_unlimited(client_with: Callable[..., TestClient]) -> None:
+    client = client_with(tasks_per_user=0)
+
+    assert [create(client)["title"] for _ in range(3)]
+
+
+def test_tasks_are_counted_again_when_a_tenth_of_the_room_is_used() -> None:
+    quota = Quota(100)
+
+    def creations_without_count(tasks: int) -> int:
+        assert quota.must_count("ada")
+        quota.counted("ada", tasks)
+        return len(list(itertools.takewhile(lambda _: not quota.must_count("ada"), range(99))))
+
+    assert [creations_without_count(tasks) for tasks in (0, 50, 89, 95, 100)] == [10, 5, 1, 0, 0]
+    assert quota.must_count("bob")
+
+
+def test_tasks_are_counted_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = Quota(100)
+    quota.counted("ada", 0)
+    later = time.monotonic() + 61
+
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+
+    assert quota.must_count("ada")
+
+
+@contextmanager
+def locked_tasks(engine: Engine) -> Iterator[None]:
+    """Have every list wait."""
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE tasks"))
+        yield
+
+
+def test_filtered_lists_of_one_user_take_a_third_of_the_connections(
+    client_with: Callable[..., TestClient], engine: Engine
+) -> None:
+    client = client_with(db_pool_size=3)
+    app = client.app
+    assert isinstance(app, FastAPI)
+    with ThreadPoolExecutor(3) as threads:
+        with locked_tasks(engine):
+            lists = [threads.submit(client.get, "/tasks?completed=true") for _ in range(3)]
+            time.sleep(0.3)
+            taken = app.state.resources.engine.pool.checkedout()
+            refused = client.get("/tasks?q=milk")
+        statuses = [each.result().status_code for each in lists]
+
+    assert taken == 1
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) > 0
+    assert statuses == [200] * 3
+    assert client.get("/tasks?q=milk").status_code == 200
+
+
+def test_a_list_that_takes_too_long_is_given_up(ada: TestClient, engine: Engine) -> None:
+    with locked_tasks(engine):
+        answer = ada.get("/tasks")
+
+    assert answer.status_code == 503
+    assert "narrow it" in answer.json()["detail"]
+    assert int(answer.headers["Retry-After"]) > 0
+    assert ada.get("/tasks").json() == []
 
 
 def test_a_second_statement_needs_a_session(ada: TestClient) -> None:
