@@ -5,6 +5,7 @@ with the port and the password in DATABASE_URL. Production imports nothing from 
 """
 
 import importlib.util
+import locale
 import math
 import os
 import re
@@ -36,6 +37,8 @@ NOBODY = 65534  # initdb needs a user with a name, and this one has a name every
 ATTEMPTS = 5  # to start on a port that another program may take first
 # Windows sends Ctrl-C to all programs of a console. Elsewhere a new session prevents that.
 FLAGS: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+# What counts as a letter of any script: pg_trgm asks the system for it, not the built-in locale.
+CTYPES = ("C.UTF-8", "en_US.UTF-8")
 # The same database on every system, regardless of its locale and time zone.
 INITDB = (
     *("--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-instructions"),
@@ -289,8 +292,27 @@ def _create(url: DatabaseUrl, folder: Path, *options: str) -> None:
         _hand_over(folder)
         paths = (f"--pgdata={new.name}/data", f"--pwfile={new.name}/password")
         with _readable_by_shells(binaries()) as programs:
-            _run(folder, programs / "initdb", *INITDB, *options, *paths, f"--username={url.user}")
+            own = (f"--username={url.user}", f"--lc-ctype={_ctype()}")
+            _run(folder, programs / "initdb", *INITDB, *options, *paths, *own)
         (new / "data").rename(folder / "data")
+
+
+def _ctype() -> str:
+    """Return the first locale of CTYPES that this system has, or "C", where only ASCII has letters.
+
+    With "C", a search in another script is right, too, but no index on trigrams helps it.
+    """
+    if sys.platform == "win32":
+        return "C"
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        for name in CTYPES:
+            with suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
+                return name
+        return "C"
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
 
 
 @contextmanager

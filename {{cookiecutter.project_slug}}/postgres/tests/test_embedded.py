@@ -1,11 +1,14 @@
-"""URL and port of a new embedded server."""
+"""URL, port and locale of a new embedded server."""
 
 import socket
+import sys
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from postgres import embedded
-from postgres.url import parse
+from postgres.tests.servers import create_database
+from postgres.url import DatabaseUrl, parse
 
 
 def test_a_new_server_gets_its_own_url() -> None:
@@ -34,3 +37,23 @@ def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
         with pytest.raises(embedded.LocalPostgresError, match="no free port"):
             embedded.free_port()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locale there is known to work")
+@pytest.mark.parametrize("word", ["milk", "молоко", "γάλα", "牛奶豆浆", "حليب"])
+def test_letters_of_all_scripts_make_trigrams(embedded_server: DatabaseUrl, word: str) -> None:
+    engine = create_engine(create_database(embedded_server).for_sqlalchemy())
+    with engine.begin() as connection:
+        connection.execute(text("CREATE EXTENSION pg_trgm"))
+        trigrams = connection.scalar(text("SELECT cardinality(show_trgm(:word))"), {"word": word})
+    engine.dispose()
+
+    assert trigrams == len(word) + 1
+
+
+def test_a_system_without_such_a_locale_has_letters_of_ascii(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedded, "CTYPES", ("xx_XX.UTF-8",))
+
+    assert embedded._ctype() == "C"
