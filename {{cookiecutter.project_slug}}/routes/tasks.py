@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response, status
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
     Delete,
     Update,
@@ -45,7 +46,15 @@ from schemas.problem import (
     problems,
     with_headers,
 )
-from schemas.tasks import Moment, Search, TaskCreate, TaskPublic, TaskUpdate
+from schemas.tasks import (
+    Moment,
+    Search,
+    TaskCreate,
+    TaskPublic,
+    TasksChanged,
+    TasksUpdate,
+    TaskUpdate,
+)
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
@@ -78,6 +87,16 @@ def change_if_accepted(*fields: str) -> CompiledStatement:
 DELETE_IF_ACCEPTED = if_accepted(delete(Task))
 OWN_TASKS = col(Task.owner_id) == bindparam("owner")
 DELETE_ALL = CompiledStatement(delete(Task).where(OWN_TASKS))
+COMPLETED = bindparam("value", type_=Boolean)
+COMPLETE = CompiledStatement(
+    select(func.count().label("changed")).select_from(
+        update(Task)
+        .where(OWN_TASKS, col(Task.completed) != COMPLETED)
+        .values(completed=COMPLETED)
+        .returning(col(Task.id))
+        .cte("changed")
+    )
+)
 DELETE_SOME = CompiledStatement(
     delete(Task).where(OWN_TASKS, col(Task.completed) == bindparam("completed"))
 )
@@ -131,8 +150,8 @@ class TaskQuery(PageQuery):
     sort: Annotated[TaskSort, Field(description='"-" reverses the order')] = "-created_at"
 
 
-class TaskDeletion(BaseModel):
-    """Which tasks are deleted: all, unless it says which. A typing error must not mean all."""
+class TaskChoice(BaseModel):
+    """Which tasks are meant: all, unless it says which. A typing error must not mean all."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -257,9 +276,25 @@ async def create_task(
     return task
 
 
+@router.patch("", responses=problems(401, *BODY, 503))
+async def complete_tasks(
+    body: TasksUpdate,
+    owner_id: CurrentUserId,
+    statement: StatementDep,
+    which: Annotated[TaskChoice, Query()],
+) -> TasksChanged:
+    """Set `completed` of all tasks, or with the parameter `completed` only of those that are done,
+    or are not. Tasks that have the value already do not change.
+    """
+    if which.completed == body.completed:
+        return TasksChanged(changed=0)
+    (row,) = await statement.all(COMPLETE, owner=owner_id, value=body.completed)
+    return TasksChanged(**row)
+
+
 @router.delete("", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 422, 503))
 async def delete_tasks(
-    owner_id: CurrentUserId, statement: StatementDep, which: Annotated[TaskDeletion, Query()]
+    owner_id: CurrentUserId, statement: StatementDep, which: Annotated[TaskChoice, Query()]
 ) -> None:
     """Delete all tasks, or with `completed` only those that are done, or are not."""
     if which.completed is None:

@@ -77,6 +77,18 @@ class TaskUpdate(Strict):
     due_at: Moment | None = Field(default_factory=left_out)
 
 
+class TasksUpdate(Strict):
+    """A change of many tasks."""
+
+    completed: Annotated[bool, Field(examples=[True])]
+
+
+class TasksChanged(BaseModel):
+    """The outcome of a change of many tasks."""
+
+    changed: Annotated[int, Field(description="How many tasks were changed", examples=[3])]
+
+
 class TaskPublic(BaseModel):
     """A task, as its owner sees it."""
 

@@ -75,6 +75,8 @@ def queries_of(
         ("PUT", "/tasks/{id}", {"title": "z"}),
         ("PUT", f"/tasks/{uuid4()}", {"title": "new"}),
         ("DELETE", "/tasks/{id}", None),
+        ("PATCH", "/tasks", {"completed": True}),
+        ("PATCH", "/tasks?completed=true", {"completed": False}),
         ("DELETE", "/tasks?completed=true", None),
         ("GET", "/ready", None),
     ],

@@ -520,6 +520,53 @@ def test_only_the_done_or_the_open_ones_can_be_deleted(
     assert titles(ada) == left
 
 
+@pytest.mark.parametrize(
+    ("query", "value", "changed"),
+    [
+        ({}, True, {"open", "another"}),
+        ({"completed": "false"}, True, {"open", "another"}),
+        ({"completed": "true"}, False, {"done"}),
+        ({}, False, {"done"}),
+        ({"completed": "true"}, True, set()),
+    ],
+)
+def test_all_tasks_of_a_filter_are_completed_at_once(
+    ada: TestClient, bob: TestClient, query: dict[str, str], value: bool, changed: set[str]
+) -> None:
+    for title, completed in (("open", False), ("another", False), ("done", True)):
+        create(ada, title=title, completed=completed)
+    others = [create(bob), create(bob, completed=True)]
+    before = {task["title"]: task for task in ada.get("/tasks").json()}
+
+    answer = ada.patch("/tasks", params=query, json={"completed": value})
+
+    after = {task["title"]: task for task in ada.get("/tasks").json()}
+    assert (answer.status_code, answer.json()) == (200, {"changed": len(changed)})
+    assert {title for title in after if after[title] != before[title]} == changed
+    assert all(after[title]["completed"] is value for title in changed)
+    assert all(after[title]["updated_at"] > before[title]["updated_at"] for title in changed)
+    assert bob.get("/tasks?sort=created_at").json() == others
+
+
+@pytest.mark.parametrize(
+    ("query", "body"),
+    [
+        ({"complete": "false"}, {"completed": True}),
+        ({}, {}),
+        ({}, {"completed": None}),
+        ({}, {"completed": True, "title": "x"}),
+    ],
+)
+def test_a_mistyped_change_of_all_tasks_changes_none(
+    ada: TestClient, query: dict[str, str], body: dict[str, object]
+) -> None:
+    task = create(ada)
+
+    assert ada.patch("/tasks", params=query, json=body).status_code == 422
+
+    assert ada.get("/tasks").json() == [task]
+
+
 @pytest.mark.parametrize("headers", [{}, {"If-Match": "*"}, {"If-Match": '"x"'}], ids=str)
 @pytest.mark.parametrize(
     ("method", "body"), [("GET", None), ("PATCH", {"title": "Mine now"}), ("DELETE", None)]
