@@ -445,6 +445,38 @@ def test_show_more_appends_the_next_page(visitor: Visitor, name: str) -> None:
     expect(visitor.last_exchange.locator("summary")).to_contain_text("cursor=")
 
 
+def test_a_task_that_was_changed_elsewhere_is_not_overwritten(ada: Visitor, token: str) -> None:
+    ada.refusals = {412}
+    ada.add("Buy milk")
+    ada.button("Edit", "Buy milk").click()
+    title = ada.page.get_by_role("textbox", name="Title")
+    title.fill("Buy oat milk")
+    (task,) = ada.app.request("GET", "/tasks", token=token).body
+    ada.app.request("PATCH", f"/tasks/{task['id']}", {"title": "Buy bread"}, token=token)
+
+    ada.button("Save").click()
+    expect(ada.problem).to_contain_text("it is “Buy bread” now")
+    expect(title).to_have_value("Buy oat milk")
+    assert ada.titles_of(token) == ["Buy bread"]
+    ada.button("Save").click()
+
+    ada.sees("Buy oat milk")
+    expect(ada.problem).to_be_empty()
+    expect(ada.last_exchange.locator(".curl")).to_contain_text("If-Match")
+
+
+def test_a_task_that_was_changed_elsewhere_is_not_deleted(ada: Visitor, token: str) -> None:
+    ada.refusals = {412}
+    ada.add("Buy milk")
+    (task,) = ada.app.request("GET", "/tasks", token=token).body
+    ada.app.request("PATCH", f"/tasks/{task['id']}", {"title": "Buy bread"}, token=token)
+
+    ada.button("Delete", "Buy milk").click()
+
+    expect(ada.problem).to_contain_text("changed elsewhere")
+    ada.sees("Buy bread")
+
+
 def test_all_completed_tasks_can_be_deleted(ada: Visitor, token: str) -> None:
     ada.add("one", "two", "three")
     ada.tick("one")
