@@ -139,7 +139,7 @@ class World:
                 BENCH_TOKEN_ISSUER=self.issuer,
                 BENCH_TOKEN_KEY=self.key,
             )
-        variables = {"DATABASE_URL": url, "ENVIRONMENT": "production"}
+        variables = {"DATABASE_URL": url, "ENVIRONMENT": "production", "TASKS_PER_USER": "0"}
         if name in POOLS:
             variables["DB_POOL_SIZE"] = str(POOLS[name])
         target, modules = ("session:app", [HERE]) if name == "session" else ("main:app", [])
