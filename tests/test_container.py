@@ -257,6 +257,20 @@ def test_hadolint_finds_nothing(project: Project) -> None:
     assert (outcome.code, outcome.output) == (0, "")
 
 
+def test_every_base_image_is_pinned_by_digest(project: Project, template: Path) -> None:
+    lines = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", project.read("Dockerfile"), re.MULTILINE)
+    stages = {name for _, name in lines}
+    images = [image for image, _ in lines if image not in stages]
+    (source,) = template.glob("{{*/Dockerfile")
+    pythons = re.findall(
+        r'"(3\.\d+)": "\1\.\d+-slim-trixie@sha256:[0-9a-f]{64}"', source.read_text("utf-8")
+    )
+
+    assert len(images) == 2
+    assert all(re.fullmatch(r"\S+:[\d.]+\S*@sha256:[0-9a-f]{64}", image) for image in images)
+    assert pythons == ["3.13", "3.14"]
+
+
 def test_the_context_holds_what_is_served_and_nothing_hidden(context: Path) -> None:
     files = {str(file.relative_to(context)) for file in context.rglob("*") if file.is_file()}
 
@@ -332,7 +346,7 @@ def test_the_image_says_how_it_is_run(project: Project, image: Image) -> None:
     # A release step replaces the command, never an entry point.
     assert "ENTRYPOINT" not in project.read("Dockerfile")
     version = project.read(".python-version").strip()
-    assert re.findall(r"^FROM python:(\S+?)-slim", project.read("Dockerfile"), re.MULTILINE) == [
+    assert re.findall(r"^FROM python:(\d+\.\d+)\.\d+-slim", project.read("Dockerfile"), re.MULTILINE) == [
         version
     ]
 
