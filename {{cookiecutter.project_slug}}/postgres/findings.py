@@ -1,10 +1,9 @@
 """Everything that can be wrong with a database: what it means and what to do about it.
 
-The error texts are those of Neon's documentation and of its proxy's source. PostgreSQL's codes:
-https://www.postgresql.org/docs/17/errcodes-appendix.html
+explain.py has the rules by which an error is recognized.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -25,7 +24,6 @@ class Finding:
 
     name: never changes, so programs can compare it. step: how far an attempt to connect got.
     public: what clients of the app may know. is_outage: whether no request can be served.
-    codes, texts: how to recognize it: SQLSTATEs or their classes, and a pattern for error messages.
     message: the error's own message, without secrets.
     """
 
@@ -36,8 +34,6 @@ class Finding:
     retry: Retry = Retry.NO
     public: str = "the database does not answer"
     is_outage: bool = True
-    codes: str = field(default="", repr=False)
-    texts: str = field(default="", repr=False)
     message: str = ""
 
 
@@ -49,7 +45,6 @@ STARTING = "the database is starting"
 
 PASTE = "copy the connection string again, then type: `uv run manage.py env`"
 
-# Where the texts of several fit, the first one counts.
 FINDINGS: tuple[Finding, ...] = (
     Finding(
         "settings-wrong",
@@ -66,10 +61,6 @@ FINDINGS: tuple[Finding, ...] = (
             " again: `uv run manage.py env`"
         ),
         Retry.ONCE,
-        texts=(
-            "could not translate host name|Name or service not known|nodename nor servname"
-            "|getaddrinfo failed|name resolution"
-        ),
     ),
     Finding(
         "certificate-refused",
@@ -79,17 +70,25 @@ FINDINGS: tuple[Finding, ...] = (
             "check the host and the file in `sslrootcert`; use certifi's file with "
             "`sslmode=verify-full`, since `sslrootcert=system` does not work here"
         ),
-        texts=(
-            "certificate verify failed|server certificate|root certificate|certificate file"
-            "|private key file|revocation list|sslrootcert"
-        ),
+    ),
+    Finding(
+        "client-certificate-refused",
+        "TLS",
+        "the server requires a client certificate, or does not accept the one it was given",
+        "write the paths of a client certificate into `sslcert` and `sslkey` of DATABASE_URL",
+        public=SHUT,
     ),
     Finding(
         "nothing-listens",
         "TCP",
         "nothing listens on this host and port",
         "start the server, or correct the port in DATABASE_URL",
-        texts=r"(?i)connection refused|actively refused|/10061\)|No such file or directory",
+    ),
+    Finding(
+        "connection-forbidden",
+        "TCP",
+        "this machine does not allow the connection: a firewall, or the permissions of the socket",
+        "allow it in the firewall, or correct the permissions of the socket",
     ),
     Finding(
         "network-unreachable",
@@ -97,16 +96,14 @@ FINDINGS: tuple[Finding, ...] = (
         "the network has no route to this host",
         "check your network, your VPN, and whether IPv6 works",
         Retry.ONCE,
-        texts=r"(?i)network is unreachable|no route to host|host is down|/100(?:51|65)\)",
     ),
     Finding(
         "not-postgresql",
         "TLS",
         "something answers, but it does not speak PostgreSQL's protocol",
-        "correct the host or port in DATABASE_URL; PostgreSQL's default port is 5432",
-        texts=(
-            "invalid response to (?:SSL|GSSAPI) negotiation|expected authentication request"
-            "|unsupported frontend protocol"
+        (
+            "correct the host or port in DATABASE_URL; PostgreSQL's default port is 5432; if the "
+            "error names GSSAPI, add `?gssencmode=disable`"
         ),
     ),
     Finding(
@@ -114,14 +111,12 @@ FINDINGS: tuple[Finding, ...] = (
         "TLS",
         "the server requires TLS, but the connection does not use it",
         "add `?sslmode=require` to DATABASE_URL",
-        texts="connection is insecure|SSL required",
     ),
     Finding(
         "tls-not-offered",
         "TLS",
         "DATABASE_URL requires TLS, but the server does not offer it",
         "check the host and port; on your own server, turn TLS on or remove `sslmode`",
-        texts="server does not support SSL",
     ),
     Finding(
         "channel-binding-unsupported",
@@ -132,18 +127,16 @@ FINDINGS: tuple[Finding, ...] = (
         ),
         "check the host; if the server has no channel binding, remove `channel_binding=require`",
         public=SHUT,
-        texts="channel binding",
     ),
     Finding(
         "endpoint-missing",
         "log-in",
         (
-            "Neon does not know which endpoint is meant: the TLS connection names no host, or "
-            "another host"
+            "the provider does not know which endpoint is meant: neither the host nor the user "
+            "names it"
         ),
-        "write the host as Neon shows it, not its IP address or an alias",
+        "write host and user as your provider shows them, not an IP address or an alias",
         public=SHUT,
-        texts="Endpoint ID is not specified",
     ),
     Finding(
         "endpoint-mismatch",
@@ -151,23 +144,20 @@ FINDINGS: tuple[Finding, ...] = (
         "the host and the `options` of DATABASE_URL name different endpoints",
         "remove `options` from DATABASE_URL",
         public=SHUT,
-        texts="Inconsistent project name",
     ),
     Finding(
         "endpoint-disabled",
         "log-in",
-        "the endpoint was suspended by hand",
-        "enable it in Neon's console",
+        "the endpoint was disabled: by hand, or by the provider",
+        "enable it in your provider's console",
         public=OFF,
-        texts="endpoint is disabled",
     ),
     Finding(
         "endpoint-deleted",
         "log-in",
-        "the endpoint no longer exists",
-        f"{PASTE}; deleting a branch deletes its endpoint",
+        "the endpoint does not exist, or no longer; on Supabase, the project may be paused",
+        f"{PASTE}; on Neon, deleting a branch deletes its endpoint",
         public=OFF,
-        texts="endpoint (?:cannot be|could not be|not) found",
     ),
     Finding(
         "endpoint-unavailable",
@@ -176,23 +166,27 @@ FINDINGS: tuple[Finding, ...] = (
         "try again in a few minutes; check usage and status in Neon's console",
         Retry.ONCE_SLOWLY,
         public=OFF,
-        texts="endpoint is temporarily unavailable",
+    ),
+    Finding(
+        "too-many-endpoints",
+        "log-in",
+        "the account has reached its limit of active endpoints",
+        "suspend computes of other branches in Neon's console, then try again",
+        public=OFF,
     ),
     Finding(
         "quota-exceeded",
         "log-in",
-        "the plan's compute time is used up",
-        "wait for the next month, or change the plan in Neon's console",
+        "the plan's quota is used up: compute time, data transfer or storage",
+        "wait for the next month, or change the plan in your provider's console",
         public=OFF,
-        texts=r"exceeded the (?:\w+ ){0,3}quota",
     ),
     Finding(
         "address-not-allowed",
         "log-in",
         "the provider does not allow this IP address or network",
-        "add this machine's IP address in Neon's console, under IP Allow",
+        "allow this machine's IP address in your provider's console; on Neon, under IP Allow",
         public=SHUT,
-        texts="IP address .* not allowed|not allowed to connect to this endpoint|blocked network",
     ),
     Finding(
         "connect-storm",
@@ -201,16 +195,14 @@ FINDINGS: tuple[Finding, ...] = (
         "try again, but not from all processes at once; keep connections open in a pool",
         Retry.WITH_JITTER,
         public=FULL,
-        texts="Failed to acquire permit|Too many connections (?:to this endpoint|attempts)",
     ),
     Finding(
         "waking-up",
         "log-in",
-        "the compute is waking up, or Neon has a problem",
-        "try again in a moment; if it persists, check Neon's status page",
+        "the compute is waking up, or the provider has a problem",
+        "try again in a moment; if it persists, check your provider's status page",
         Retry.YES,
         public=STARTING,
-        texts="Control plane request failed|Couldn.t connect to compute node",
     ),
     Finding(
         "pooler-full",
@@ -219,7 +211,6 @@ FINDINGS: tuple[Finding, ...] = (
         "wait longer between attempts; lower DB_POOL_SIZE, or run fewer processes",
         Retry.BACK_OFF,
         public=FULL,
-        texts="no more connections allowed",
     ),
     Finding(
         "pooler-waits",
@@ -227,9 +218,6 @@ FINDINGS: tuple[Finding, ...] = (
         "the pooler answers, but cannot connect to the server behind it",
         "try again; if it persists, check that server, and look for long transactions",
         Retry.YES,
-        texts=(
-            "query_wait_timeout|server login (?:has been failing|failed)|cannot connect to server"
-        ),
     ),
     Finding(
         "startup-parameter-refused",
@@ -237,10 +225,6 @@ FINDINGS: tuple[Finding, ...] = (
         "DATABASE_URL has `options` or another parameter that the server, or its pooler, refuses",
         "remove it from DATABASE_URL; a pooled host does not accept `options`",
         public=SHUT,
-        texts=(
-            "unsupported startup parameter|unrecognized configuration parameter"
-            "|invalid command-line argument|permission denied to set parameter"
-        ),
     ),
     Finding(
         "server-full",
@@ -249,8 +233,6 @@ FINDINGS: tuple[Finding, ...] = (
         "close some, lower DB_POOL_SIZE, or use a pooled host",
         Retry.YES,
         public=FULL,
-        codes="53300",
-        texts="remaining connection slots|too many clients|too many connections for",
     ),
     Finding(
         "server-starting",
@@ -259,8 +241,6 @@ FINDINGS: tuple[Finding, ...] = (
         "try again in a moment; if it persists, read the server's log",
         Retry.YES,
         public=STARTING,
-        codes="57P03",
-        texts="the database system is |pooler is (?:shut|shutting) down",
     ),
     Finding(
         "password-missing",
@@ -268,7 +248,27 @@ FINDINGS: tuple[Finding, ...] = (
         "the server requires a password, but DATABASE_URL has none",
         PASTE,
         public=SHUT,
-        texts="no password supplied",
+    ),
+    Finding(
+        "peer-refused",
+        "log-in",
+        "the server requires the operating-system user to have the role's name: `peer` or `ident`",
+        "write `localhost` and a password into DATABASE_URL, or run the app as that user",
+        public=SHUT,
+    ),
+    Finding(
+        "login-method-unsupported",
+        "log-in",
+        "the server and the client have no login method in common",
+        "remove `require_auth` from DATABASE_URL; on your own server, use `scram-sha-256`",
+        public=SHUT,
+    ),
+    Finding(
+        "login-blocked",
+        "log-in",
+        "after too many wrong passwords, the pooler refuses all logins for some minutes",
+        f"{PASTE}; the pooler accepts it after about 10 minutes",
+        public=SHUT,
     ),
     Finding(
         "login-refused",
@@ -276,20 +276,16 @@ FINDINGS: tuple[Finding, ...] = (
         "wrong password or role; on Neon, a wrong endpoint gives the same error",
         PASTE,
         public=SHUT,
-        codes="28P01",
-        texts="authentication failed for (?:user|role)|SASL authentication failed|invalid-proof",
     ),
     Finding(
         "not-admitted",
         "log-in",
         "the server has no rule that allows this user to connect from here",
         (
-            "add one to its pg_hba.conf; if the error ends in `no encryption`, add "
-            "`?sslmode=require` to DATABASE_URL"
+            "add one to its pg_hba.conf, or to your provider's firewall; if the error ends in "
+            "`no encryption` or `SSL off`, add `?sslmode=require` to DATABASE_URL"
         ),
         public=SHUT,
-        codes="28000",
-        texts=r"pg_hba\.conf|client certificate",
     ),
     Finding(
         "database-missing",
@@ -297,16 +293,13 @@ FINDINGS: tuple[Finding, ...] = (
         "the server has no database of this name",
         "check the name at the end of DATABASE_URL, or create it: `CREATE DATABASE …`",
         public=SHUT,
-        codes="3D000 57P04",
-        texts="(?i)database .* does not exist|no such database",
     ),
     Finding(
         "role-missing",
         "log-in",
-        "the role does not exist",
+        "the role does not exist, or may not log in",
         "check the user in DATABASE_URL, or create it: `CREATE ROLE … LOGIN PASSWORD …`",
         public=SHUT,
-        texts="(?i)(?:role|user) .* does not exist|no such user",
     ),
     Finding(
         "permission-denied",
@@ -315,8 +308,6 @@ FINDINGS: tuple[Finding, ...] = (
         "have the database's owner GRANT it, or use the role that owns the tables",
         public="the database refuses the app",
         is_outage=False,
-        codes="42501",
-        texts="permission denied",
     ),
     Finding(
         "server-too-old",
@@ -330,8 +321,6 @@ FINDINGS: tuple[Finding, ...] = (
         "the server closed the connection: a restart, a failover, or an administrator",
         "try again; if it persists, start the server",
         Retry.YES,
-        codes="57P01",
-        texts="due to administrator command",
     ),
     Finding(
         "server-crashed",
@@ -339,8 +328,6 @@ FINDINGS: tuple[Finding, ...] = (
         "a server process crashed, so all connections were closed",
         "try again; the server's log has the crash",
         Retry.YES,
-        codes="57P02",
-        texts="because of crash of another",
     ),
     Finding(
         "pool-exhausted",
@@ -350,7 +337,6 @@ FINDINGS: tuple[Finding, ...] = (
         Retry.WITH_JITTER,
         public="all connections are in use",
         is_outage=False,
-        texts="QueuePool limit|all connections are in use|too many requests wait",
     ),
     Finding(
         "no-answer",
@@ -358,7 +344,6 @@ FINDINGS: tuple[Finding, ...] = (
         "no answer in time: a firewall, a frozen server, or a compute that is slow to wake up",
         "try again; if it persists, check the network, the host, and the server",
         Retry.YES,
-        texts=r"(?i)timeout expired|timed out|client_login_timeout|/10060\)|does not answer",
     ),
     Finding(
         "connection-lost",
@@ -369,20 +354,12 @@ FINDINGS: tuple[Finding, ...] = (
         ),
         "try again; if it persists, read the server's log",
         Retry.YES,
-        codes="08 57 57P05",
-        texts=(
-            r"(?i)server closed the connection|connection has been closed|EOF detected"
-            r"|reset by peer|broken pipe|terminating connection"
-            r"|connection (?:already closed|not open)|server conn crashed|idle\w*[_ ]timeout"
-            r"|lost synchronization"
-        ),
     ),
     Finding(
         "tls-failed",
         "TLS",
         "the TLS handshake failed",
         "check the host; a proxy or firewall may interfere with TLS",
-        texts=r"SSL (?:SYSCALL )?error|(?:create|establish|initialize) SSL|tlsv\d|TLS alert",
     ),
     Finding(
         "disk-full",
@@ -391,8 +368,6 @@ FINDINGS: tuple[Finding, ...] = (
         "free some space or enlarge the disk; on Neon, check the project's storage",
         public="the database has no space left",
         is_outage=False,
-        codes="53100",
-        texts="No space left on device|could not extend file",
     ),
     Finding(
         "out-of-memory",
@@ -401,14 +376,12 @@ FINDINGS: tuple[Finding, ...] = (
         "look for expensive queries, or enlarge the compute",
         Retry.BACK_OFF,
         is_outage=False,
-        codes="53 53200",
     ),
     Finding(
         "server-trouble",
         "database",
         "the server has an internal error: its disk, its files, or a bug",
         "read the server's log, or check your provider's status page",
-        codes="58 F0 XX",
     ),
     Finding(
         "read-only",
@@ -417,8 +390,6 @@ FINDINGS: tuple[Finding, ...] = (
         "point DATABASE_URL at the primary, or turn off `default_transaction_read_only`",
         public="the database accepts no changes for now",
         is_outage=False,
-        codes="25006",
-        texts="read-only transaction",
     ),
     Finding(
         "query-cancelled",
@@ -427,8 +398,6 @@ FINDINGS: tuple[Finding, ...] = (
         "find out what it waited for, or make it cheaper",
         public="the database took too long",
         is_outage=False,
-        codes="57014 25P03 25P04 72000",
-        texts="canceling statement due to statement timeout",
     ),
     Finding(
         "lock-timeout",
@@ -438,7 +407,6 @@ FINDINGS: tuple[Finding, ...] = (
         Retry.ONCE_SLOWLY,
         public="the database took too long",
         is_outage=False,
-        codes="55P03",
     ),
     Finding(
         "conflict",
@@ -448,7 +416,6 @@ FINDINGS: tuple[Finding, ...] = (
         Retry.ONCE,
         public="another change conflicted with this one",
         is_outage=False,
-        codes="40",
     ),
     Finding(
         "schema-behind",
@@ -457,7 +424,6 @@ FINDINGS: tuple[Finding, ...] = (
         "`uv run manage.py migrate`",
         public=BEHIND,
         is_outage=False,
-        codes="3F000 42703 42704 42883 42P01 42P10",
     ),
     Finding(
         "models-ahead",
@@ -473,7 +439,6 @@ FINDINGS: tuple[Finding, ...] = (
         "the database is at a revision that the code does not know: the code is older",
         "use the newer code, or point DATABASE_URL at a database of this version",
         is_outage=False,
-        texts="Can.t locate revision|No such revision",
     ),
     Finding(
         "migrations-broken",
@@ -481,7 +446,6 @@ FINDINGS: tuple[Finding, ...] = (
         "the files in `migrations/versions/` do not form one history",
         "fix the file that the error names; for several heads: `uv run alembic merge heads`",
         is_outage=False,
-        texts="multiple heads|Multiple head revisions",
     ),
     Finding(
         "server-refused",
@@ -489,7 +453,6 @@ FINDINGS: tuple[Finding, ...] = (
         "the server refused the log-in",
         "read the server's error message, and its log",
         public=SHUT,
-        texts=r"^connection to server .* failed: [^\s:]+:  \S",
     ),
     Finding(
         "connection-failed",

@@ -1,8 +1,9 @@
 """Explaining errors: messages of Neon, PgBouncer and PostgreSQL, over real connections."""
 
+import errno
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 from urllib.parse import quote
@@ -14,82 +15,30 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, exc, text
 
 from postgres.connect import PAUSES
-from postgres.explain import BY_NAME, advise, explain
+from postgres.explain import BY_NAME, PREFIX, RULES, advise, explain
 from postgres.findings import FINDINGS, Finding, Retry
+from postgres.tests.error_texts import TABLE
 from postgres.tests.scripted_server import SILENCE, error, scripted_server
 from postgres.url import DatabaseUrl
 
 URL = DatabaseUrl("ada", "correct horse", "127.0.0.1", 1, "todo", (("sslmode", "disable"),))
 NEON = URL.replace(host="ep-cool-name-a1b2c3d4.us-east-2.aws.neon.tech")
 
-# An error sent at login, its finding, and whether to retry.
-TEXTS = [
-    ("connection is insecure (try using `sslmode=require`)", "tls-required", "no"),
-    ("Endpoint ID is not specified. Either please upgrade …", "endpoint-missing", "no"),
-    ("password authentication failed for user 'ada'", "login-refused", "no"),
-    ('password authentication failed for user "ada"', "login-refused", "no"),
-    (
-        "Inconsistent project name inferred from SNI ('ep-a') and project option ('ep-b').",
-        "endpoint-mismatch",
-        "no",
-    ),
-    ('database "todo" does not exist', "database-missing", "no"),
-    ('role "ada" does not exist', "role-missing", "no"),
-    (
-        "This IP address 203.0.113.7 is not allowed to connect to this endpoint. Please add it …",
-        "address-not-allowed",
-        "no",
-    ),
-    (
-        "This connection is trying to access this endpoint from a blocked network.",
-        "address-not-allowed",
-        "no",
-    ),
-    (
-        "Your account or project has exceeded the compute time quota. Upgrade your plan …",
-        "quota-exceeded",
-        "no",
-    ),
-    ("Control plane request failed: endpoint is disabled", "endpoint-disabled", "no"),
-    ("Control plane request failed: endpoint cannot be found", "endpoint-deleted", "no"),
-    (
-        "Control plane request failed: endpoint is temporarily unavailable. Check your quotas …",
-        "endpoint-unavailable",
-        "once slowly",
-    ),
-    ("Control plane request failed", "waking-up", "yes"),
-    ("Couldn't connect to compute node", "waking-up", "yes"),
-    (
-        "Failed to acquire permit to connect to the database. Too many database connection …",
-        "connect-storm",
-        "yes, with jitter",
-    ),
-    ("Too many connections to this endpoint. Please try …", "connect-storm", "yes, with jitter"),
-    ("Too many connections attempts", "connect-storm", "yes, with jitter"),
-    ("Authentication timed out", "no-answer", "yes"),
-    (
-        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
-        "server-full",
-        "yes",
-    ),
-    ("sorry, too many clients already", "server-full", "yes"),
-    ("no more connections allowed (max_client_conn)", "pooler-full", "back off"),
-    (
-        "unsupported startup parameter in options: statement_timeout",
-        "startup-parameter-refused",
-        "no",
-    ),
-    # Beyond Neon
-    ("query_wait_timeout", "pooler-waits", "yes"),
-    ("server login has been failing, try again later (server_login_retry)", "pooler-waits", "yes"),
-    ("the database system is starting up", "server-starting", "yes"),
-    (
-        'no pg_hba.conf entry for host "203.0.113.7", user "ada", database "todo", no encryption',
-        "not-admitted",
-        "no",
-    ),
-    ("the flux capacitor is out of tune", "server-refused", "no"),
-]
+CLIENTS = ("libpq", "OpenSSL", "psycopg2", "this app", "SQLAlchemy", "asyncio", "Alembic")
+
+
+def read_table() -> Iterator[tuple[str, str, str, str]]:
+    """Yield source, text, finding, and whether to try again."""
+    source = ""
+    for line in TABLE.strip().splitlines():
+        if line.startswith("# "):
+            source = line.removeprefix("# ")
+        else:
+            finding, retry, words = line.split(" | ")
+            yield source, words.replace(r"\n", "\n").replace(r"\t", "\t"), finding, retry
+
+
+TEXTS = list(read_table())
 
 
 def fail_to_connect(url: DatabaseUrl, **parameters: Any) -> Finding:
@@ -100,11 +49,14 @@ def fail_to_connect(url: DatabaseUrl, **parameters: Any) -> Finding:
     return explain(failure.value, url)
 
 
-@pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
-@pytest.mark.parametrize(("words", "name", "retry"), TEXTS)
-def test_a_servers_message_gives_a_finding(
-    words: str, name: str, retry: str, severity: str
+@pytest.mark.parametrize(
+    ("source", "words", "name", "retry"),
+    [row for row in TEXTS if not row[0].startswith(CLIENTS)],
+)
+def test_the_words_of_a_server_become_a_finding(
+    source: str, words: str, name: str, retry: str
 ) -> None:
+    severity = "ERROR" if source == "Neon" else "FATAL"
     with scripted_server(error(words, severity)) as server:
         finding = fail_to_connect(URL.replace(port=server.port))
 
@@ -112,6 +64,29 @@ def test_a_servers_message_gives_a_finding(
     assert finding.message == f"{severity}: {words}"
     assert finding.cause
     assert finding.advice
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "name", "retry"), [row for row in TEXTS if row[0].startswith(CLIENTS)]
+)
+def test_the_words_of_a_client_become_a_finding(
+    source: str, words: str, name: str, retry: str
+) -> None:
+    finding = explain(psycopg2.OperationalError(words), URL)
+
+    assert (finding.name, finding.retry) == (name, retry), source
+
+
+def test_each_part_of_a_rule_decides_for_a_text() -> None:
+    parts = [(part, name) for name, pattern in RULES for part in pattern.split("|")]
+    needed = set()
+    for source, words, _, _ in TEXTS:
+        message = PREFIX.sub("", words) if source.startswith(CLIENTS) else f"FATAL:  {words}"
+        fitting = [rule for rule in parts if re.search(rule[0], message, re.IGNORECASE)]
+        if fitting and {name for _, name in fitting[1:2]} != {fitting[0][1]}:
+            needed.add(fitting[0])
+
+    assert not [part for part, name in parts if (part, name) not in needed]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +187,10 @@ def test_secrets_in_a_servers_message_are_hidden() -> None:
         ("42P01", "schema-behind"),
         ("42501", "permission-denied"),
         ("58030", "server-trouble"),
-        ("XX000", "nothing-listens"),  # too vague, so the text decides
+        ("28P01", "login-refused"),
+        ("08P01", "nothing-listens"),  # so vague that the text counts
+        ("58000", "nothing-listens"),
+        ("XX000", "nothing-listens"),
         ("XX001", "server-trouble"),
         ("23505", "other-error"),
     ],
@@ -270,28 +248,15 @@ def test_rows_quoted_in_an_error_are_not_passed_on(
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        ("SSL connection has been closed unexpectedly", "connection-lost"),
-        ("SSL SYSCALL error: EOF detected", "connection-lost"),
-        ("server closed the connection unexpectedly\n\tThis probably means", "connection-lost"),
-        ("SSL error: tlsv1 alert protocol version", "tls-failed"),
-        ("libpq says something new", "connection-failed"),
-        ("QueuePool limit of size 5 overflow 0 reached, connection timed out", "pool-exhausted"),
-    ],
-)
-def test_an_error_without_a_sqlstate_is_recognized_by_its_message(words: str, name: str) -> None:
-    assert explain(psycopg2.OperationalError(words), URL).name == name
-
-
-@pytest.mark.parametrize(
     ("raised", "name"),
     [
         (socket.gaierror(-2, "Name or service not known"), "host-unknown"),
         (TimeoutError("timed out"), "no-answer"),
         (ConnectionRefusedError(111, "Verbindungsaufbau abgelehnt"), "nothing-listens"),
         (ConnectionResetError(104, "Connection reset by peer"), "connection-lost"),
-        (OSError(113, "No route to host"), "network-unreachable"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "network-unreachable"),
+        (PermissionError(errno.EACCES, "Permission denied"), "connection-forbidden"),
+        (OSError("AF_UNIX path too long"), "settings-wrong"),
         (OSError("whatever"), "other-error"),
         (ValueError("whatever"), "other-error"),
     ],
