@@ -20,6 +20,7 @@ from postgres.url import DatabaseUrl
 STEPS = ("DNS", "TCP", "TLS", "log-in", "database", "endpoint", "schema")
 QUERY_SECONDS = 10.0
 OLDEST_VERSION = 15  # of PostgreSQL, that this project supports
+AFTER_LOG_IN = {"database-missing", "permission-denied"}  # PostgreSQL finds these last
 # Each column that a statement finds without naming its schema, as `table.column`.
 COLUMNS = """
     SELECT relname || '.' || attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
@@ -118,7 +119,7 @@ def passed_checks(
         finding = explain(error, url)
         if finding.step != "TLS":
             yield passed("TLS", describe_tls(sslmode, in_use=offered and sslmode != "disable"))
-        if finding.step == "database":  # PostgreSQL looks for it after the log-in
+        if finding.name in AFTER_LOG_IN:
             yield passed("log-in", f"as {url.user}")
         raise
     log_in_time = milliseconds(start)

@@ -195,10 +195,13 @@ def test_an_error_is_reported_at_the_step_it_belongs_to(plain: DatabaseUrl) -> N
         missing, _ = check(plain.replace(port=server.port))
     with scripted_server(error("connection is insecure (try using `sslmode=require`)")) as server:
         insecure, _ = check(plain.replace(port=server.port))
+    with scripted_server(error("pool statement timeout")) as server:
+        cut_off, _ = check(plain.replace(port=server.port))
 
     assert failed(missing) == ("database", "database-missing")
     assert missing["log-in"].ok
     assert failed(insecure) == ("TLS", "tls-required")
+    assert failed(cut_off) == ("log-in", "query-cancelled")
 
 
 def test_a_read_only_server_is_reported(plain: DatabaseUrl) -> None:
