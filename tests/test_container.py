@@ -346,9 +346,8 @@ def test_the_image_says_how_it_is_run(project: Project, image: Image) -> None:
     # A release step replaces the command, never an entry point.
     assert "ENTRYPOINT" not in project.read("Dockerfile")
     version = project.read(".python-version").strip()
-    assert re.findall(r"^FROM python:(\d+\.\d+)\.\d+-slim", project.read("Dockerfile"), re.MULTILINE) == [
-        version
-    ]
+    image = re.compile(r"^FROM python:(\d+\.\d+)\.\d+-slim", re.MULTILINE)
+    assert image.findall(project.read("Dockerfile")) == [version]
 
 
 def test_migrating_again_changes_nothing(containers: Containers) -> None:
