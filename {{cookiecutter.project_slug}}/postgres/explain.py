@@ -8,6 +8,7 @@ import errno
 import re
 import socket
 from dataclasses import replace
+from functools import lru_cache
 
 import psycopg2
 
@@ -226,6 +227,7 @@ def by_code(code: str) -> Finding | None:
     return BY_CODE.get(code) or BY_CODE.get(code[:2])
 
 
+@lru_cache(maxsize=100)  # in an outage, all requests have the same error
 def by_text(text: str) -> Finding | None:
     text = PREFIX.sub("", text)
     for pattern, finding in BY_TEXT:
