@@ -50,18 +50,6 @@ COLUMNS = [
 IS_OWN = col(Task.owner_id) == bindparam("owner")
 
 
-def account(*, is_ours: bool) -> CTE:
-    """Find the owner's account, and lock it: it cannot be deleted until the task is there.
-
-    If a deletion has begun, this waits for it, and finds no account. The accounts of a Better Auth
-    server are not here: whoever has a token has one.
-    """
-    if not is_ours:
-        return select(literal(1).label("id")).cte("account")
-    own = select(col(User.id)).where(col(User.id) == bindparam("account"))
-    return own.with_for_update(read=True, key_share=True).cte("account")
-
-
 def insert_task(account: CTE, condition: ColumnElement[bool]) -> Insert:
     values = select(
         bindparam("task_id", type_=Uuid),
@@ -102,16 +90,25 @@ def put_task(account: CTE, *, counts: bool) -> Select[Any]:
     return select(*done.c, *columns).select_from(outerjoin(one_row, done, true()))
 
 
-# By whether accounts are ours, and whether the owner's tasks are counted.
-CREATE = {
-    is_ours: CompiledStatement(insert_task(account(is_ours=is_ours), true()).returning(*COLUMNS))
-    for is_ours in (True, False)
-}
-PUT = {
-    (is_ours, counts): CompiledStatement(put_task(account(is_ours=is_ours), counts=counts))
-    for is_ours in (True, False)
-    for counts in (True, False)
-}
+class Statements:
+    """The statements that create tasks. account: a row if the owner has an account, else none."""
+
+    def __init__(self, account: Select[Any]) -> None:
+        found = account.cte("account")
+        self.create = CompiledStatement(insert_task(found, true()).returning(*COLUMNS))
+        self.put = CompiledStatement(put_task(found, counts=False))
+        self.put_counting = CompiledStatement(put_task(found, counts=True))
+
+
+# Accounts of ours: the row is locked, so that it cannot be deleted until the task is there. If a
+# deletion has begun, the statement waits for it, and finds no account.
+FOR_OWN_ACCOUNTS = Statements(
+    select(col(User.id))
+    .where(col(User.id) == bindparam("account"))
+    .with_for_update(read=True, key_share=True)
+)
+# Accounts of a Better Auth server are not in this database: whoever has a token has one.
+FOR_ANYBODY = Statements(select(literal(1).label("id")))
 
 
 class Quota:
@@ -151,18 +148,19 @@ class NewTask:
     """A task that a client wants to create, or to replace. The methods raise HTTPException."""
 
     def __init__(self, request: Request, owner_id: str, task_id: UUID, body: TaskCreate) -> None:
-        self._is_ours = resources(request).settings.better_auth_url is None
         self._quota = resources(request).quota
         self._owner_id = owner_id
         self._values = {"task_id": task_id, "owner": owner_id, **body.model_dump()}
-        if self._is_ours:
+        self._statements = FOR_ANYBODY
+        if resources(request).settings.better_auth_url is None:
+            self._statements = FOR_OWN_ACCOUNTS
             self._values["account"] = account_id(owner_id)
 
     async def create(self, statement: OneStatement) -> Row:
         """Return COLUMNS of the new task, whose id is new, too."""
         if self._quota.must_count(self._owner_id):
             return await self._put(statement, NEVER_REPLACE, counts=True)
-        row = await statement.first(CREATE[self._is_ours], **self._values)
+        row = await statement.first(self._statements.create, **self._values)
         if row is None:
             raise no_account()
         return row
@@ -178,7 +176,8 @@ class NewTask:
         values = self._values | conditions.parameters
         if counts:
             values["most"] = self._quota.most
-        row = found(await statement.first(PUT[self._is_ours, counts], **values), "task")
+        put = self._statements.put_counting if counts else self._statements.put
+        row = found(await statement.first(put, **values), "task")
         has_account, is_own, tasks = row.pop("has_account"), row.pop("is_own"), row.pop("tasks", 0)
         if counts:
             self._quota.counted(self._owner_id, tasks)

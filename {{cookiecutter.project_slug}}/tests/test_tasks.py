@@ -116,7 +116,8 @@ def test_a_date_comes_back_in_utc_whatever_the_database_is_set_to(
     engine = create_engine(url.for_sqlalchemy())
     with engine.begin() as connection:
         connection.execute(text(f"ALTER DATABASE {url.database} SET timezone = 'Asia/Tokyo'"))
-    add_account(engine, user_id := str(uuid4()))
+    user_id = str(uuid4())
+    add_account(engine, user_id)
     engine.dispose()
     app = create_app(settings_for(url))
 
@@ -908,7 +909,8 @@ def client_with(
         def start(**changes: object) -> TestClient:
             app = create_app(settings_for(database_url, **changes))
             client = stack.enter_context(TestClient(app))
-            add_account(engine, user_id := str(uuid4()))
+            user_id = str(uuid4())
+            add_account(engine, user_id)
             client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
             return client
 
