@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,10 @@ from machine import Project
 
 PACKAGE = "better-auth@1.7.7"
 SERVER = Path(__file__).with_name("better_auth_server.mjs")
+PASSWORD = "correct horse"
 SECONDS = 60  # timeout of an operation
+# The function in docs/frontend.md, up to the brace below its first word.
+HOOK = re.compile(r"(?ms)^(?P<indent> +)beforeDelete: (?P<code>async .+?^(?P=indent)\})")
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("node") and shutil.which("npm")), reason="needs Node.js and npm"
@@ -52,7 +56,8 @@ class Server:
         try:
             connection.request(method, path, json.dumps(body) if body is not None else "", headers)
             response = connection.getresponse()
-            return Answer(response.status, response.headers, json.loads(response.read()))
+            text = response.read()
+            return Answer(response.status, response.headers, json.loads(text) if text else None)
         finally:
             connection.close()
 
@@ -65,7 +70,7 @@ class AuthServer(Server):
     """Better Auth."""
 
     def sign_up(self, name: str) -> "User":
-        account = {"name": name, "email": f"{name}@example.com", "password": "correct horse"}
+        account = {"name": name, "email": f"{name}@example.com", "password": PASSWORD}
         answer = self.request("POST", "/api/auth/sign-up/email", account, Origin=self.origin)
         assert answer.status == 200, answer.body
         cookie = answer.headers["Set-Cookie"].partition(";")[0]
@@ -85,6 +90,16 @@ class User:
         assert answer.status == 200, answer.body
         token: str = answer.body["token"]
         return token
+
+    def delete_account(self) -> int:
+        """Return the status of the answer."""
+        headers = {"Cookie": self.cookie, "Origin": self.auth_server.origin}
+        body = {"password": PASSWORD}
+        return self.auth_server.request("POST", "/api/auth/delete-user", body, **headers).status
+
+    def is_logged_in(self) -> bool:
+        answer = self.auth_server.request("GET", "/api/auth/get-session", Cookie=self.cookie)
+        return answer.body is not None
 
 
 class Api(Server):
@@ -117,11 +132,13 @@ class Starter:
         self._package = package
         self._project = project
         self._stack = running_until
+        self._api_port = free_port()
 
     def auth_server(self, **jwt_options: object) -> AuthServer:
         """Start Better Auth. jwt_options: of its JWT plugin."""
         command = ["node", SERVER.name, json.dumps(jwt_options)]
-        node = running(command, self._package, dict(os.environ), stdout=subprocess.PIPE)
+        environment = os.environ | {"API_URL": f"http://127.0.0.1:{self._api_port}"}
+        node = running(command, self._package, environment, stdout=subprocess.PIPE)
         process = self._stack.enter_context(node)
         assert process.stdout
         origin = process.stdout.readline().strip()
@@ -130,8 +147,7 @@ class Starter:
 
     def api(self, auth_server: AuthServer) -> Api:
         """Start the project, configured for tokens of `auth_server`."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port, self._api_port = self._api_port, free_port()
         command = [str(self._project.python), "-m", "uvicorn", "main:app", f"--port={port}"]
         environment = self._project.environment | {"BETTER_AUTH_URL": auth_server.origin}
         uvicorn = running(command, self._project.path, environment)
@@ -144,6 +160,12 @@ class Starter:
         return Api(process, port)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
 def answers(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port)).close()
@@ -153,14 +175,18 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Better Auth installed, and the server script beside it, where Node finds it."""
+def package(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Better Auth installed, and the server script beside it."""
     folder = tmp_path_factory.mktemp("better-auth")
     (folder / "package.json").write_text('{"private": true}', "utf-8")
     npm = shutil.which("npm") or "npm"  # a script on Windows, found only by its full name
     options = ["--no-audit", "--no-fund", "--ignore-scripts"]
     subprocess.run([npm, "install", *options, PACKAGE], cwd=folder, check=True, timeout=240)
     shutil.copy(SERVER, folder)
+    hook = re.search(HOOK, project.read("docs/frontend.md"))
+    assert hook
+    code = f"export const beforeDelete = {hook['code']};"
+    (folder / "before_delete.mjs").write_text(code, "utf-8")
     return folder
 
 
@@ -264,3 +290,29 @@ def test_tokens_with_a_known_key_are_accepted_while_the_auth_server_is_down(star
     assert api.tasks(token).status == 200
     assert newcomer.status == 503
     assert int(newcomer.headers["Retry-After"]) > 0
+
+
+def test_a_deleted_account_takes_its_tasks_along(start: Starter) -> None:
+    auth_server = start.auth_server()
+    api = start.api(auth_server)
+    ada, bob = auth_server.sign_up("ada"), auth_server.sign_up("bob")
+    api.add_task("Ada's", token := ada.token())
+    api.add_task("Bob's", bob.token())
+
+    status = ada.delete_account()
+
+    assert (status, ada.is_logged_in()) == (200, False)
+    assert api.tasks(token).body == []
+    assert len(api.tasks(bob.token()).body) == 1
+
+
+def test_an_account_stays_while_its_tasks_cannot_be_deleted(start: Starter) -> None:
+    auth_server = start.auth_server()
+    api = start.api(auth_server)
+    ada = auth_server.sign_up("ada")
+    api.add_task("Ada's", ada.token())
+
+    api.stop()
+
+    assert ada.delete_account() >= 400
+    assert ada.is_logged_in()
