@@ -482,7 +482,7 @@ def test_a_container_can_write_nowhere(containers: Containers) -> None:
 
 def shutdown_seconds(project: Project) -> int:
     return int(
-        re.findall(r"^SHUTDOWN_SECONDS = (\d+)$", project.read("server.py"), re.MULTILINE)[0]
+        re.findall(r"^SHUTDOWN_SECONDS = (\d+)$", project.read("server/__init__.py"), re.MULTILINE)[0]
     )
 
 

@@ -1,10 +1,17 @@
-"""A burst of requests begins a few at a time."""
+"""How the app is served: in several processes, and a burst of requests begins a few at a time."""
 
 import asyncio
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
 from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
+from config import PROJECT_DIR, Settings
 from server import AT_ONCE, Pacing
 
 BURST = 100
@@ -82,3 +89,43 @@ def test_requests_begin_at_once_while_there_are_few() -> None:
     asyncio.run(trickle())
 
     assert len(begun) == 3 * AT_ONCE
+
+
+def test_every_worker_has_the_limits_of_the_protocol(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    environment = {
+        "DATABASE_URL": settings.database_url.for_libpq(),
+        "BETTER_AUTH_SECRET": settings.better_auth_secret.get_secret_value(),
+        "ENVIRONMENT": "production",
+        "PORT": str(port),
+        "WEB_CONCURRENCY": "2",
+    }
+    with subprocess.Popen(
+        [sys.executable, "main.py"],
+        cwd=PROJECT_DIR,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+    ) as server:
+        try:
+            answers = [ask(port, {"X": "x" * 70_000}) for _ in range(4)]
+            small = ask(port, {})
+        finally:
+            server.terminate()
+
+    assert [answer.status for answer in answers] == [431] * 4
+    assert small.status == 200
+    assert small.headers["Server"] is None
+
+
+def ask(port: int, headers: dict[str, str]) -> http.client.HTTPResponse:
+    """Send a request, as soon as the server is there."""
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", "/health", headers=headers)
+            return connection.getresponse()
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+        finally:
+            connection.close()

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from config import ENV_FILE, PROJECT_DIR, get_settings
 from logs import PROBES
 from postgres.outage_log import look_once
+from server.protocol import LimitedProtocol
 
 # Requests take at most 15 s, and platforms kill a process 30 s after SIGTERM.
 SHUTDOWN_SECONDS = 20
@@ -60,7 +61,9 @@ def serve() -> None:
         reload_includes=["*.py", ".env"] if reload else None,
         # On Windows, the only event loop that can watch psycopg2's sockets.
         loop="asyncio:SelectorEventLoop" if sys.platform == "win32" else "auto",
+        http=LimitedProtocol,
         log_config=None,  # configure_logging() does that
+        server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         timeout_worker_healthcheck=WORKER_SECONDS,

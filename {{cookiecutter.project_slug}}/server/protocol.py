@@ -1,0 +1,295 @@
+"""HTTP/1.1 as uvicorn speaks it, with limits for clients that send too much, too slowly or oddly.
+
+uvicorn has no settings for these (docs/deploying.md lists them). The methods that are overridden
+here are internal to uvicorn: tests/test_server.py fails if a new version changes them.
+"""
+
+import asyncio
+import json
+import math
+import sys
+from functools import cache
+from typing import Any
+
+import httptools
+import structlog
+from starlette.applications import Starlette
+from starlette.routing import Match
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+MAX_CONNECTIONS = 4000  # of one process; 2,000 clients at once are within what it answers in time
+SPARE_FILES = 100  # that a process opens besides: the database, libraries, logs
+WARNING_SECONDS = 60.0  # at most one line about too many connections
+MAX_WARNED_PEERS = 20
+
+log = structlog.get_logger()
+
+
+class Refused(Exception):
+    """A request that is answered here, before the app sees it."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. What is refused gets an answer in the app's shape, and a line in the log."""
+
+    HEAD_BYTES = 65_536  # the request line and the headers
+    HEAD_SECONDS = 20.0  # until they are complete; silent connections get no more either
+    # Until the body is complete. For a route that takes larger bodies than errors.py allows now,
+    # allow more.
+    REQUEST_SECONDS = 40.0
+    SHUTDOWN_SECONDS = 3.0  # the same after SIGTERM
+    LINGER_SECONDS = 2.0  # a client that is still sending would not read the answer otherwise
+
+    warned_at = -math.inf  # of too many connections
+    warned_peers: set[str] = set()  # noqa: RUF012  (one for the process)
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._due: float | None = None  # when what the client is sending must be complete
+        self._timer: asyncio.TimerHandle | None = None
+        self._unread = 0  # bytes since the last request, or since the last piece of its body
+        self._refusal: Refused | None = None
+        self._upgrades = False  # to a WebSocket
+        self._repeats = False  # the request is parsed again, as one without Upgrade
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self.client is not None:  # IPv4 on a socket for both
+            self.client = (self.client[0].removeprefix("::ffff:"), self.client[1])
+        if len(self.connections) > max_connections():
+            self._refuse_connection()
+            return
+        self._due = self.loop.time() + self.HEAD_SECONDS
+        self._timer = self.loop.call_at(self._due, self._check_time)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._refusal is not None:
+            return
+        if self._due is None:
+            self._due = self.loop.time() + self.HEAD_SECONDS
+        self._unread += len(data)
+        try:
+            self.parser.feed_data(data)
+            if self._unread > self.HEAD_BYTES:
+                raise self._too_large()
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._upgrades:
+                self.handle_websocket_upgrade()
+            else:
+                self._repeat_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            cause = error.__context__  # what a callback raised
+            self._refuse(cause if isinstance(cause, Refused) else Refused(400, "invalid HTTP"))
+        except Refused as refusal:
+            self._refuse(refusal)
+
+    # Callbacks of the parser
+
+    def on_headers_complete(self) -> None:
+        if self._unread > self.HEAD_BYTES and self._head_bytes() > self.HEAD_BYTES:
+            raise self._too_large()
+        self._unread = 0
+        if self.parser.should_upgrade():
+            self._choose_protocol()
+            if self._repeats:
+                return
+        headers = dict(self.headers)
+        if b"host" not in headers or len(headers) < len(self.headers):
+            self._require_one_host()
+        if b"x-forwarded-for" in headers or b"x-forwarded-proto" in headers:
+            self._read_forwarded()
+        if self._due is not None:
+            self._due += self.REQUEST_SECONDS - self.HEAD_SECONDS
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._due = None
+        if not self._repeats:
+            super().on_message_complete()
+
+    # Limits
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _too_large(self) -> Refused:
+        return Refused(431, f"the headers are larger than {self.HEAD_BYTES} bytes")
+
+    def _check_time(self) -> None:
+        """Refuse what is late. Each connection has one timer, so requests do not pay for theirs."""
+        now = self.loop.time()
+        if self._due is None and self.transport.is_closing():  # as soon as the client has read all
+            self._due = now + self.REQUEST_SECONDS
+        if self._due is None or self.flow.read_paused:  # nothing is late, or the app is
+            self._timer = self.loop.call_at(now + self.HEAD_SECONDS, self._check_time)
+        elif now < self._due:
+            self._timer = self.loop.call_at(self._due, self._check_time)
+        elif self._unread == 0 and (self.cycle is None or self.cycle.response_complete):
+            self.transport.abort()  # nothing was asked: some clients connect before they need it
+        else:
+            self._refuse(Refused(408, "the request did not arrive in time"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._due = self.loop.time() + self.REQUEST_SECONDS  # until the client reads on
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._due = None
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._due is not None and self._refusal is None:
+            self._stop_timer()
+            self._due = min(self._due, self.loop.time() + self.SHUTDOWN_SECONDS)
+            self._timer = self.loop.call_at(self._due, self._check_time)
+
+    # Answers
+
+    def _refuse(self, refusal: Refused) -> None:
+        """Answer and hang up; if another answer is on its way, hang up after it."""
+        self._refusal = refusal
+        self._stop_timer()
+        client = self.client[0] if self.client else None
+        log.warning("request refused", status=refusal.status, error=refusal.detail, client=client)
+        cycle = self.cycle
+        if self.transport.is_closing():
+            self.transport.abort()
+            return
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body and not self.flow.write_paused:
+                cycle.keep_alive = False  # an earlier request, which is complete
+                return
+            cycle.disconnected = True  # whatever the app still answers is dropped
+            if cycle.response_started or self.pipeline:
+                self.transport.abort()
+                return
+        self._answer(refusal)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._timer = self.loop.call_later(self.LINGER_SECONDS, self.transport.abort)
+        else:
+            self.transport.close()
+
+    def _refuse_connection(self) -> None:
+        self._refusal = Refused(503, "too many connections")
+        now = self.loop.time()
+        if now > LimitedProtocol.warned_at + WARNING_SECONDS:
+            LimitedProtocol.warned_at = now
+            log.warning("too many connections", limit=max_connections())
+        self._answer(self._refusal)
+        self.transport.close()
+
+    def _answer(self, refusal: Refused) -> None:
+        body = json.dumps({"detail": refusal.detail}, separators=(",", ":")).encode()
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
+
+    # Upgrade: only to WebSockets, and only where the app has a route for them
+
+    def _choose_protocol(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise Refused(400, "CONNECT is for proxies")
+        self._upgrades = (
+            method == b"GET"
+            and super()._should_upgrade()
+            and has_websocket(self.app, httptools.parse_url(self.url).path.decode())
+        )
+        self._repeats = not self._upgrades
+
+    def _should_upgrade(self) -> bool:
+        return self._upgrades
+
+    def _repeat_without_upgrade(self, rest: bytes) -> None:
+        """Parse the request again: the parser has taken its body for another protocol's data."""
+        self._repeats = False
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
+
+    def _require_one_host(self) -> None:
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+            raise Refused(400, "the request must have one Host header")
+
+    # Proxies
+
+    def _read_forwarded(self) -> None:
+        """Prepare what uvicorn reads from trusted proxies. Warn of one that is not trusted."""
+        peer = self.client[0] if self.client else ""
+        if peer not in getattr(self.app, "trusted_hosts", ()):
+            if peer not in self.warned_peers and len(self.warned_peers) < MAX_WARNED_PEERS:
+                self.warned_peers.add(peer)
+                log.warning(
+                    "X-Forwarded headers ignored",
+                    peer=peer,
+                    advice=f"if this is your proxy, add {peer} to FORWARDED_ALLOW_IPS",
+                )
+            return
+        schemes = [value for name, value in self.headers if name == b"x-forwarded-proto"]
+        if len(schemes) > 1 or (schemes and b"," in schemes[0]):
+            # The first is the client's. uvicorn reads the last header, and takes no list.
+            self.headers.append((b"x-forwarded-proto", schemes[0].partition(b",")[0].strip()))
+
+
+@cache
+def max_connections() -> int:
+    """Return MAX_CONNECTIONS, or fewer if this process may not open as many files."""
+    if sys.platform == "win32":
+        return MAX_CONNECTIONS
+    import resource  # noqa: PLC0415  (not on Windows)
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return min(MAX_CONNECTIONS, max(files - SPARE_FILES, 1))
+
+
+def has_websocket(app: Any, path: str) -> bool:
+    """Return whether an app has a WebSocket route at a path; True if that cannot be known."""
+    while not isinstance(app, Starlette):
+        if not hasattr(app, "app"):
+            return True
+        app = app.app  # uvicorn's middleware
+    scope = {"type": "websocket", "path": path, "root_path": "", "headers": []}
+    return any(
+        getattr(route, "routes", [route])  # files that are mounted have no routes
+        and route.matches(scope)[0] is Match.FULL
+        for route in app.routes
+    )
