@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +30,7 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from structlog.contextvars import bound_contextvars
 
 from auth import RETRY_SECONDS, unavailable
+from auth.client import client_of
 from db import Row
 from resources import resources
 
@@ -194,21 +194,6 @@ def too_many(limit: str, client: str, seconds: int) -> HTTPException:
     )
 
 
-def client_key(host: str) -> str:
-    """Return what a client is counted by: its IPv4 address or its IPv6 network.
-
-    An IPv6 client can use any address of its /64 network.
-    host: the client's address, which uvicorn takes from a proxy if it trusts that.
-    """
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, IPv4Address):
-        return str(address)
-    return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
-
-
 class PasswordGuard:
     """Checks and hashes the passwords of one request, within the limits for its client."""
 
@@ -253,8 +238,7 @@ class PasswordGuard:
 
 async def get_password_guard(request: Request) -> PasswordGuard:
     app = resources(request)
-    host = request.client.host if request.client else ""
-    return PasswordGuard(app.passwords, app.throttle, client_key(host))
+    return PasswordGuard(app.passwords, app.throttle, client_of(request.scope))
 
 
 PasswordGuardDep = Annotated[PasswordGuard, Depends(get_password_guard)]

@@ -19,6 +19,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from auth.client import client_key
+
 MAX_CONNECTIONS = 4000  # of one process; 2,000 clients at once are within what it answers in time
 SPARE_FILES = 100  # that a process opens besides: the database, libraries, logs
 WARNING_SECONDS = 60.0  # at most one line about too many connections
@@ -177,7 +179,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answer and hang up; if another answer is on its way, hang up after it."""
         self._refusal = refusal
         self._stop_timer()
-        client = self.client[0] if self.client else None
+        client = client_key(self.client[0]) if self.client else None
         log.warning("request refused", status=refusal.status, error=refusal.detail, client=client)
         cycle = self.cycle
         if self.transport.is_closing():

@@ -34,7 +34,8 @@ from structlog.testing import capture_logs
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from auth import refresh_tokens
-from auth.passwords import COMMON, Passwords, Throttle, client_key, normalize
+from auth.client import client_key
+from auth.passwords import COMMON, Passwords, Throttle, normalize
 from auth.refresh_tokens import REPEATABLE
 from auth.tokens import CLAIMS, ISSUER, OwnTokens, signing_key
 from config import Settings
@@ -1265,8 +1266,8 @@ def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
     [
         ("192.0.2.1", "192.0.2.1"),
         ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1::/56"),
+        ("fe80::1%eth0", "fe80::/56"),
         ("", ""),
         ("a socket", "a socket"),
     ],
