@@ -4,10 +4,19 @@ import os
 import re
 import tomllib
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from postgres.env_file import EXAMPLE_SECRET
@@ -47,6 +56,31 @@ def read_origins(value: object) -> object:
     return origins
 
 
+def read_root_path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    path = value.rstrip("/")
+    if not re.fullmatch(r"(/[\w.~-]+)*", path, re.ASCII):
+        raise ValueError("write the path under which a proxy serves the app, such as /api")
+    return path
+
+
+def require_tls(origin: str, info: ValidationInfo) -> str:
+    """Refuse http in production, except on this machine. Raises ValueError."""
+    in_production = info.data.get("environment") == "production"
+    if in_production and origin.startswith("http:") and not is_loopback(origin):
+        raise ValueError("begins with http, so others could replace the keys: write https")
+    return origin
+
+
+def is_loopback(origin: str) -> bool:
+    host = re.sub(r":\d+$", "", origin.partition("://")[2]).strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 def read_database_url(value: object) -> object:
     return parse(value) if isinstance(value, str) else value
 
@@ -57,6 +91,8 @@ def read_log_level(value: object) -> object:
 
 Url = Annotated[DatabaseUrl, NoDecode, BeforeValidator(read_database_url)]
 Origin = Annotated[str, BeforeValidator(read_origin)]
+RootPath = Annotated[str, BeforeValidator(read_root_path)]
+BetterAuthUrl = Annotated[Origin, AfterValidator(require_tls)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(read_origins)]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(read_log_level)
@@ -72,11 +108,11 @@ class Settings(BaseSettings):
 
     database_url: Url
     database_url_direct: Url | None = None
+    environment: Literal["development", "production"] = "production"
     better_auth_secret: Annotated[SecretStr, Field(min_length=32)]
-    better_auth_url: Origin | None = None
+    better_auth_url: BetterAuthUrl | None = None
     frontend_url: Origins = ("http://localhost:3000",)
     app_name: str = PYPROJECT["tool"]["todo"]["title"]
-    environment: Literal["development", "production"] = "development"
     api_docs: bool | None = None
     debug: bool = False
     db_pool_size: Annotated[int, Field(ge=1, le=1000)] = 15
@@ -86,6 +122,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = "INFO"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    root_path: RootPath = ""
 
     @field_validator("better_auth_secret")
     @classmethod

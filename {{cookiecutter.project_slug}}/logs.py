@@ -18,10 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from auth.client import client_of
 from config import Settings
 
 # Probes come every few seconds: they are logged only if they fail, or at level DEBUG.
 PROBES = {"/health", "/ready"}
+# What every response has, unless its route says otherwise.
+SAFE_HEADERS = {b"x-content-type-options": b"nosniff", b"referrer-policy": b"no-referrer"}
+NO_STORE = (b"cache-control", b"no-store")
+REVALIDATE = (b"cache-control", b"private, no-cache")  # or the ETag would be of no use
+HSTS = (b"strict-transport-security", b"max-age=31536000")  # one year, browsers use only TLS
 REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}", re.ASCII)  # what proxies send
 
 # Secrets that texts of errors may contain. Lengths are bounded, so that the search is linear.
@@ -110,36 +116,52 @@ def configure_logging(settings: Settings) -> None:
 
 
 class RequestLog:
-    """Give each request an id, and log one line about it.
+    """Give each request an id, log one line about it, and add what all responses have.
 
     The id is the request's `X-Request-ID`, or a new one; the response has it in the same header.
     The line also has what a route adds with `structlog.contextvars.bind_contextvars`.
+
+    HEAD is answered like GET: the server leaves out the body. It is done here, as the headers are,
+    because each further middleware would cost every request time.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, root_path: str = "", hsts: bool = False) -> None:
         self.app = app
+        self.root_path = root_path
+        self.hsts = hsts
         self.log: FilteringBoundLogger = structlog.get_logger().bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.root_path:
+            scope["root_path"] = self.root_path
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":  # the server keeps its scope, which says HEAD
+            scope = {**scope, "method": "GET"}
         start = time.perf_counter()
         status = None
         request_id = read_request_id(scope)
-        header = (b"x-request-id", request_id.encode())
         clear_contextvars()  # the requests of a connection may share a context
         bind_contextvars(request_id=request_id)
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                names = dict(headers)
+                headers += [pair for pair in SAFE_HEADERS.items() if pair[0] not in names]
+                if b"cache-control" not in names:
+                    headers.append(REVALIDATE if b"etag" in names else NO_STORE)
+                if self.hsts and scope["scheme"] == "https":
+                    headers.append(HSTS)
+                message["headers"] = headers
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, send_with_headers)
         finally:
             # The path of the route, without ids: few different values. None if no route matched. It
             # has the prefix of `APIRouter(prefix=…)`, but not that of `include_router(prefix=…)`.
@@ -150,13 +172,16 @@ class RequestLog:
                 write = self.log.debug
             else:
                 write = self.log.info
+            user_id = scope.get("state", {}).get("user_id")
+            refused = status is None or status >= 400
             write(
                 "request",
-                method=scope["method"],
+                method=method,
                 path=path,
                 status=status,  # None: the client disconnected, or the server stopped
                 duration_ms=round((time.perf_counter() - start) * 1000, 2),
-                user_id=scope.get("state", {}).get("user_id"),
+                user_id=user_id,
+                client=client_of(scope) if refused or user_id is not None else None,
             )
 
 

@@ -97,7 +97,11 @@ def create_app(settings: Settings) -> FastAPI:
         expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Request-ID"],
     )
     app.add_middleware(Pacing)
-    app.add_middleware(RequestLog)
+    app.add_middleware(
+        RequestLog,
+        root_path=settings.root_path,
+        hsts=settings.environment == "production",
+    )
     return app
 
 

@@ -19,15 +19,7 @@ def secure_page(html: str, sources: Mapping[str, str]) -> HTMLResponse:
         **sources,
     }
     directives = (f"{name} {value}" for name, value in policy.items())
-    return HTMLResponse(
-        html,
-        headers={
-            "Content-Security-Policy": "; ".join(directives),
-            "Cache-Control": "no-store",
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+    return HTMLResponse(html, headers={"Content-Security-Policy": "; ".join(directives)})
 
 
 def hashes_of(tag: str, html: str) -> str:

@@ -11,6 +11,9 @@ from postgres.url import PLACEHOLDER, DatabaseUrl
 # The value in `.env.example`: config.py refuses it.
 EXAMPLE_SECRET = "change-me-to-at-least-32-random-characters"  # noqa: S105  (not a secret)
 
+# The line of `.env.example` on ENVIRONMENT, and the one of a new `.env`.
+DEVELOPMENT = ("# ENVIRONMENT=production", "ENVIRONMENT=development")
+
 
 def complete(path: Path, example: Path) -> bool:
     """Create the file, or add what it lacks: a BETTER_AUTH_SECRET. Returns whether it is new."""
@@ -25,11 +28,11 @@ def complete(path: Path, example: Path) -> bool:
 def create(path: Path, example: Path) -> None:
     """Copy the example to a file that only its owner can read, with a new BETTER_AUTH_SECRET.
 
-    Raises FileExistsError.
+    The file is for development, which nothing else turns on. Raises FileExistsError.
     """
     path.touch(0o600, exist_ok=False)
     try:
-        path.write_text(example.read_text("utf-8"), "utf-8")
+        path.write_text(example.read_text("utf-8").replace(*DEVELOPMENT), "utf-8")
         set_value(path, "BETTER_AUTH_SECRET", new_secret())
     except BaseException:
         path.unlink()

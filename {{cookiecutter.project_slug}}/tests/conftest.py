@@ -70,10 +70,11 @@ def session(engine: Engine) -> Iterator[Session]:
 
 @pytest.fixture(scope="session")
 def settings_for() -> Callable[..., Settings]:
-    """Return settings with the given database, and the defaults for the rest."""
+    """Return settings for development with the given database, and the defaults for the rest."""
 
     def build(url: DatabaseUrl, **changes: object) -> Settings:
         own: dict[str, Any] = {"database_url": url, "better_auth_secret": SECRET}
+        own["environment"] = "development"
         return Settings(**(own | changes))
 
     return build

@@ -82,8 +82,10 @@ def test_the_apps_name_is_text(path: str, database_url: DatabaseUrl, settings_fo
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_behind_a_proxys_prefix_all_addresses_have_it(settings: Settings, path: str) -> None:
-    with TestClient(create_app(settings), root_path="/api/v1") as client:
+def test_behind_a_proxys_prefix_all_addresses_have_it(
+    path: str, database_url: DatabaseUrl, settings_for: Build
+) -> None:
+    with TestClient(create_app(settings_for(database_url, root_path="/api/v1"))) as client:
         page = client.get(path).text
 
     assert {address.startswith("/api/v1/") for address in addresses_in(page)} == {True}

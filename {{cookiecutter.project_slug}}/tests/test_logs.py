@@ -36,10 +36,13 @@ def tell_everything(run: Run, token: str) -> None:
         answers["health"] = client.get("/health")
         answers["ready"] = client.get("/ready")
         answers["bad token"] = client.get(
-            "/notes", params={"q": TEXTS}, headers={"Authorization": f"Bearer {token}x"}
+            "/notes",
+            params={"q": TEXTS},
+            headers={"Authorization": f"Bearer {token}x", "X-Forwarded-For": "2001:db8:1:2::3"},
         )
         client.headers["Authorization"] = f"Bearer {token}"
         answers["create"] = client.post("/notes", json={"text": TEXTS})
+        answers["head"] = client.head("/notes", params={"q": TEXTS})
         answers["search"] = client.get("/notes", params={"q": TEXTS})
         answers["one"] = client.get(f"/notes/{uuid4()}", headers={"X-Request-ID": "of-a-proxy"})
         answers["mistake"] = client.post("/notes", json={TEXTS: "wallaby"})
@@ -83,6 +86,7 @@ def test_the_day_went_as_it_should(run: Run) -> None:
         "ready": 200,
         "bad token": 401,
         "create": 201,
+        "head": 200,
         "search": 200,
         "one": 404,
         "mistake": 422,
@@ -122,10 +126,20 @@ def test_the_line_names_method_route_status_time_and_user(run: Run) -> None:
         "status": 201,
         "duration_ms": line["duration_ms"],
         "user_id": USER_ID,
+        "client": "127.0.0.1",
     }
     assert 0 < line["duration_ms"] < 60_000
     assert run.line_of("search")["user_id"] == USER_ID
     assert run.line_of("bad token")["user_id"] is None
+    assert run.line_of("head")["method"] == "HEAD"
+
+
+def test_the_line_names_the_client_that_was_refused_or_logged_in(run: Run) -> None:
+    clients = {name: run.line_of(name)["client"] for name in ("one", "no route", "bug", "search")}
+
+    assert clients == dict.fromkeys(clients, "127.0.0.1")
+    assert run.line_of("bad token")["client"] == "2001:db8:1::/56"  # as rate limits count it
+    assert run.line_of("preflight")["client"] is None
 
 
 def test_the_path_is_the_routes_without_ids(run: Run) -> None:

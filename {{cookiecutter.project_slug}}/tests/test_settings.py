@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT_DIR, Settings, SettingsError, clear_libpq_variables, load_settings
+from postgres import env_file
 from postgres.env_file import EXAMPLE_SECRET
 from postgres.url import PLACEHOLDER
 
@@ -36,7 +37,7 @@ def test_the_required_settings_are_enough(tmp_path: Path) -> None:
 
     assert settings.database_url.host == "127.0.0.1"
     assert settings.frontend_url == ("http://localhost:3000",)
-    assert settings.environment == "development"
+    assert settings.environment == "production"  # development is asked for
 
 
 def test_the_environment_goes_before_the_file(
@@ -80,6 +81,31 @@ def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("environment", "origin"),
+    [
+        ("production", "http://localhost:3000"),
+        ("production", "http://127.0.0.1:3000"),
+        ("production", "http://[::1]:3000"),
+        ("production", "https://auth.example.com"),
+        ("development", "http://auth.example.com"),
+    ],
+)
+def test_a_better_auth_server_without_tls_is_for_this_machine_or_development(
+    tmp_path: Path, environment: str, origin: str
+) -> None:
+    settings = load(tmp_path, ENVIRONMENT=environment, BETTER_AUTH_URL=origin)
+
+    assert settings.better_auth_url == origin
+
+
+@pytest.mark.parametrize(("value", "path"), [("", ""), ("/", ""), ("/api/v1/", "/api/v1")])
+def test_the_prefix_of_a_proxy_has_no_slash_at_its_end(
+    tmp_path: Path, value: str, path: str
+) -> None:
+    assert load(tmp_path, ROOT_PATH=value).root_path == path
+
+
+@pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
         ("DATABASE_URL", "", "DATABASE_URL: is missing"),
@@ -95,7 +121,13 @@ def test_migrations_go_past_the_pooler(tmp_path: Path) -> None:
         ("FRONTEND_URL", " , ", "FRONTEND_URL: is empty"),
         ("FRONTEND_URL", "https://bücher.example", "FRONTEND_URL: write an origin"),
         ("BETTER_AUTH_URL", "auth.example.com", "BETTER_AUTH_URL: write an origin"),
+        ("BETTER_AUTH_URL", "http://auth.example.com", "BETTER_AUTH_URL: begins with http"),
+        ("BETTER_AUTH_URL", "http://10.0.0.1:3000", "BETTER_AUTH_URL: begins with http"),
+        ("BETTER_AUTH_URL", "http://localhost.example.com", "BETTER_AUTH_URL: begins with http"),
         ("ENVIRONMENT", "staging", "ENVIRONMENT: "),
+        ("ROOT_PATH", "api", "ROOT_PATH: write the path"),
+        ("ROOT_PATH", "/api?x", "ROOT_PATH: write the path"),
+        ("ROOT_PATH", "//api", "ROOT_PATH: write the path"),
         ("API_DOCS", "perhaps", "API_DOCS: "),
         ("LOG_LEVEL", "chatty", "LOG_LEVEL: "),
         ("DB_POOL_SIZE", "0", "DB_POOL_SIZE: "),
@@ -157,6 +189,12 @@ def test_the_app_ends_at_start_and_tells_all_mistakes_at_once() -> None:
     assert "Traceback" not in output
     assert "pass-word" not in output
     assert "sh0rt-one" not in output
+
+
+def test_the_file_that_setup_writes_is_for_development(tmp_path: Path) -> None:
+    env_file.complete(tmp_path / ".env", PROJECT_DIR / ".env.example")
+
+    assert env_file.get_value(tmp_path / ".env", "ENVIRONMENT") == "development"
 
 
 def test_every_setting_has_its_line_in_the_example() -> None:
