@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from auth import RETRY_SECONDS
 from auth.client import client_key
 
 MAX_CONNECTIONS = 4000  # of one process; 2,000 clients at once are within what it answers in time
@@ -194,7 +195,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.transport.abort()
                 return
         self._answer(refusal)
-        if self.transport.can_write_eof():
+        if refusal.status != 408 and self.transport.can_write_eof():
             self.transport.write_eof()
             self._timer = self.loop.call_later(self.LINGER_SECONDS, self.transport.abort)
         else:
@@ -218,6 +219,8 @@ class LimitedProtocol(HttpToolsProtocol):
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),
         ]
+        if refusal.status == 503:
+            headers.append((b"retry-after", b"%d" % RETRY_SECONDS))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
 

@@ -51,7 +51,7 @@ async def length(request: Request) -> int:
 
 @app.post("/later")
 async def later(request: Request) -> int:
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1)
     return len(await request.body())
 
 
@@ -99,6 +99,12 @@ class Served:
                 connection.sendall(part.encode() if isinstance(part, str) else part)
             return everything(connection)
 
+    def wait_until_idle(self) -> None:
+        deadline = time.monotonic() + LONG
+        while (state := self.server.server_state).connections or state.tasks:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def ask(self, *requests: str | bytes) -> str:
         """Send requests that the server answers without hanging up. Returns the answers."""
         answers = self.send(*requests, COMPLETE.replace("Host", "Connection: close\r\nHost"))
@@ -107,6 +113,15 @@ class Served:
 
 def everything(connection: socket.socket) -> str:
     return b"".join(iter(lambda: connection.recv(65_536), b"")).decode()
+
+
+def exchange(connection: socket.socket, request: str) -> str:
+    """Send a request. Returns the answer, after which the connection stays open."""
+    connection.sendall(request.encode())
+    answer = ""
+    while "\r\n\r\n" not in answer or not bodies(answer)[0]:
+        answer += connection.recv(65_536).decode()
+    return answer
 
 
 def bodies(answers: str) -> list[str]:
@@ -132,7 +147,7 @@ def post(path: str, *headers: str) -> str:
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *headers, "", ""])
 
 
-def start() -> Served:
+def start(sockets: list[socket.socket] | None = None) -> Served:
     config = uvicorn.Config(
         app,
         port=0,
@@ -142,7 +157,7 @@ def start() -> Served:
         forwarded_allow_ips="127.0.0.1, 10.0.0.0/8",
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
     while not server.started:
         time.sleep(0.01)
@@ -163,14 +178,15 @@ def served(running: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.setattr(LimitedProtocol, "warned_peers", set())
     monkeypatch.setattr(LimitedProtocol, "warned_at", -protocol.WARNING_SECONDS)
     disconnected.clear()
+    running.wait_until_idle()  # the last test's connections count too
     return running
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test can wait for."""
-    monkeypatch.setattr(LimitedProtocol, "HEAD_SECONDS", 0.2)
-    monkeypatch.setattr(LimitedProtocol, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(LimitedProtocol, "HEAD_SECONDS", 0.4)
+    monkeypatch.setattr(LimitedProtocol, "REQUEST_SECONDS", 0.6)
 
 
 def test_headers_up_to_the_limit_are_read(served: Served) -> None:
@@ -226,13 +242,11 @@ def test_headers_in_small_pieces_are_refused_too(served: Served) -> None:
 
 
 def test_the_headers_of_several_requests_are_not_added_up(served: Served) -> None:
-    request = COMPLETE.replace("Host", f"X: {'x' * 10_000}\r\nHost").encode()
+    request = COMPLETE.replace("Host", f"X: {'x' * 10_000}\r\nHost")
 
     with served.connect() as connection:
         for _ in range(8):
-            connection.sendall(request)
-
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+            assert exchange(connection, request).startswith("HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +319,7 @@ def test_bodies_and_many_requests_have_no_such_limit(served: Served) -> None:
 def test_headers_that_are_late_get_a_408(served: Served, first: str, count: int) -> None:
     with served.connect() as connection, capture_logs() as log:
         connection.sendall(first.encode() + b"GET /where HTTP/1.1\r\nHost:")
-        time.sleep(0.1)
+        time.sleep(0.05)
         connection.sendall(b" x")  # a byte now and then does not help
         answer = everything(connection)
 
@@ -319,8 +333,7 @@ def test_silent_connections_are_closed(served: Served) -> None:
     with capture_logs() as log:
         assert served.send() == ""
         with served.connect() as connection:
-            connection.sendall(COMPLETE.encode())
-            assert connection.recv(1000)
+            exchange(connection, COMPLETE)
             connection.sendall(b"\r\n")
             everything(connection)
 
@@ -357,10 +370,7 @@ def test_a_body_that_nobody_waits_for_has_the_same_limit(served: Served) -> None
 def test_a_client_that_does_not_read_is_dropped(served: Served) -> None:
     with served.connect() as connection:
         connection.sendall(COMPLETE.replace("where", "endless").encode())
-        deadline = time.monotonic() + LONG
-        while (state := served.server.server_state).connections or state.tasks:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        served.wait_until_idle()
 
 
 @pytest.mark.usefixtures("short")
@@ -382,10 +392,9 @@ def test_a_kept_connection_stays_open_after_a_slow_answer(served: Served) -> Non
         read = 0
         while read < LARGE:
             read += len(connection.recv(100_000))
-        time.sleep(0.6)
-        connection.sendall(COMPLETE.encode())
+        time.sleep(1)
 
-        assert b"HTTP/1.1 200 " in connection.recv(1000)
+        assert "HTTP/1.1 200 " in exchange(connection, COMPLETE)
 
 
 def test_half_a_body_does_not_hold_up_the_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,14 +423,13 @@ def test_more_connections_than_the_limit_are_refused(
 ) -> None:
     monkeypatch.setattr(protocol, "max_connections", lambda: 2)
     with capture_logs() as log, served.connect() as first, served.connect():
-        first.sendall(COMPLETE.encode())
-        assert first.recv(1000)
+        exchange(first, COMPLETE)
 
         refused = [served.send() for _ in range(3)]
-        first.sendall(COMPLETE.encode())
 
-        assert first.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert exchange(first, COMPLETE).startswith("HTTP/1.1 200 ")
         assert [answer[:13] for answer in refused] == ["HTTP/1.1 503 "] * 3
+        assert all("retry-after: 2" in answer for answer in refused)
     assert [(line["event"], line["limit"]) for line in log] == [("too many connections", 2)]
 
 
@@ -462,7 +470,7 @@ def test_an_upgrade_does_not_lose_the_body(served: Served, headers: str) -> None
 @pytest.mark.usefixtures("short")
 def test_a_websocket_route_works_and_has_no_time_limit(served: Served) -> None:
     with connect(f"ws://127.0.0.1:{served.port}/echo") as websocket:
-        time.sleep(0.5)
+        time.sleep(1)
         websocket.send("hello")
 
         assert websocket.recv(LONG) == "hello"
@@ -492,6 +500,18 @@ def test_trusted_proxies_say_who_the_client_is(
 
     assert json.loads(bodies(answer)[0]) == seen
     assert log == []
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_an_ipv4_address_on_a_socket_for_both_kinds_is_one() -> None:
+    listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    served = start([listener])
+
+    answer = served.ask(COMPLETE)
+    served.server.should_exit = True
+    served.thread.join()
+
+    assert bodies(answer) == ['["http","127.0.0.1"]']
 
 
 def test_a_proxy_that_is_not_trusted_is_logged_once(
