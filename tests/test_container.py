@@ -346,8 +346,8 @@ def test_the_image_says_how_it_is_run(project: Project, image: Image) -> None:
     # A release step replaces the command, never an entry point.
     assert "ENTRYPOINT" not in project.read("Dockerfile")
     version = project.read(".python-version").strip()
-    image = re.compile(r"^FROM python:(\d+\.\d+)\.\d+-slim", re.MULTILINE)
-    assert image.findall(project.read("Dockerfile")) == [version]
+    base = re.compile(r"^FROM python:(\d+\.\d+)\.\d+-slim", re.MULTILINE)
+    assert base.findall(project.read("Dockerfile")) == [version]
 
 
 def test_migrating_again_changes_nothing(containers: Containers) -> None:
@@ -481,9 +481,10 @@ def test_a_container_can_write_nowhere(containers: Containers) -> None:
 
 
 def shutdown_seconds(project: Project) -> int:
-    return int(
-        re.findall(r"^SHUTDOWN_SECONDS = (\d+)$", project.read("server/__init__.py"), re.MULTILINE)[0]
+    (seconds,) = re.findall(
+        r"^SHUTDOWN_SECONDS = (\d+)$", project.read("server/__init__.py"), re.MULTILINE
     )
+    return int(seconds)
 
 
 def test_fly_runs_the_image(project: Project, image: Image, snippets: dict[str, list[str]]) -> None:
