@@ -100,7 +100,7 @@ LogLevel = Annotated[
 
 
 class Settings(BaseSettings):
-    """The environment comes first, `.env` second. `.env.example` has a line on each."""
+    """Environment variables override `.env`. `.env.example` explains each setting."""
 
     model_config = SettingsConfigDict(
         env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
@@ -133,12 +133,12 @@ class Settings(BaseSettings):
 
     @property
     def serves_docs(self) -> bool:
-        """Whether /docs, /redoc and /openapi.json are there: in development, unless told."""
+        """Whether to serve /docs, /redoc and /openapi.json: by default only in development."""
         return self.environment == "development" if self.api_docs is None else self.api_docs
 
     @property
     def migration_url(self) -> DatabaseUrl:
-        """Where migrations go: past a transaction pooler, whose sessions they would mix up."""
+        """The URL for migrations: without a transaction pooler, which does not keep sessions."""
         return self.database_url_direct or self.database_url.direct
 
 
@@ -166,7 +166,7 @@ def load_settings(env_file: Path | None) -> Settings:
 
 
 def describe(mistake: Any) -> str:
-    """One line on one mistake, without the value: it may be a secret."""
+    """Describe an error in one line, without the value, which may be a secret."""
     field = str(mistake["loc"][0])
     context = mistake.get("ctx", {})
     match mistake["type"]:
@@ -185,7 +185,7 @@ def describe(mistake: Any) -> str:
 
 
 def clear_libpq_variables(settings: Settings) -> None:
-    """Remove the PG… variables, if this process uses the embedded server: another one is meant."""
+    """Remove PG… variables if this process uses the embedded server: they are for another one."""
     if settings.database_url.is_embedded:
         for name in [name for name in os.environ if name.startswith("PG")]:
             del os.environ[name]

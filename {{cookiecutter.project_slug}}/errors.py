@@ -1,7 +1,7 @@
-"""Errors, all in FastAPI's shape, `{"detail": …}`: what was wrong and where, never what was sent.
+"""Error responses, all in FastAPI's shape, `{"detail": …}`: what is wrong, and where.
 
-An answer that repeated its input would put passwords into browsers' and proxies' logs, and could
-fail itself: JSON can spell text ("\\ud800") that no answer can carry.
+They never repeat the input. It would put passwords into the logs of browsers and proxies, and it
+can contain text ("\\ud800") that no response can encode.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from auth import RETRY_SECONDS
 from db import DatabaseBusy, Row
 from resources import resources
 
-# PostgreSQL's codes for constraints that refuse a row.
+# PostgreSQL's codes for constraint violations.
 RESTRICT_VIOLATION = "23001"
 FOREIGN_KEY_VIOLATION = "23503"
 UNIQUE_VIOLATION = "23505"
@@ -26,15 +26,15 @@ CHECK_VIOLATION = "23514"
 EXCLUSION_VIOLATION = "23P01"
 
 MAX_BODY_BYTES = 1_000_000
-MAX_MISTAKES = 20  # of a body that may have a hundred thousand
+MAX_MISTAKES = 20  # that are reported: a body may have 100,000
 MAX_PLACES = 10
 MAX_CHARACTERS = 200
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Have all errors answered here. Call it before other middleware is added.
+    """Handle all errors in this module. Call it before adding other middleware.
 
-    Then this is the innermost: a 413 and a 500 get their CORS headers and their line in the log.
+    That makes this middleware the innermost, so a 413 or a 500 gets CORS headers and a log line.
     """
     app.add_exception_handler(RequestValidationError, refuse_request)
     app.add_exception_handler(exc.DataError, refuse_value)
@@ -46,7 +46,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def refuse_request(_request: Request, error: Exception) -> JSONResponse:
-    """Answer a request that breaks the documented rules: 422."""
+    """Return a 422 for a request that breaks the documented rules."""
     assert isinstance(error, RequestValidationError)  # noqa: S101  (Starlette's type is wider)
     mistakes = [
         {
@@ -60,27 +60,27 @@ async def refuse_request(_request: Request, error: Exception) -> JSONResponse:
 
 
 def clean(place: Any) -> Any:
-    """Shorten text that the client may have made, such as a field's name, to what UTF-8 holds."""
+    """Shorten text that may come from the client, and replace what UTF-8 cannot encode."""
     if not isinstance(place, str):
-        return place  # the number of an element
+        return place  # the index of an element
     return place[:MAX_CHARACTERS].encode(errors="replace").decode()
 
 
 async def refuse_value(_request: Request, error: Exception) -> JSONResponse:
-    """Answer when the database refused a value that a route let through: a net, and a hint."""
-    bind_contextvars(error=f"a value that no schema refused: {type(error.__cause__).__name__}")
+    """Return a 422 if the database rejects a value that the schemas accepted, and log it."""
+    bind_contextvars(error=f"a value that the schemas missed: {type(error.__cause__).__name__}")
     mistake = {
         "type": "database_value",
         "loc": ["request"],
-        "msg": "The database cannot hold one of the values",
+        "msg": "The database cannot store one of the values",
     }
     return JSONResponse({"detail": [mistake]}, status.HTTP_422_UNPROCESSABLE_CONTENT)
 
 
 async def refuse_conflict(request: Request, error: Exception) -> JSONResponse:
-    """Answer when a constraint refuses a row, whatever its table: 409, or 422 with the field.
+    """Return a 409, or a 422 that names the field, if a constraint of any table rejects a row.
 
-    A row without a value that must be there is a bug, and raised again.
+    A missing required value is a bug, so its error is raised again.
     """
     assert isinstance(error, exc.IntegrityError)  # noqa: S101  (Starlette's type is wider)
     code, diag = error.orig.pgcode, error.orig.diag  # type: ignore[union-attr]
@@ -117,16 +117,16 @@ def fields_of(constraint: str | None) -> list[str]:
 
 
 def found(row: Row | None, what: str) -> Row:
-    """Return a row that must be there. Raises HTTPException, 404."""
+    """Return the row. Raises HTTPException, a 404, if there is none."""
     if row is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, f"there is no such {what}")
     return row
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:
-    """Answer when the database is away, busy, full or not ready for this code: 503 or 507.
+    """Return a 503 or 507 if the database is down, busy or full, or its schema does not fit.
 
-    What happened stands in the log. Any other error of the database's is a bug, and raised again.
+    The log has the cause. Any other database error is a bug, and is raised again.
     """
     if isinstance(error, DatabaseBusy):
         bind_contextvars(error=str(error))
@@ -136,7 +136,7 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
         raise error
     bind_contextvars(finding=finding.name, error=finding.message)
     if finding.name == "disk-full":
-        # Space does not come by waiting: nobody is asked to try again.
+        # Without Retry-After: waiting does not free any space.
         return JSONResponse({"detail": finding.public}, status.HTTP_507_INSUFFICIENT_STORAGE)
     return later(finding.public)
 
@@ -150,10 +150,10 @@ def later(detail: str) -> JSONResponse:
 
 
 class BodyLimit:
-    """Refuse larger bodies: 413.
+    """Reject larger bodies with a 413.
 
-    FastAPI's `max_body_size` would do it around all other middleware, in plain text: browsers
-    would see a CORS error, and the log nothing.
+    FastAPI's `max_body_size` works outside all middleware, and responds in plain text: browsers
+    would report a CORS error, and the log would have no line.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -166,7 +166,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit():  # what the server holds bodies to
+            if name == b"content-length" and value.isdigit():  # which the server enforces
                 if len(value) > 18 or int(value) > self.max_bytes:
                     answer = JSONResponse(
                         {"detail": self.detail}, status.HTTP_413_CONTENT_TOO_LARGE
@@ -190,10 +190,10 @@ class BodyLimit:
 
 
 class InternalErrors:
-    """Answer what nobody foresaw: 500, with the id under which the log has the traceback.
+    """Turn an unexpected exception into a 500 with the id under which the log has its traceback.
 
-    The exception goes on to the server, which logs it, and to tests, which should fail.
-    FastAPI's own handler for this stands around all middleware: its answer has no CORS headers.
+    The exception is raised again, so the server logs it and tests fail. FastAPI's own handler works
+    outside all middleware: its response would have no CORS headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -217,8 +217,8 @@ class InternalErrors:
                 answer = JSONResponse(
                     {"detail": "internal error", "request_id": get_contextvars().get("request_id")},
                     status.HTTP_500_INTERNAL_SERVER_ERROR,
-                    # uvicorn hangs up after an exception: a client that did not know would send
-                    # its next request into a closed connection.
+                    # uvicorn closes the connection after an exception. Without this header, a
+                    # client could send its next request on it.
                     headers={"Connection": "close"},
                 )
                 await answer(scope, receive, send)

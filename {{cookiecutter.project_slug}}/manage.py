@@ -63,10 +63,10 @@ def embedded_server() -> Iterator[ModuleType]:
 
 @app.command()
 def setup(*, local: Local = False) -> None:
-    """Make this folder run: settings, embedded PostgreSQL, schema, a checked connection.
+    """Set up this project: .env, embedded PostgreSQL, migrations, connection check.
 
     Keeps what is there and adds what is missing, so it is safe to repeat. If .env has no connection
-    string yet, it comes from NEON_DATABASE_URL, or the terminal asks for one.
+    string yet, it uses NEON_DATABASE_URL, or asks for one on a terminal.
     """
     ignore_in_shell({name.upper() for name in Settings.model_fields})
     complete_env_file()
@@ -117,10 +117,12 @@ def prepare_database(url: DatabaseUrl) -> None:
 
 
 def ignore_in_shell(names: set[str]) -> None:
-    """Set up what .env says: the shell may set a variable for another program."""
+    """Ignore variables of the shell that override .env: they may be for another program."""
     for name in sorted(names & os.environ.keys()):
         del os.environ[name]
-        typer.echo(f"! This shell sets {name}, which overrides .env. Type: unset {name}")
+        typer.echo(
+            f"! This shell sets {name}. Setup ignores it, the app does not. Type: unset {name}"
+        )
 
 
 def choose_database(*, local: bool) -> DatabaseUrl:
@@ -213,7 +215,7 @@ def check(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Try every step on the way to the database, and say what to do about the one that fails.
+    """Test each step of the connection, and say how to fix the one that fails.
 
     Waits for a compute that sleeps. Exit code 0: all is well, 1: a step failed.
     """
@@ -268,7 +270,7 @@ def migrate(
     *,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 600,
 ) -> None:
-    """Bring the schema up to date: all of it, or nothing. Starts the embedded server.
+    """Apply the missing migrations: all, or none if one fails. Starts the embedded server.
 
     Waits for a compute that sleeps.
     """
@@ -315,7 +317,7 @@ def bring_up_to_date(url: DatabaseUrl, timeout: float = 600) -> None:
                 f"{url.address}: given up after {timeout:.0f} s\n"
                 "  → `uv run manage.py check` says whether it is done; --timeout gives it more time"
             )
-        fail_at(url, error, f"nothing was changed{why_direct(url)}")
+        fail_at(url, error, f"no migration was applied{why_direct(url)}")
 
 
 def why_direct(url: DatabaseUrl) -> str:
@@ -323,7 +325,7 @@ def why_direct(url: DatabaseUrl) -> str:
     named = load_settings(ENV_FILE).database_url
     if not named.is_pooled or named.direct != url:
         return ""
-    return "; migrations use the direct host, since a transaction pooler would mix up their session"
+    return "; migrations use the direct host, because a transaction pooler does not keep sessions"
 
 
 def fail_at(url: DatabaseUrl, error: Exception, outcome: str) -> NoReturn:

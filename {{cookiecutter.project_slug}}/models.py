@@ -1,4 +1,4 @@
-"""The tables. A change here wants a migration: `uv run alembic revision --autogenerate -m "…"`."""
+"""The tables. A change here needs a migration: `uv run alembic revision --autogenerate -m "…"`."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -30,14 +30,14 @@ SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
 }
 
-# Extensions that an index wants. A migration that needs another one creates it itself.
+# Extensions that the indexes need. A migration that needs another one creates it itself.
 for extension in ("btree_gin", "pg_trgm"):
     create = DDL(f"CREATE EXTENSION IF NOT EXISTS {extension}")  # type: ignore[no-untyped-call]
     event.listen(SQLModel.metadata, "before_create", create)
 
 TIMESTAMP = DateTime(timezone=True)
-FOREVER = "'infinity'::timestamptz"  # where tasks without a date stand in a list, as SQL
-LAST = 2**31 - 1  # and where those without an order do
+FOREVER = "'infinity'::timestamptz"  # the sort value of tasks without a due date, as SQL
+LAST = 2**31 - 1  # the sort value of tasks without an order
 # Later than before even if the clock is not: a task's ETag is made of it, and none may come twice.
 LATER = text("greatest(now(), tasks.updated_at + interval '1 microsecond')")
 
@@ -53,7 +53,7 @@ def set_by_database(**column: Any) -> Any:
 
 
 def owned_tables() -> list[Table]:
-    """Return the tables whose rows have an owner, those that refer to others first."""
+    """Return the tables with an `owner_id`, in an order in which rows can be deleted."""
     tables = reversed(SQLModel.metadata.sorted_tables)
     return [table for table in tables if "owner_id" in table.columns]
 
@@ -64,12 +64,12 @@ class Priority(StrEnum):
     HIGH = "high"
 
 
-# A type of PostgreSQL's, which sorts in the order of declaration.
+# A PostgreSQL enum type, which sorts in the order of declaration.
 PRIORITY = Enum(Priority, name="task_priority", values_callable=lambda _: list(map(str, Priority)))
 
 
 class User(SQLModel, table=True):
-    """An account that logs in with us; accounts of a Better Auth server have no row here."""
+    """An account of this app. Users of a Better Auth server have no row here."""
 
     __tablename__ = "users"  # "user" is a reserved word of SQL, and a table of Better Auth
 
@@ -84,15 +84,15 @@ class Task(SQLModel, table=True):
     """A todo of one owner."""
 
     __tablename__ = "tasks"
-    # An index for each order of a list, and for the filters that most lists have. Each begins
-    # with the owner, so that no list costs more because of what others have.
+    # One index for each sort order, and for the most common filters. Each begins with the owner,
+    # so a list stays fast however many tasks other owners have.
     __table_args__ = (
         Index("ix_tasks_created", "owner_id", "created_at", "id"),
         Index("ix_tasks_completed", "owner_id", "completed", "created_at", "id"),
         Index("ix_tasks_priority", "owner_id", "priority", "created_at", "id"),
         Index("ix_tasks_due", "owner_id", text(f"coalesce(due_at, {FOREVER})"), "id"),
         Index("ix_tasks_order", "owner_id", text(f'coalesce("order", {LAST})'), "id"),
-        # Finds any part of a text: the extension pg_trgm splits it into threes of letters.
+        # Trigram index for substring search.
         Index(
             "ix_tasks_text",
             "owner_id",
@@ -104,7 +104,7 @@ class Task(SQLModel, table=True):
     )
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
-    # Text without a foreign key: it is a user's id of ours or of a Better Auth server.
+    # Text without a foreign key: the user may be on a Better Auth server.
     owner_id: str = Field(sa_type=String(255))
     title: str = Field(sa_type=String(200))
     description: str | None = Field(default=None, sa_type=String(5000))
@@ -121,14 +121,14 @@ class Task(SQLModel, table=True):
 
 
 class RefreshToken(SQLModel, table=True):
-    """A log-in, by the newest of its refresh tokens: each refresh puts another in its place."""
+    """A login session; stores the hash of its current refresh token."""
 
     __tablename__ = "refresh_tokens"
 
-    id: UUID = Field(primary_key=True)  # of the log-in: random, and a part of its tokens
+    id: UUID = Field(primary_key=True)  # of the session: random, and part of its tokens
     user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
     token_hash: bytes = Field(sa_type=LargeBinary(32))  # SHA-256
     expires_at: datetime = Field(sa_type=TIMESTAMP)
-    replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # the token before
+    replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # when it was last
     address: str | None = Field(default=None, sa_type=String(64))  # that logged in
     created_at: datetime = set_by_database()

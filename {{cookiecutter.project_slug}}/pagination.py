@@ -1,7 +1,7 @@
-"""Pages by keyset, for any table: the last page of a list costs no more than the first.
+"""Keyset pagination for any table: the last page of a list costs no more than the first.
 
-A cursor holds the values that the list is sorted by, of the last row of a page; the next page
-begins behind them. It is signed, so that only one of ours ever reaches a query.
+A cursor contains the sort values of a page's last row; the next page begins after them. It is
+signed, so only cursors that this app issued reach a query.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ QUERY_CANCELED = "57014"  # PostgreSQL's code
 
 
 class PageQuery(BaseModel):
-    """The query parameters of a list. A subclass has its orders as `sort`, and its filters."""
+    """The query parameters of a list. Subclasses name the sort orders, and add filters."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,11 +59,11 @@ class PageQuery(BaseModel):
 
 
 class Pages:
-    """The pages of a list, a constant of its module: each statement is built and compiled once.
+    """The pages of a list. Make it a module constant: it builds and compiles each statement once.
 
-    rows: selects all rows of the list. sorts: what each order compares, most significant first;
-    no value may be NULL, and the last one is unique. An index on the same expressions makes a
-    page read no more rows than it shows. filters: the condition of each filter, whose `bindparam`
+    rows: selects all rows of the list. sorts: the expressions of each sort order, most significant
+    first; none may be NULL, and the last one must be unique. With an index on the same expressions,
+    a page reads only the rows that it shows. filters: the condition of each filter; its `bindparam`
     has the filter's name.
     """
 
@@ -80,7 +80,7 @@ class Pages:
         self._statements: dict[tuple[object, ...], CompiledStatement] = {}
 
     def statement(self, filters: Iterable[str], sort: str, *, continued: bool) -> CompiledStatement:
-        """Return the statement for the first page, or for one behind a cursor."""
+        """Return the statement for the first page, or for a page after a cursor."""
         key = (*filters, sort, continued)
         if key not in self._statements:
             page = self._build(filters, sort, continued=continued)
@@ -97,11 +97,11 @@ class Pages:
         columns = self.order(sort)
         page = self._rows.where(*(self._filters[name] for name in filters))
         page = page.order_by(*(c.desc() if descending else c.asc() for c in columns))
-        # For the next cursor, as text: PostgreSQL reads back what it wrote, whatever the type.
+        # For the next cursor, as text: PostgreSQL can parse the text of any type.
         page = page.add_columns(*(cast(c, Text).label(name) for name, c in named(columns)))
         if continued:
             row = tuple_(*columns)
-            # psycopg2 quotes text without a type: PostgreSQL takes it for one of the column's.
+            # psycopg2 sends untyped literals, which PostgreSQL converts to the column's type.
             last = tuple_(*(bindparam(name, type_=String) for name, _ in named(columns)))
             page = page.where(row < last if descending else row > last)
         return page.limit(bindparam("limit", type_=Integer))
@@ -120,7 +120,7 @@ class Sha256(SigningAlgorithm):
 
 
 class Cursors:
-    """Writes and reads cursors, which hold for the life of the secret they are signed with."""
+    """Writes and reads cursors. They are valid until the secret changes."""
 
     def __init__(self, secret: SecretStr) -> None:
         # The key is derived here, once, and not for each cursor.
@@ -128,7 +128,7 @@ class Cursors:
         self._signer = Signer(key, key_derivation="none", algorithm=Sha256())
 
     def write(self, sort: str, values: Iterable[str]) -> str:
-        """Return the cursor of the page behind a row. values: what it is sorted by, as text."""
+        """Return the cursor of the page after a row. values: the row's sort values, as text."""
         content = json.dumps([sort, *values], separators=(",", ":"))
         return self._signer.sign(base64_encode(content)).decode()
 
@@ -137,9 +137,9 @@ class Cursors:
         try:
             parts: list[str] = json.loads(base64_decode(self._signer.unsign(cursor)))
         except BadData:
-            raise invalid_cursor("is not one of ours: take it from a Link header") from None
+            raise invalid_cursor("is invalid: copy it from a Link header") from None
         if parts[0] != sort:
-            raise invalid_cursor(f"belongs to another order: sort={parts[0]}")
+            raise invalid_cursor(f"belongs to another sort order: sort={parts[0]}")
         return dict(named(parts[1:]))
 
 
@@ -202,7 +202,7 @@ def too_many_lists() -> HTTPException:
 
 
 class PageReader:
-    """Reads a page for a request, in one statement, and links to the next."""
+    """Reads a page with one statement, and adds a link to the next page."""
 
     def __init__(self, request: Request, response: Response, statement: OneStatement) -> None:
         self._request = request
@@ -221,7 +221,7 @@ class PageReader:
         statement = pages.statement(values, query.sort, continued=query.cursor is not None)
         if query.cursor is not None:
             values |= cursors.read(query.cursor, query.sort)
-        # With one row more than the page shows, there is a next page.
+        # One more row than the page shows tells whether there is a next page.
         values["limit"] = query.limit + 1
         user_id = getattr(self._request.state, "user_id", None)
         if is_filtered and user_id is not None:

@@ -1,4 +1,4 @@
-"""The schema's history, and what can be asked of it."""
+"""The migrations: runs them, and returns what the code expects of the schema."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def alembic_config(url: DatabaseUrl | None = None) -> Config:
 
 
 def upgrade(url: DatabaseUrl, connection: Any = None) -> None:
-    """Bring the schema up to date: all of it, or, when a step fails, nothing.
+    """Apply all missing migrations, or none if one fails.
 
     connection: psycopg2's, to the same database, to be used and closed; a new one if None.
     """
@@ -35,10 +35,10 @@ def upgrade(url: DatabaseUrl, connection: Any = None) -> None:
 def history() -> list[str]:
     """Return the revisions that the code knows, the newest first.
 
-    Raises alembic.util.CommandError where they do not make one line.
+    Raises alembic.util.CommandError if they have several heads.
     """
     scripts = ScriptDirectory.from_config(alembic_config())
-    scripts.get_current_head()  # raises where there are several
+    scripts.get_current_head()  # raises if there are several
     return [script.revision for script in scripts.walk_revisions()]
 
 

@@ -25,14 +25,14 @@ def database() -> DatabaseUrl:
 
 
 def improve(migration: MigrationContext, _revision: Any, directives: Sequence[Any]) -> None:
-    """Change what autogenerate is about to write."""
+    """Check and complete what autogenerate is about to write."""
     if "drop" not in context.get_x_argument():
         refuse_to_lose_rows(directives[0])
     create_enums(directives[0], inspect(migration.connection))
 
 
 def create_enums(script: Any, inspector: Any) -> None:
-    """Create the type of a new column that is an Enum: autogenerate forgets it."""
+    """Add the CREATE TYPE for a new Enum column, which autogenerate omits."""
     known = {enum["name"] for enum in inspector.get_enums()}
     added = {
         change.column.type.name: change.column.type
@@ -48,7 +48,7 @@ def create_enums(script: Any, inspector: Any) -> None:
 
 
 def refuse_to_lose_rows(script: Any) -> None:
-    """Stop autogenerate where it would drop what may only have another name now."""
+    """Refuse to drop a table or column, which may only have been renamed."""
     lost = [
         f"{change.table_name}.{change.column_name}"
         if isinstance(change, DropColumnOp)
@@ -59,9 +59,9 @@ def refuse_to_lose_rows(script: Any) -> None:
     ]
     if lost:
         raise CommandError(
-            f"no model has {', '.join(lost)}, which the database has: a migration would delete the"
-            " values. Has it another name now? Write the migration by hand, docs/extending.md has"
-            ' an example. To delete it: uv run alembic -x drop revision --autogenerate -m "…"'
+            f"no model has {', '.join(lost)} any more: the migration would delete the data. If you"
+            " renamed it, write the migration by hand, as docs/extending.md shows. To delete it:"
+            ' uv run alembic -x drop revision --autogenerate -m "…"'
         )
 
 
@@ -77,7 +77,7 @@ def run_offline() -> None:
 
 
 def run_online() -> None:
-    """Migrate in one transaction: all of it, or nothing."""
+    """Run all migrations in one transaction."""
     url, given = database(), context.config.attributes.get("connection")
     engine = create_engine(
         url.for_sqlalchemy(), creator=lambda: given or log_in(url), poolclass=NullPool
@@ -90,7 +90,7 @@ def run_online() -> None:
         )
         with context.begin_transaction():
             # Replicas that start together take turns. The lock ends with the transaction, so it
-            # holds through a pooler too; and nothing waits for ever behind a forgotten session.
+            # works through a pooler. The timeout: a forgotten session must not block this forever.
             connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
             context.run_migrations()

@@ -1,4 +1,4 @@
-"""Is it alive, and is it ready? Questions that load balancers and platforms ask."""
+"""Liveness and readiness, for load balancers and platforms."""
 
 import asyncio
 import time
@@ -13,14 +13,14 @@ from schemas.health import Health, Ready
 from schemas.problem import problems
 
 ANSWER_SECONDS = 2.0  # the longest that /ready takes
-PING_SECONDS = 1.8  # of these, for the database itself: then it is lost, and not only busy
-SHARED_SECONDS = 1.5  # how long an answer serves all who ask; nothing asks on a timer
+PING_SECONDS = 1.8  # the part of it for the query: if that takes longer, the database is down
+SHARED_SECONDS = 1.5  # how long a result is shared; there is no timer
 
 router = APIRouter(tags=["health"])
 
 
 class Readiness:
-    """Asks the database once for all who ask at the same time or shortly after."""
+    """Sends one query for all requests that come at the same time or shortly after."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -47,12 +47,12 @@ class Readiness:
 
 @router.get("/health")
 async def get_health(request: Request) -> Health:
-    """Liveness: the process answers. The database is not asked."""
+    """Liveness: the process responds. This does not use the database."""
     return Health(app=request.app.title, version=VERSION)
 
 
 @router.get("/ready", responses=problems(503))
 async def get_ready(request: Request) -> Ready:
-    """Readiness: the database answers too."""
+    """Readiness: the database responds too."""
     latency = await resources(request).readiness.latency()
     return Ready(database_ms=round(latency * 1000, 1))

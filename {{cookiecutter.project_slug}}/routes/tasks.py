@@ -1,4 +1,4 @@
-"""Tasks: each route sends one SQL statement, and sees its owner's tasks only."""
+"""Tasks. Each route sends one SQL statement, which reaches only the caller's tasks."""
 
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -60,8 +60,8 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 
 TASKS = TypeAdapter(list[TaskPublic])
 
-# Statements are compiled once, since that costs more than sending them: what differs between
-# requests are parameters. Each names the owner, so that another owner's task is a 404.
+# Compiling a statement costs more than sending it, so each is compiled once and takes parameters.
+# Each names the owner, so another owner's task is a 404.
 OWN_TASK = (col(Task.id) == bindparam("task_id")) & (col(Task.owner_id) == bindparam("owner"))
 READ = CompiledStatement(select(*COLUMNS).where(OWN_TASK))
 CHANGE = CompiledStatement(update(Task).where(OWN_TASK).returning(*COLUMNS))
@@ -101,13 +101,13 @@ DELETE_SOME = CompiledStatement(
     delete(Task).where(OWN_TASKS, col(Task.completed) == bindparam("completed"))
 )
 
-# Where tasks without a date or an order come in a list, as the indexes spell it: PostgreSQL finds
-# an expression in an index only if it is the same.
+# The sort values of tasks without a due date or an order. PostgreSQL uses an index on an expression
+# only if the query contains the same expression.
 NEVER_DUE: ColumnElement[Any] = literal_column(FOREVER)
 effective_due = func.coalesce(col(Task.due_at), NEVER_DUE)
 effective_order = func.coalesce(col(Task.order), literal_column(str(LAST)))
 
-# The list: what its orders compare, and what its filters mean. An order has an index in models.py.
+# The sort orders and filters of the list. Each sort order has an index in models.py.
 TASK_PAGES = Pages(
     select(*COLUMNS).where(OWN_TASKS),
     sorts={
@@ -128,12 +128,12 @@ TaskSort = Literal[
     "created_at", "-created_at", "due_at", "-due_at", "order", "-order", "priority", "-priority"
 ]
 
-ADDRESS = {"Location": "The task's address."}
+ADDRESS = {"Location": "The task's URL."}
 ONE_TASK: dict[int | str, dict[str, Any]] = {200: with_headers(ETAG)}
 
 
 def containing(text: str | None) -> str | None:
-    r"""Return the LIKE pattern of a text: "%", "_" and "\" stand for themselves."""
+    r"""Return a LIKE pattern that finds the text anywhere, with "%", "_" and "\" escaped."""
     if text is None:
         return None
     return "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
@@ -246,7 +246,7 @@ async def list_tasks(
     reader: PageReaderDep,
     request: Request,
 ) -> list[TaskPublic]:
-    """List tasks. The next page, if there is one, stands in the header Link, as rel="next"."""
+    """List tasks. The `Link` header has the URL of the next page, as rel="next"."""
     url = tasks_url(request)
     rows = await reader.read(TASK_PAGES, query, url, owner=owner_id)
     for row in rows:
@@ -266,7 +266,7 @@ async def create_task(
     request: Request,
     response: Response,
 ) -> TaskPublic:
-    """Create a task. Its address stands in the header Location too."""
+    """Create a task. The `Location` header has its URL."""
     task_id = uuid7()
     row = await NewTask(request, owner_id, task_id, body).create(statement)
     url = f"{tasks_url(request)}/{task_id}"
@@ -296,7 +296,7 @@ async def complete_tasks(
 async def delete_tasks(
     owner_id: CurrentUserId, statement: StatementDep, which: Annotated[TaskChoice, Query()]
 ) -> None:
-    """Delete all tasks, or with `completed` only those that are done, or are not."""
+    """Delete all tasks, or with `completed` only the completed or the open ones."""
     if which.completed is None:
         await statement.all(DELETE_ALL, owner=owner_id)
     else:
@@ -319,7 +319,7 @@ async def get_task(task: OwnTaskDep) -> TaskPublic:
     openapi_extra=document_preconditions("If-Match"),
 )
 async def update_task(task: OwnTaskDep, body: TaskUpdate) -> TaskPublic:
-    """Change what is sent, leave the rest."""
+    """Change the fields that are sent."""
     changes = body.model_dump(exclude_unset=True)
     return await (task.change(changes) if changes else task.read(only_reads=False))
 

@@ -1,4 +1,4 @@
-"""The shape of every error, and how the OpenAPI of a route tells which ones it answers with."""
+"""The shape of all errors, and how a route documents its errors in the OpenAPI."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ class Problem(BaseModel):
 
 
 class Mistake(BaseModel):
-    """One mistake in a request. It tells where, and never repeats what was sent."""
+    """One error in a request: where it is, but never what was sent."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [TOO_SHORT]})
 
@@ -28,23 +28,23 @@ class Mistake(BaseModel):
 
 
 class ValidationProblem(BaseModel):
-    """The mistakes in a request: all of them, or the first few of very many."""
+    """The errors in a request, at most the first 20."""
 
     detail: Annotated[list[Mistake], Field(examples=[[TOO_SHORT]])]
 
 
-RETRY_AFTER = {"Retry-After": "Seconds until another try makes sense."}
+RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}
 
 # Status: what it means, an example of `detail`, headers that come with it.
 PROBLEMS: dict[int, tuple[str, Any, dict[str, str]]] = {
     400: ("The body cannot be read.", "There was an error parsing the body", {}),
     401: (
-        "Not logged in, or no longer.",
+        "The token is missing, invalid or expired.",
         "Not authenticated",
         {"WWW-Authenticate": "The scheme that is asked for: `Bearer`."},
     ),
-    404: ("There is no such thing, or it is not the caller's.", "Not Found", {}),
-    409: ("It conflicts with what is there already.", "this e-mail address is taken", {}),
+    404: ("Not found, or it belongs to another user.", "Not Found", {}),
+    409: ("It conflicts with existing data.", "this e-mail address is taken", {}),
     412: (
         "A precondition failed: it has changed since, or exists already.",
         "it has changed since you read it: read it again",
@@ -53,16 +53,16 @@ PROBLEMS: dict[int, tuple[str, Any, dict[str, str]]] = {
     413: ("The body is too large.", "Content Too Large", {}),
     422: ("The request breaks the rules that are documented here.", [TOO_SHORT], {}),
     429: ("Too many attempts or requests.", "too many attempts, try again later", RETRY_AFTER),
-    503: ("Out of reach for the moment.", "the database does not answer", RETRY_AFTER),
+    503: ("Temporarily unavailable.", "the database does not answer", RETRY_AFTER),
     507: ("The database has no space left.", "the database has no space left", {}),
 }
-BODY = (400, 413, 422, 507)  # what a route that takes a body can always answer with
+BODY = (400, 413, 422, 507)  # the errors of every route that takes a body
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document errors: `responses=problems(401, 404, *BODY)` on a route or a router.
 
-    422 stands there too, in place of FastAPI's own, which promises an `input` that is not sent.
+    422 must be among them: FastAPI's own has an `input`, which this app does not send.
     """
     return {status: document(status) for status in statuses}
 
@@ -93,7 +93,7 @@ NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
     304: {"description": "It is still the version in `If-None-Match`.", **with_headers(ETAG)}
 }
 
-# What a route documents that answers with a page of a list.
+# For a route that returns a page of a list.
 NEXT_PAGE: dict[int | str, dict[str, Any]] = {
     200: with_headers({"Link": '<address>; rel="next"; missing on the last page.'})
 }

@@ -10,13 +10,13 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from models import Priority
 from schemas.text import VISIBLE, NotBlank, PlainText, Strict, Utc, Whole
 
-# A day inside what Python can hold, so that no time zone moves a date out of it.
+# One day within Python's limits, so that no time zone moves a date out of them.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def require_text(value: object) -> object:
-    """Refuse the numbers that Pydantic would take for seconds since 1970."""
+    """Reject numbers, which Pydantic would read as seconds since 1970."""
     if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[Tt ]", value):
         return value
     raise ValueError("write a date and time with its zone, such as 2030-01-31T12:00:00Z")
@@ -52,11 +52,11 @@ Moment = Annotated[
 
 
 def left_out() -> Any:
-    """Fill a field that was not sent; nothing reads it."""
+    """Return the value of a field that was not sent; nothing reads it."""
 
 
 class TaskCreate(Strict):
-    """A new task, and with PUT all of a task: what is left out gets its default."""
+    """A new task, or with PUT a whole task. Omitted fields get their defaults."""
 
     title: Title
     description: Description | None = None
@@ -67,7 +67,7 @@ class TaskCreate(Strict):
 
 
 class TaskUpdate(Strict):
-    """A change of a task: what is left out stays as it is."""
+    """Changes to a task. Omitted fields stay as they are."""
 
     title: Title = Field(default_factory=left_out)
     description: Description | None = Field(default_factory=left_out)

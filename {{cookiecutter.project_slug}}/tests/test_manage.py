@@ -315,7 +315,7 @@ def test_migrate_says_why_it_failed(
 
     assert code == 1
     assert "127.0.0.1:1: nothing listens" in output
-    assert "nothing was changed" in output
+    assert "no migration was applied" in output
     assert "→ " in output
     assert "Traceback" not in output
 
