@@ -14,9 +14,9 @@ from sqlmodel import SQLModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, get_contextvars
 
-from auth import RETRY_SECONDS
 from db import DatabaseBusy, Row
 from resources import resources
+from schemas.problem import RETRY_AFTER_SECONDS
 
 # PostgreSQL's codes for constraint violations.
 RESTRICT_VIOLATION = "23001"
@@ -145,7 +145,7 @@ def later(detail: str) -> JSONResponse:
     return JSONResponse(
         {"detail": detail},
         status.HTTP_503_SERVICE_UNAVAILABLE,
-        headers={"Retry-After": str(RETRY_SECONDS)},
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 
 

@@ -33,9 +33,10 @@ from sqlalchemy import (
 )
 from structlog.contextvars import bind_contextvars
 
-from auth import RETRY_SECONDS, unavailable
+from auth import unavailable
 from db import CompiledStatement, OneStatement, Row, StatementDep
 from resources import resources
+from schemas.problem import RETRY_AFTER_SECONDS
 from schemas.text import PlainText
 
 LIST_SECONDS = 2.5  # for one statement; the server cancels it after 2
@@ -197,7 +198,7 @@ def too_many_lists() -> HTTPException:
     return HTTPException(
         status.HTTP_429_TOO_MANY_REQUESTS,
         "too many lists with filters at the same time: wait for the answers to the others",
-        headers={"Retry-After": str(RETRY_SECONDS)},
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 
 

@@ -11,8 +11,8 @@ from fastapi.requests import HTTPConnection
 from fastapi.security import OAuth2PasswordBearer
 
 from resources import resources
+from schemas.problem import RETRY_AFTER_SECONDS
 
-RETRY_SECONDS = 2  # what a 503 asks clients to wait
 CACHED_TOKENS = 4096  # verified tokens that are kept in memory: a few megabytes
 SCHEME = "bearer"  # the name of the security scheme in the OpenAPI
 
@@ -82,5 +82,7 @@ def unauthorized(detail: str) -> HTTPException:
 
 def unavailable(detail: str) -> HTTPException:
     return HTTPException(
-        status.HTTP_503_SERVICE_UNAVAILABLE, detail, headers={"Retry-After": str(RETRY_SECONDS)}
+        status.HTTP_503_SERVICE_UNAVAILABLE,
+        detail,
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )

@@ -9,7 +9,7 @@ The keys are kept in memory: a request costs one signature check and no I/O.
   STALE_SECONDS waits for it: no key that the server has withdrawn is accepted for longer. There is
   no timer, so an idle app stays idle.
 - If a fetch fails, the old keys stay. Tokens with a known key are still accepted, others get a
-  503 and start the next fetch after RETRY_SECONDS.
+  503 and start the next fetch after FETCH_RETRY_SECONDS.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ import httpx2
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from auth import CACHED_TOKENS, RETRY_SECONDS, AuthUnavailable, InvalidToken
+from auth import CACHED_TOKENS, AuthUnavailable, InvalidToken
 
 JWKS_PATH = "/api/auth/jwks"
 ALGORITHMS = ("EdDSA", "ES256", "ES512", "RS256", "PS256")  # what Better Auth can sign with
@@ -36,6 +36,7 @@ MAX_USER_ID_CHARACTERS = 255  # the width of tasks.owner_id
 COOLDOWN_SECONDS = 10.0  # at most six fetches a minute; under attack, a new key works this late
 REFRESH_SECONDS = 300.0
 STALE_SECONDS = 600.0
+FETCH_RETRY_SECONDS = 2.0  # after one that failed
 FETCH_SECONDS = 3.0  # for the whole fetch, even if the answer comes in small pieces
 MAX_JWKS_BYTES = 262_144  # hundreds of keys; Better Auth usually has one or two
 
@@ -120,7 +121,7 @@ class BetterAuth:
         if self._known_key(name):
             waits_from = STALE_SECONDS
         else:
-            waits_from = RETRY_SECONDS if self._is_away else COOLDOWN_SECONDS
+            waits_from = FETCH_RETRY_SECONDS if self._is_away else COOLDOWN_SECONDS
         if age >= min(waits_from, REFRESH_SECONDS):
             self._fetch = self._fetch or asyncio.create_task(self._fetch_keys())
             if age >= waits_from:

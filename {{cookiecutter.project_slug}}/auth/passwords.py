@@ -29,10 +29,11 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from structlog.contextvars import bound_contextvars
 
-from auth import RETRY_SECONDS, unavailable
+from auth import unavailable
 from auth.client import client_of
 from db import Row
 from resources import resources
+from schemas.problem import RETRY_AFTER_SECONDS
 
 
 def read_common_passwords() -> frozenset[str]:
@@ -75,7 +76,7 @@ class Passwords:
         client: what the client is counted by, as in `client_key`.
         """
         if self._pending[client] >= self.PER_CLIENT:
-            raise too_many("pending", client, RETRY_SECONDS)
+            raise too_many("pending", client, RETRY_AFTER_SECONDS)
         if self._pending.total() >= self.THREADS + self.QUEUE:
             raise unavailable("too many logins at once")
 
@@ -119,7 +120,7 @@ class Passwords:
 
 
 class Throttle:
-    """Limits log-ins and registrations: past a limit, a 429 until its window ends.
+    """Limits logins and registrations: past a limit, a 429 until its window ends.
 
     Nobody can lock out the owner of an account: guesses at it are counted for each client, and
     those of all clients together leave out the clients from which the owner has logged in before.

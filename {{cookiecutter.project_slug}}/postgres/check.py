@@ -17,7 +17,7 @@ from postgres.explain import explain, finding_for
 from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
-STEPS = ("DNS", "TCP", "TLS", "log-in", "database", "endpoint", "schema")
+STEPS = ("DNS", "TCP", "TLS", "login", "database", "endpoint", "schema")
 QUERY_SECONDS = 10.0
 OLDEST_VERSION = 15  # of PostgreSQL, that this project supports
 AFTER_LOG_IN = {"database-missing", "permission-denied"}  # PostgreSQL finds these last
@@ -120,14 +120,14 @@ def passed_checks(
         if finding.step != "TLS":
             yield passed("TLS", describe_tls(sslmode, in_use=offered and sslmode != "disable"))
         if finding.name in AFTER_LOG_IN:
-            yield passed("log-in", f"as {url.user}")
+            yield passed("login", f"as {url.user}")
         raise
     log_in_time = milliseconds(start)
     with closing(connection):
         tls = describe_tls(sslmode, in_use=connection.info.ssl_in_use)
         version = connection.info.ssl_attribute("protocol")
         yield passed("TLS", f"{tls}, {version}" if version else tls)
-        yield passed("log-in", f"as {url.user} in {log_in_time}")
+        yield passed("login", f"as {url.user} in {log_in_time}")
 
         connection.autocommit = True
         yield passed("database", check_server(url, connection, budget))

@@ -419,7 +419,7 @@ def _create_database(url: DatabaseUrl, folder: Path) -> None:
 
 
 def _set_password(url: DatabaseUrl, folder: Path) -> None:
-    """Set the role's password to the URL's while the server is stopped, without a log-in."""
+    """Set the role's password to the URL's while the server is stopped, without a login."""
     settings = "exit_on_error=on", "log_statement=none", "log_min_error_statement=panic"
     options = [option for setting in settings for option in ("-c", setting)]
     secret = url.password.replace("'", "''")

@@ -40,7 +40,7 @@ class Finding:
 BEHIND = "the schema is behind the code"
 FULL = "the database has no free connection"
 OFF = "the database is turned off"
-SHUT = "the database refuses the app's log-in"
+SHUT = "the database refuses the app's login"
 STARTING = "the database is starting"
 
 PASTE = "copy the connection string again, then type: `uv run manage.py env`"
@@ -120,7 +120,7 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "channel-binding-unsupported",
-        "log-in",
+        "login",
         (
             "the server does not support channel binding: it is not Neon's proxy, it does not know "
             "the endpoint, or there is another pooler in between"
@@ -130,7 +130,7 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "endpoint-missing",
-        "log-in",
+        "login",
         (
             "the provider does not know which endpoint is meant: neither the host nor the user "
             "names it"
@@ -140,28 +140,28 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "endpoint-mismatch",
-        "log-in",
+        "login",
         "the host and the `options` of DATABASE_URL name different endpoints",
         "remove `options` from DATABASE_URL",
         public=SHUT,
     ),
     Finding(
         "endpoint-disabled",
-        "log-in",
+        "login",
         "the endpoint was disabled: by hand, or by the provider",
         "enable it in your provider's console",
         public=OFF,
     ),
     Finding(
         "endpoint-deleted",
-        "log-in",
+        "login",
         "the endpoint does not exist, or no longer; on Supabase, the project may be paused",
         f"{PASTE}; on Neon, deleting a branch deletes its endpoint",
         public=OFF,
     ),
     Finding(
         "endpoint-unavailable",
-        "log-in",
+        "login",
         "the endpoint is unavailable for now: the plan's quota, or maintenance",
         "try again in a few minutes; check usage and status in Neon's console",
         Retry.ONCE_SLOWLY,
@@ -169,28 +169,28 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "too-many-endpoints",
-        "log-in",
+        "login",
         "the account has reached its limit of active endpoints",
         "suspend computes of other branches in Neon's console, then try again",
         public=OFF,
     ),
     Finding(
         "quota-exceeded",
-        "log-in",
+        "login",
         "the plan's quota is used up: compute time, data transfer or storage",
         "wait for the next month, or change the plan in your provider's console",
         public=OFF,
     ),
     Finding(
         "address-not-allowed",
-        "log-in",
+        "login",
         "the provider does not allow this IP address or network",
         "allow this machine's IP address in your provider's console; on Neon, under IP Allow",
         public=SHUT,
     ),
     Finding(
         "connect-storm",
-        "log-in",
+        "login",
         "too many connections are being opened at once",
         "try again, but not from all processes at once; keep connections open in a pool",
         Retry.WITH_JITTER,
@@ -198,7 +198,7 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "waking-up",
-        "log-in",
+        "login",
         "the compute is waking up, or the provider has a problem",
         "try again in a moment; if it persists, check your provider's status page",
         Retry.YES,
@@ -206,7 +206,7 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "pooler-full",
-        "log-in",
+        "login",
         "the pooler has reached its limit of clients",
         "wait longer between attempts; lower DB_POOL_SIZE, or run fewer processes",
         Retry.BACK_OFF,
@@ -214,21 +214,21 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "pooler-waits",
-        "log-in",
+        "login",
         "the pooler answers, but cannot connect to the server behind it",
         "try again; if it persists, check that server, and look for long transactions",
         Retry.YES,
     ),
     Finding(
         "startup-parameter-refused",
-        "log-in",
+        "login",
         "DATABASE_URL has `options` or another parameter that the server, or its pooler, refuses",
         "remove it from DATABASE_URL; a pooled host does not accept `options`",
         public=SHUT,
     ),
     Finding(
         "server-full",
-        "log-in",
+        "login",
         "the server has reached its limit of connections",
         "close some, lower DB_POOL_SIZE, or use a pooled host",
         Retry.YES,
@@ -236,7 +236,7 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "server-starting",
-        "log-in",
+        "login",
         "the server is starting, stopping or recovering",
         "try again in a moment; if it persists, read the server's log",
         Retry.YES,
@@ -244,42 +244,42 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "password-missing",
-        "log-in",
+        "login",
         "the server requires a password, but DATABASE_URL has none",
         PASTE,
         public=SHUT,
     ),
     Finding(
         "peer-refused",
-        "log-in",
+        "login",
         "the server requires the operating-system user to have the role's name: `peer` or `ident`",
         "write `localhost` and a password into DATABASE_URL, or run the app as that user",
         public=SHUT,
     ),
     Finding(
         "login-method-unsupported",
-        "log-in",
+        "login",
         "the server and the client have no login method in common",
         "remove `require_auth` from DATABASE_URL; on your own server, use `scram-sha-256`",
         public=SHUT,
     ),
     Finding(
         "login-blocked",
-        "log-in",
+        "login",
         "after too many wrong passwords, the pooler refuses all logins for some minutes",
         f"{PASTE}; the pooler accepts it after about 10 minutes",
         public=SHUT,
     ),
     Finding(
         "login-refused",
-        "log-in",
+        "login",
         "wrong password or role; on Neon, a wrong endpoint gives the same error",
         PASTE,
         public=SHUT,
     ),
     Finding(
         "not-admitted",
-        "log-in",
+        "login",
         "the server has no rule that allows this user to connect from here",
         (
             "add one to its pg_hba.conf, or to your provider's firewall; if the error ends in "
@@ -296,7 +296,7 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "role-missing",
-        "log-in",
+        "login",
         "the role does not exist, or may not log in",
         "check the user in DATABASE_URL, or create it: `CREATE ROLE … LOGIN PASSWORD …`",
         public=SHUT,
@@ -449,14 +449,14 @@ FINDINGS: tuple[Finding, ...] = (
     ),
     Finding(
         "server-refused",
-        "log-in",
-        "the server refused the log-in",
+        "login",
+        "the server refused the login",
         "read the server's error message, and its log",
         public=SHUT,
     ),
     Finding(
         "connection-failed",
-        "log-in",
+        "login",
         "the connection failed for a reason that is not in this list",
         "read the server's error message, and its log",
     ),

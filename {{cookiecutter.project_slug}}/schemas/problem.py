@@ -33,6 +33,7 @@ class ValidationProblem(BaseModel):
     detail: Annotated[list[Mistake], Field(examples=[[TOO_SHORT]])]
 
 
+RETRY_AFTER_SECONDS = 2  # of a 503
 RETRY_AFTER = {"Retry-After": "Seconds to wait before the next attempt."}
 
 # Status: what it means, an example of `detail`, headers that come with it.

@@ -19,8 +19,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from auth import RETRY_SECONDS
 from auth.client import client_key
+from schemas.problem import RETRY_AFTER_SECONDS
 
 MAX_CONNECTIONS = 4000  # of one process; 2,000 clients at once are within what it answers in time
 SPARE_FILES = 100  # that a process opens besides: the database, libraries, logs
@@ -220,7 +220,7 @@ class LimitedProtocol(HttpToolsProtocol):
             (b"connection", b"close"),
         ]
         if refusal.status == 503:
-            headers.append((b"retry-after", b"%d" % RETRY_SECONDS))
+            headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
 

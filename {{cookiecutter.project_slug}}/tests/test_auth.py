@@ -1,4 +1,4 @@
-"""Accounts: registration, log-in, tokens, and what somebody tries who has none."""
+"""Accounts: registration, login, tokens, and what somebody tries who has none."""
 
 import asyncio
 import base64
@@ -327,7 +327,7 @@ def test_a_lone_surrogate_is_refused(client: TestClient, field: str) -> None:
     assert answer.status_code == 422
 
 
-# Log-in
+# Login
 
 
 def test_login_yields_two_tokens(client: TestClient, ada: Account) -> None:

@@ -68,7 +68,7 @@ def test_the_log_says_that_the_database_is_back(
     ("words", "detail"),
     [
         ("Couldn't connect to compute node", "the database is starting"),
-        ("password authentication failed for user 'ada'", "the database refuses the app's log-in"),
+        ("password authentication failed for user 'ada'", "the database refuses the app's login"),
         ("sorry, too many clients already", "the database has no free connection"),
         ("Control plane request failed: endpoint is disabled", "the database is turned off"),
     ],

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi.testclient import TestClient
 from jwt.algorithms import get_default_algorithms
 
-from auth import RETRY_SECONDS, AuthUnavailable, CurrentUserId, InvalidToken, better_auth
+from auth import AuthUnavailable, CurrentUserId, InvalidToken, better_auth
 from auth.better_auth import (
     COOLDOWN_SECONDS,
     FETCH_SECONDS,
@@ -642,7 +642,7 @@ async def test_while_the_server_is_away_only_unknown_keys_are_turned_away(
         assert await outcomes(verifier, [known]) == {USER_ID}
         assert await outcomes(verifier, [unknown]) == {AuthUnavailable}
     auth_server.answer = auth_server.publish
-    clock.now += RETRY_SECONDS
+    clock.now += better_auth.FETCH_RETRY_SECONDS
 
     assert await outcomes(verifier, [unknown, known]) == {USER_ID}
     assert await outcomes(verifier, [auth_server.token(Key.new())]) == {InvalidToken}
@@ -657,7 +657,7 @@ async def test_a_server_that_is_away_is_not_flooded(
     for _ in range(2):
         assert await outcomes(verifier, [token] * 100) == {AuthUnavailable}
     assert auth_server.requests == [JWKS_PATH]
-    clock.now += RETRY_SECONDS
+    clock.now += better_auth.FETCH_RETRY_SECONDS
     auth_server.answer = auth_server.publish
 
     assert await verifier.user_id(token) == USER_ID

@@ -444,7 +444,7 @@ def test_a_target_that_refuses_is_diagnosed(copy: Copy, filled: DatabaseUrl) -> 
         code, output = copy(filled, target)
 
     assert code == 1
-    assert "✗ log-in" in output
+    assert "✗ login" in output
     assert "then type: uv run manage.py copy" in output
 
 

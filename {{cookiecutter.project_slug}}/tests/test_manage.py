@@ -169,7 +169,7 @@ def test_check_can_report_as_json(
         ({**NOWHERE, "user": "me"}, "TCP", "nothing-listens", "DATABASE_URL"),
         ({**NOWHERE, "user": "embedded"}, "TCP", "nothing-listens", "manage.py postgres start"),
         ({**NOWHERE, "host": "no-such.invalid"}, "DNS", "host-unknown", "compare the host"),
-        ({"password": "wrong-one", "user": "me"}, "log-in", "login-refused", "manage.py env"),
+        ({"password": "wrong-one", "user": "me"}, "login", "login-refused", "manage.py env"),
         ({"database": "nothing"}, "database", "database-missing", ""),
     ],
 )
@@ -200,7 +200,7 @@ def test_check_shows_the_servers_error(use: Callable[[DatabaseUrl], None]) -> No
         code, output = run("check")
 
     assert code == 1
-    assert re.search(r"^✗ log-in .*\n +→ .*\n +error: .*flux capacitor", output, re.MULTILINE)
+    assert re.search(r"^✗ login .*\n +→ .*\n +error: .*flux capacitor", output, re.MULTILINE)
     assert output.endswith("- not reached: database, endpoint, schema\n")
 
 

@@ -530,7 +530,7 @@ REFUSED = {
         "has more lines",
     ),
     # invalid parts
-    "no colon in the log-in": (
+    "no colon in the login": (
         f"postgresql://alex@s3cr3t@{HOST}/neondb",
         f"[USER:***]@{HOST}/neondb: this is not USER:PASSWORD",
     ),

@@ -65,7 +65,7 @@ def test_all_steps_pass_on_a_healthy_database(plain: DatabaseUrl) -> None:
 def test_after_a_failed_step_the_others_are_skipped(plain: DatabaseUrl) -> None:
     steps, _ = check(plain.replace(password="wrong"))
 
-    assert failed(steps) == ("log-in", "login-refused")
+    assert failed(steps) == ("login", "login-refused")
     assert [step.name for step in steps.values() if step.ok is None] == [
         "database",
         "endpoint",
@@ -100,7 +100,7 @@ def test_an_attempt_is_retried_if_that_can_help(
     with scripted_server(error(words)) as server:
         steps, _ = check(plain.replace(port=server.port))
 
-    assert failed(steps)[0] == "log-in"
+    assert failed(steps)[0] == "login"
     assert server.log_ins == attempts
 
 
@@ -156,7 +156,7 @@ def test_a_server_that_does_not_answer_a_login_ends_the_check(
     with scripted_server(SILENCE) as server:
         steps, waits = check(plain.replace(port=server.port))
 
-    assert failed(steps) == ("log-in", "no-answer")
+    assert failed(steps) == ("login", "no-answer")
     assert waits
     assert waits == sorted(waits)
 
@@ -199,9 +199,9 @@ def test_an_error_is_reported_at_the_step_it_belongs_to(plain: DatabaseUrl) -> N
         cut_off, _ = check(plain.replace(port=server.port))
 
     assert failed(missing) == ("database", "database-missing")
-    assert missing["log-in"].ok
+    assert missing["login"].ok
     assert failed(insecure) == ("TLS", "tls-required")
-    assert failed(cut_off) == ("log-in", "query-cancelled")
+    assert failed(cut_off) == ("login", "query-cancelled")
 
 
 def test_a_read_only_server_is_reported(plain: DatabaseUrl) -> None:

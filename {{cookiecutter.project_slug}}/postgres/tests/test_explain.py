@@ -159,7 +159,7 @@ def test_a_message_in_another_language_is_passed_on() -> None:
     with scripted_server(error(words, "SCHWERWIEGEND", "28P01")) as server:
         finding = fail_to_connect(URL.replace(port=server.port))
 
-    assert (finding.name, finding.step) == ("server-refused", "log-in")
+    assert (finding.name, finding.step) == ("server-refused", "login")
     assert finding.message == f"SCHWERWIEGEND: {words}"
 
 
