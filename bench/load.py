@@ -86,9 +86,9 @@ def prepare(method: str, path: str, token: str, body: object = None) -> bytes:
     return with_body([*head, "Content-Type: application/json"], json.dumps(body).encode())
 
 
-def prepare_form(path: str, **fields: str) -> bytes:
-    """Return the raw bytes of a form post."""
-    head = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1"]
+def prepare_form(path: str, address: str, **fields: str) -> bytes:
+    """Return the raw bytes of a form post. address: of the client, as a proxy passes it on."""
+    head = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"X-Forwarded-For: {address}"]
     head.append("Content-Type: application/x-www-form-urlencoded")
     return with_body(head, urlencode(fields).encode())
 

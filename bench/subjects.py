@@ -93,8 +93,10 @@ class World:
         self.data.reset_writer(0)
         page = prepare("GET", "/tasks", self.tokens[owner.id])
         log_ins = [
-            prepare_form("/auth/login", username=email_of(visitor), password=PASSWORD)
-            for visitor in VISITORS
+            prepare_form(
+                "/auth/login", f"192.0.2.{number}", username=email_of(visitor), password=PASSWORD
+            )
+            for number, visitor in enumerate(VISITORS)
         ]
         kinds = {
             "list": itertools.repeat(page),

@@ -41,6 +41,11 @@ class Answer:
         return self.status == 503 and wait > 0 and self.seconds < LIMIT_SECONDS
 
 
+def new_address() -> str:
+    """Return an address from which nobody has come."""
+    return f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"
+
+
 @dataclass(frozen=True)
 class AppServer:
     """A running app, with one or more processes."""
@@ -50,11 +55,22 @@ class AppServer:
     log: Path
 
     def request(
-        self, method: str, path: str, body: object = None, *, token: str | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        token: str | None = None,
+        address: str | None = None,
     ) -> Answer:
-        """Send a request on a new connection. Raises OSError, HTTPException."""
+        """Send a request on a new connection. Raises OSError, HTTPException.
+
+        address: of the client, as a proxy passes it on.
+        """
         start = time.monotonic()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if address:
+            headers["X-Forwarded-For"] = address
         connection = HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)
         try:
             if isinstance(body, str):  # a form
@@ -74,7 +90,8 @@ class AppServer:
         """Register an account and log in. Returns the access token."""
         email = f"{name or secrets.token_hex(8)}@example.com"
         account = {"email": email, "password": PASSWORD, "name": "Ada"}
-        answer = self.request("POST", "/auth/register", account)
+        address = new_address()  # few may register from one address
+        answer = self.request("POST", "/auth/register", account, address=address)
         assert answer.status == 201, answer
         return self.log_in(email)
 

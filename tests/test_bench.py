@@ -163,7 +163,7 @@ def test_a_run_waits_for_late_responses(stub: ThreadingHTTPServer) -> None:
 @needs_wrk
 def test_requests_carry_bodies_forms_and_tokens(stub: ThreadingHTTPServer) -> None:
     body = load.prepare("POST", "/201", "secret", {"title": "Buy milk"})
-    form = load.prepare_form("/201", username="ada@example.com", password="a b")
+    form = load.prepare_form("/201", "192.0.2.1", username="ada@example.com", password="a b")
 
     load.send(stub.server_port, [body, form], clients=1, seconds=0.2)
 

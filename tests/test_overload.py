@@ -103,9 +103,10 @@ def extended_app(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def log_in(account: int) -> bytes:
-    """Return the raw bytes of a login request."""
+    """Return the raw bytes of a login request; each account has its own address."""
     form = f"username={account}@example.com&password={PASSWORD}".encode()
     head = f"POST /auth/login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(form)}\r\n"
+    head += f"X-Forwarded-For: 192.0.2.{account}\r\n"
     return head.encode() + b"Content-Type: application/x-www-form-urlencoded\r\n\r\n" + form
 
 

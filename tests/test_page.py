@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pictures.browser import chromium, find_chromium
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Route, expect
 
-from app_server import PASSWORD, AppServer
+from app_server import PASSWORD, AppServer, new_address
 from machine import Project
 from stage import Stage, new_stage
 
@@ -158,7 +158,11 @@ def screen() -> dict[str, Any]:
 @pytest.fixture
 def visitor(browser: Browser, app: AppServer, screen: dict[str, Any]) -> Iterator[Visitor]:
     """A user who has opened the page. Fails at the end if there were complaints."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **screen})
+    own = {
+        "viewport": {"width": 1280, "height": 900},
+        "extra_http_headers": {"X-Forwarded-For": new_address()},  # few may register from one
+    }
+    context = browser.new_context(**{**own, **screen})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     context.set_default_timeout(SECONDS * 1000)
     visitor = Visitor(context.new_page(), app)
