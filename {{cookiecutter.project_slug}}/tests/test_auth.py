@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import jwt
 import pytest
+from alembic import command
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi import FastAPI, HTTPException
@@ -28,11 +29,12 @@ from limits.aio.storage import memory
 from limits.aio.strategies import FixedWindowRateLimiter
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
-from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, func, select, text, update
 from sqlmodel import Session, col
 from structlog.testing import capture_logs
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+import migrations
 from auth import refresh_tokens
 from auth.client import client_key
 from auth.passwords import COMMON, Passwords, Throttle, normalize
@@ -41,6 +43,7 @@ from auth.tokens import CLAIMS, ISSUER, OwnTokens, signing_key
 from config import Settings
 from errors import MAX_BODY_BYTES
 from models import RefreshToken, User
+from postgres.url import DatabaseUrl
 
 PASSWORD = "correct horse battery staple"
 NEW_PASSWORD = "Tr0ub4dor&3 is not enough"
@@ -638,6 +641,30 @@ def test_a_login_ends_ninety_days_after_it_began(
     age(engine, ada, timedelta(days=1))
 
     assert refresh(client, token).status_code == 401
+
+
+def test_a_login_from_before_this_rule_ends_then_too(
+    new_database: Callable[[], DatabaseUrl],
+) -> None:
+    url = new_database()
+    command.upgrade(migrations.alembic_config(url), "0001")
+    engine = create_engine(url.for_sqlalchemy())
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO users VALUES (gen_random_uuid(), 'ada', '', '')"))
+        connection.execute(
+            text(
+                "INSERT INTO refresh_tokens (id, user_id, token_hash, created_at, expires_at)"
+                " SELECT gen_random_uuid(), id, '', now() - days * interval '1 day',"
+                " now() + interval '30 days' FROM users, unnest(ARRAY[10, 80]) AS days"
+            )
+        )
+
+    migrations.upgrade(url)
+
+    with engine.connect() as connection:
+        left = text("SELECT round(extract(day FROM expires_at - now())) FROM refresh_tokens")
+        assert sorted(connection.scalars(left)) == [9, 29]
+    engine.dispose()
 
 
 def test_a_login_removes_the_same_users_expired_ones(
