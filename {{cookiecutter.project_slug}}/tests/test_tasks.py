@@ -898,10 +898,7 @@ def test_a_filter_that_cannot_work_is_refused(ada: TestClient, name: str) -> Non
 
 @pytest.fixture
 def client_with(
-    database_url: DatabaseUrl,
-    settings_for: Callable[..., Settings],
-    engine: Engine,
-    token_for: Callable[[str], str],
+    database_url: DatabaseUrl, settings_for: Callable[..., Settings], client_of: ClientOf
 ) -> Iterator[Callable[..., TestClient]]:
     """Return a client of an app with other settings, logged in to a new account."""
     with ExitStack() as stack:
@@ -909,9 +906,7 @@ def client_with(
         def start(**changes: object) -> TestClient:
             app = create_app(settings_for(database_url, **changes))
             client = stack.enter_context(TestClient(app))
-            user_id = str(uuid4())
-            add_account(engine, user_id)
-            client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
+            client.headers["Authorization"] = client_of(str(uuid4())).headers["Authorization"]
             return client
 
         yield start
