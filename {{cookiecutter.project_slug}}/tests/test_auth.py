@@ -1297,6 +1297,7 @@ def test_the_current_password_cannot_be_guessed_with_a_stolen_token(
         ("fe80::1%eth0", "fe80::/56"),
         ("", ""),
         ("a socket", "a socket"),
+        ("x" * 60_000, "x" * 45),
     ],
 )
 def test_an_ipv6_client_cannot_change_its_address_and_guess_on(host: str, stands_for: str) -> None:
