@@ -62,6 +62,7 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._due: float | None = None  # when what the client is sending must be complete
+        self._write_due: float | None = None  # when it must have read what is waiting for it
         self._timer: asyncio.TimerHandle | None = None
         self._unread = 0  # bytes since the last request, or since the last piece of its body
         self._refusal: Refused | None = None
@@ -143,16 +144,19 @@ class LimitedProtocol(HttpToolsProtocol):
     def _check_time(self) -> None:
         """Refuse what is late. Each connection has one timer, so requests do not pay for theirs."""
         now = self.loop.time()
-        if self._due is None and self.transport.is_closing():  # as soon as the client has read all
-            self._due = now + self.REQUEST_SECONDS
-        if self._due is None or self.flow.read_paused:  # nothing is late, or the app is
-            self._timer = self.loop.call_at(now + self.HEAD_SECONDS, self._check_time)
-        elif now < self._due:
-            self._timer = self.loop.call_at(self._due, self._check_time)
+        if self._write_due is None and self.transport.is_closing():
+            self._write_due = now + self.REQUEST_SECONDS
+        due = self._write_due
+        if due is None and not self.flow.read_paused:  # or the app is late, not the client
+            due = self._due
+        if due is None or now < due:
+            self._timer = self.loop.call_at(due or now + self.HEAD_SECONDS, self._check_time)
         elif self._unread == 0 and (self.cycle is None or self.cycle.response_complete):
             self.transport.abort()  # nothing was asked: some clients connect before they need it
-        else:
+        elif self._write_due is None:
             self._refuse(Refused(408, "the request did not arrive in time"))
+        else:
+            self._refuse(Refused(408, "the response was not read in time"))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -161,11 +165,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._due = self.loop.time() + self.REQUEST_SECONDS  # until the client reads on
+        self._write_due = self.loop.time() + self.REQUEST_SECONDS
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._due = None
+        self._write_due = None
 
     def shutdown(self) -> None:
         super().shutdown()

@@ -1,5 +1,6 @@
 """What every response has, whatever its route: headers, HEAD, and the prefix of a proxy."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -119,6 +120,7 @@ def test_addresses_have_the_prefix_under_which_a_proxy_serves_the_app(
     with TestClient(app, headers=headers) as client:
         created = [client.post(f"{passed_on}/tasks", json={"title": "x"}) for _ in range(2)]
         page = client.get(f"{passed_on}/tasks", params={"limit": 1})
+        home = client.get(f"{passed_on}/")
         docs = client.get(f"{passed_on}/docs")
         schema = client.get(f"{passed_on}/openapi.json")
 
@@ -128,3 +130,5 @@ def test_addresses_have_the_prefix_under_which_a_proxy_serves_the_app(
     assert page.headers["Link"].startswith(f"<{start}?")
     assert f'"{PREFIX}/openapi.json"' in docs.text or f"'{PREFIX}/openapi.json'" in docs.text
     assert schema.json()["servers"] == [{"url": PREFIX}]
+    assert home.status_code == 200
+    assert not re.search(r"""(href=|src=|fetch\()["'`]/""", home.text)  # relative to the prefix

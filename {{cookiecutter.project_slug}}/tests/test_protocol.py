@@ -367,9 +367,14 @@ def test_a_body_that_nobody_waits_for_has_the_same_limit(served: Served) -> None
 
 
 @pytest.mark.usefixtures("short")
-def test_a_client_that_does_not_read_is_dropped(served: Served) -> None:
+@pytest.mark.parametrize("requests", [1, 3])
+def test_a_client_that_does_not_read_is_dropped(served: Served, requests: int) -> None:
+    endless = COMPLETE.replace("where", "endless").encode()
+
     with served.connect() as connection:
-        connection.sendall(COMPLETE.replace("where", "endless").encode())
+        connection.sendall(endless)
+        time.sleep(0.1)
+        connection.sendall(endless * (requests - 1))
         served.wait_until_idle()
 
 
