@@ -16,7 +16,7 @@ from db import open_engine, refuse_threads
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
 from pages import docs, home
-from pagination import Cursors, ListLimit
+from pagination import Cursors, UserLimit
 from postgres.outage_log import Availability
 from resources import Resources
 from routes import auth, health, tasks
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
                 availability=availability,
                 readiness=health.Readiness(engine),
                 cursors=Cursors(settings.better_auth_secret),
-                list_limit=ListLimit(settings.db_pool_size, settings.db_queue_seconds),
+                user_limit=UserLimit(settings.db_pool_size, settings.db_queue_seconds),
                 quota=Quota(settings.tasks_per_user),
                 verifier=verifier,
                 passwords=stack.enter_context(closing(Passwords())),

@@ -150,12 +150,12 @@ def invalid_cursor(reason: str) -> RequestValidationError:
     )
 
 
-class ListLimit:
-    """Keeps one user's filtered lists from taking all connections to the database.
+class UserLimit:
+    """Keeps what may touch all rows of a user from taking all connections to the database.
 
-    A page without filters reads no more rows than it shows, so it is not limited. With a filter,
-    PostgreSQL may have to look at all rows of the user. Then a third of the connections is his at
-    most; twice as many requests wait for one of these, and others are refused.
+    That is a list with filters, and a change of many rows. A page without filters reads no more
+    rows than it shows, so it is not limited. A third of the connections is the user's at most;
+    twice as many requests wait for one of these, and others are refused.
     """
 
     def __init__(self, pool_size: int, wait_seconds: float) -> None:
@@ -170,14 +170,14 @@ class ListLimit:
         if line is None:
             line = self._lines[user_id] = Line(asyncio.Semaphore(self._at_once))
         if line.requests >= 3 * self._at_once:
-            raise too_many_lists()
+            raise too_many()
         line.requests += 1
         try:
             try:
                 async with asyncio.timeout(self._wait_seconds):
                     await line.turns.acquire()
             except TimeoutError:
-                raise too_many_lists() from None
+                raise too_many() from None
             try:
                 yield
             finally:
@@ -194,10 +194,10 @@ class Line:
     requests: int = 0  # that read or wait
 
 
-def too_many_lists() -> HTTPException:
+def too_many() -> HTTPException:
     return HTTPException(
         status.HTTP_429_TOO_MANY_REQUESTS,
-        "too many lists with filters at the same time: wait for the answers to the others",
+        "too many large requests at the same time: wait for the answers to the others",
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 
@@ -226,7 +226,7 @@ class PageReader:
         values["limit"] = query.limit + 1
         user_id = getattr(self._request.state, "user_id", None)
         if is_filtered and user_id is not None:
-            async with resources(self._request).list_limit.turn(user_id):
+            async with resources(self._request).user_limit.turn(user_id):
                 rows = await self._send(statement, values | parameters)
         else:
             rows = await self._send(statement, values | parameters)

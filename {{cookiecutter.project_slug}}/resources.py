@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # these modules import this one
     from auth import TokenVerifier
     from auth.passwords import Passwords, Throttle
     from config import Settings
-    from pagination import Cursors, ListLimit
+    from pagination import Cursors, UserLimit
     from postgres.outage_log import Availability
     from routes.health import Readiness
     from routes.new_tasks import Quota
@@ -26,7 +26,7 @@ class Resources:
     availability: "Availability"
     readiness: "Readiness"
     cursors: "Cursors"
-    list_limit: "ListLimit"
+    user_limit: "UserLimit"
     quota: "Quota"
     verifier: "TokenVerifier"
     passwords: "Passwords"

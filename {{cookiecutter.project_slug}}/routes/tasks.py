@@ -28,6 +28,7 @@ from db import CompiledStatement, OneStatement, Row, StatementDep
 from errors import found
 from models import FOREVER, LAST, Priority, Task
 from pagination import PageQuery, PageReaderDep, Pages
+from resources import resources
 from routes.new_tasks import COLUMNS, NewTask
 from routes.preconditions import (
     UNCONDITIONAL,
@@ -276,31 +277,37 @@ async def create_task(
     return task
 
 
-@router.patch("", responses=problems(401, *BODY, 503))
+@router.patch("", responses=problems(401, 429, *BODY, 503))
 async def complete_tasks(
     body: TasksUpdate,
     owner_id: CurrentUserId,
     statement: StatementDep,
     which: Annotated[TaskChoice, Query()],
+    request: Request,
 ) -> TasksChanged:
     """Set `completed` of all tasks, or with the parameter `completed` only of those that are done,
     or are not. Tasks that have the value already do not change.
     """
     if which.completed == body.completed:
         return TasksChanged(changed=0)
-    (row,) = await statement.all(COMPLETE, owner=owner_id, value=body.completed)
+    async with resources(request).user_limit.turn(owner_id):
+        (row,) = await statement.all(COMPLETE, owner=owner_id, value=body.completed)
     return TasksChanged(**row)
 
 
-@router.delete("", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 422, 503))
+@router.delete("", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 422, 429, 503))
 async def delete_tasks(
-    owner_id: CurrentUserId, statement: StatementDep, which: Annotated[TaskChoice, Query()]
+    owner_id: CurrentUserId,
+    statement: StatementDep,
+    which: Annotated[TaskChoice, Query()],
+    request: Request,
 ) -> None:
     """Delete all tasks, or with `completed` only the completed or the open ones."""
-    if which.completed is None:
-        await statement.all(DELETE_ALL, owner=owner_id)
-    else:
-        await statement.all(DELETE_SOME, owner=owner_id, completed=which.completed)
+    async with resources(request).user_limit.turn(owner_id):
+        if which.completed is None:
+            await statement.all(DELETE_ALL, owner=owner_id)
+        else:
+            await statement.all(DELETE_SOME, owner=owner_id, completed=which.completed)
 
 
 @router.get(
