@@ -1,7 +1,7 @@
 """HTTP/1.1 as uvicorn speaks it, with limits for clients that send too much, too slowly or oddly.
 
 uvicorn has no settings for these (docs/deploying.md lists them). The methods that are overridden
-here are internal to uvicorn: tests/test_server.py fails if a new version changes them.
+here are internal to uvicorn: tests/test_protocol.py fails if a new version changes them.
 """
 
 import asyncio
@@ -91,19 +91,27 @@ class LimitedProtocol(HttpToolsProtocol):
             self._due = self.loop.time() + self.HEAD_SECONDS
         self._unread += len(data)
         try:
-            self.parser.feed_data(data)
+            self._parse(memoryview(data))
             if self._unread > self.HEAD_BYTES:
                 raise self._too_large()
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._upgrades:
-                self.handle_websocket_upgrade()
-            else:
-                self._repeat_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback raised
             self._refuse(cause if isinstance(cause, Refused) else Refused(400, "invalid HTTP"))
         except Refused as refusal:
             self._refuse(refusal)
+
+    def _parse(self, data: memoryview) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._upgrades:
+                    self.handle_websocket_upgrade()
+                    return
+                self._repeat_without_upgrade()
+                data = data[upgrade.args[0] :]
+            else:
+                return
 
     # Callbacks of the parser
 
@@ -244,13 +252,13 @@ class LimitedProtocol(HttpToolsProtocol):
     def _should_upgrade(self) -> bool:
         return self._upgrades
 
-    def _repeat_without_upgrade(self, rest: bytes) -> None:
-        """Parse the request again: the parser has taken its body for another protocol's data."""
+    def _repeat_without_upgrade(self) -> None:
+        """Parse the headers again: after an upgrade, the parser does not expect a body."""
         self._repeats = False
         version = self.parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
-        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _require_one_host(self) -> None:
         hosts = sum(name == b"host" for name, _ in self.headers)

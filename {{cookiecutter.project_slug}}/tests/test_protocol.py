@@ -463,6 +463,12 @@ def test_an_upgrade_of_a_plain_route_is_answered_as_http(
     assert re.findall(r"HTTP/1.1 (\d+)", answers) == [str(status), str(status), "200"]
 
 
+def test_many_upgrades_at_once_are_answered(served: Served) -> None:
+    request = f"GET /where HTTP/1.1\r\nHost: x\r\n{H2C}\r\n"
+
+    assert len(bodies(served.ask(request * 1000))) == 1000
+
+
 @pytest.mark.parametrize("headers", [HANDSHAKE, H2C])
 def test_an_upgrade_does_not_lose_the_body(served: Served, headers: str) -> None:
     request = post("/length", headers.strip(), "Content-Length: 5")
