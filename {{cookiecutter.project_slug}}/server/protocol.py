@@ -201,6 +201,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body and not self.flow.write_paused:
                 cycle.keep_alive = False  # an earlier request, which is complete
+                self._due = None
+                self._check_time()  # the client has yet to read the answer
                 return
             cycle.disconnected = True  # whatever the app still answers is dropped
             if cycle.response_started or self.pipeline:

@@ -417,6 +417,16 @@ def test_half_a_body_does_not_hold_up_the_shutdown(monkeypatch: pytest.MonkeyPat
         assert everything(connection).startswith("HTTP/1.1 408 ")
 
 
+@pytest.mark.usefixtures("short")
+def test_a_refused_client_has_to_read_what_came_before(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(COMPLETE.replace("where", "endless").encode())
+        connection.sendall(b"GET nowhere HTTP/1.1\r\n\r\n")
+        assert connection.recv(1000)
+
+        served.wait_until_idle()
+
+
 def test_a_complete_request_is_answered_before_the_one_that_is_refused(served: Served) -> None:
     answers = served.send(COMPLETE, COMPLETE, "GET nowhere HTTP/1.1\r\n\r\n")
 
