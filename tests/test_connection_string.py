@@ -155,7 +155,8 @@ def test_a_pasted_string_is_hidden_and_saved(machine: Machine, server: Server) -
     terminal.sendline("https://console.neon.tech/s3cr3t")
     terminal.expect("Try again: .*web page")
     terminal.expect(PROMPT)
-    terminal.send(f"psql '{server.url()}'\nsome more")  # Enter ends the last line
+    half = len(server.url()) // 2
+    terminal.send(f"psql '{server.url()[:half]}\n  {server.url()[half:]}'")
     terminal.sendline()
     terminal.expect("Fixed: ")
     terminal.expect("✓.* settings")

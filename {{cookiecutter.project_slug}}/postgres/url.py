@@ -1,10 +1,7 @@
-"""Parses the connection strings that people paste, and fixes what can be fixed safely.
+"""Parses the connection strings that people paste: what is certain is read, the rest is refused.
 
-What libpq accepts is read as libpq reads it. If libpq would reject or misread a text, and exactly
-one other reading makes sense, that one is used, and reported. Anything else is an error.
-
-pasted/text.py finds URLs in a text, pasted/url.py splits one, and pasted/parts.py reads the formats
-with separate settings. This module makes a DatabaseUrl of the result: checked and complete.
+pasted/text.py finds the connection in a text, pasted/url.py reads a URL, and pasted/parts.py reads
+the formats with separate settings. This module makes a DatabaseUrl of the result.
 """
 
 import dataclasses
@@ -15,36 +12,30 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from postgres.pasted.parts import find_settings
-from postgres.pasted.text import NAMES, Found, clean, explain, find_urls, unwrap
-from postgres.pasted.url import (
-    FOREIGN,
-    KEYWORDS,
-    MODES,
-    NEON_ENDPOINT,
-    PLACEHOLDER,
-    DatabaseUrlError,
-    read_url,
-    refusal,
-    refuse_placeholders,
-    rough_parts,
-)
+from postgres.pasted.text import read_text
+from postgres.pasted.url import PASTE, PLACEHOLDER, DatabaseUrlError
 
 __all__ = ["PLACEHOLDER", "DatabaseUrl", "DatabaseUrlError", "Reading", "parse", "read"]
 
 EMBEDDED_USER = "embedded"  # marks the project's own server
 EMBEDDED_HOST = "127.0.0.1"
 
-HOST_PATTERN = re.compile(r"(?ai)[a-z\d_](?:[\w.-]*\w)?\.?|/[\w./~ -]*|[\da-f.]*:[\da-f:.]*")
+HOST_PATTERN = re.compile(r"(?ai)[a-z\d_](?:[\w.-]*\w)?\.?|/[\w./~ :@+-]*")
 # Neon's own domain, and the one that Vercel used for Neon's databases.
 NEON_HOST = re.compile(r"(?ai)(?:[\w.-]+\.)?(?:neon\.tech|postgres\.vercel-storage\.com)\.?")
-NEON_BEGINNING = re.compile(
-    rf"(?ai)ep-[a-z]+-[a-z\d-]*|{NEON_ENDPOINT}(?:\.c-\d+)?(?:\.[a-z\d-]*(?P<end>\..*)?)?"
-)
+OTHER_PORTS = {1433: "SQL Server", 1521: "Oracle", 3306: "MySQL", 6379: "Redis", 27017: "MongoDB"}
 
 
 def encode(text: str) -> str:
     return quote(text, safe="")
+
+
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,8 @@ class DatabaseUrl:
     @property
     def address(self) -> str:
         """Host and port, for messages."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host and is_address(self.host) else self.host
+        return f"{host}:{self.port}"
 
     @property
     def is_neon(self) -> bool:
@@ -106,10 +98,9 @@ class DatabaseUrl:
 
     @property
     def is_loopback(self) -> bool:
-        try:
-            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return self.host == "localhost" or (
+            is_address(self.host) and ipaddress.ip_address(self.host).is_loopback
+        )
 
     @property
     def is_embedded(self) -> bool:
@@ -130,16 +121,26 @@ class DatabaseUrl:
         """The same database without the pooler: for migrations and dumps."""
         if not self.is_pooled:
             return self
-        label, dot, domain = self.host.partition(".")
-        return self.replace(host=label[: -len("-pooler")] + dot + domain)
+        label = self.host.partition(".")[0]
+        return self._rename(label, label[: -len("-pooler")])
 
     @property
     def pooled(self) -> "DatabaseUrl":
         """The same database through Neon's pooler. The same URL if it is not at Neon."""
         if not self.is_neon or self.is_pooled:
             return self
-        label, dot, domain = self.host.partition(".")
-        return self.replace(host=f"{label}-pooler{dot}{domain}")
+        label = self.host.partition(".")[0]
+        return self._rename(label, f"{label}-pooler")
+
+    def _rename(self, old: str, new: str) -> "DatabaseUrl":
+        """Change the first label of the host, also where options=endpoint=… repeats it."""
+        options = tuple(
+            (name, re.sub(rf"(?i)(?<==){re.escape(old)}(?![\w-])", new, value))
+            if name == "options"
+            else (name, value)
+            for name, value in self.options
+        )
+        return self.replace(host=new + self.host[len(old) :], options=options)
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,6 @@ class Reading:
     changes: tuple[str, ...]
 
 
-Outcome = Reading | DatabaseUrlError
-
-
 def parse(text: str) -> DatabaseUrl:
     """Read a pasted text. Raises DatabaseUrlError."""
     return read(text).url
@@ -161,162 +159,33 @@ def parse(text: str) -> DatabaseUrl:
 def read(text: str) -> Reading:
     """Read a pasted text, and say what was changed in it. Raises DatabaseUrlError."""
     changes: list[str] = []
-    text = clean(text, changes)
-    if not text:
-        raise DatabaseUrlError(f"the text is empty: write {PLACEHOLDER}")
-    bare = unwrap(text, changes)
-    urls = find_urls(bare)
-    outcome = choose(urls, bare) if urls else read_settings(bare)
-    if urls and isinstance(outcome, DatabaseUrlError) and "$" in bare:
-        # DATABASE_URL=postgresql://$PGUSER:…, and PGUSER=… in the same text
-        settings = read_settings(bare)
-        outcome = settings if isinstance(settings, Reading) else outcome
-    if isinstance(outcome, DatabaseUrlError):
-        raise outcome
-    whole = "".join(line.strip() for line in bare.splitlines())
-    if urls and whole not in {url.scheme + (url.joined or url.url) for url in urls}:
-        changes.append("ignored the text around the connection string")
-    return Reading(outcome.url, (*changes, *outcome.changes))
-
-
-def choose(urls: list[Found], text: str) -> Outcome:
-    """Read the URL that is meant for applications. Others may lead to the same database."""
-    ranked = sorted(urls, key=lambda found: found.rank)
-    if ranked[0].name == "DATABASE_URL":
-        ranked = [found for found in ranked if found.name == "DATABASE_URL"]
-    outcomes = [(found, attempt(found, text)) for found in ranked]
-    readings = [(found, outcome) for found, outcome in outcomes if isinstance(outcome, Reading)]
-    if not readings:
-        return outcomes[0][1]
-    if len({reading.url.direct.replace(options=()) for _, reading in readings}) > 1:
-        return DatabaseUrlError("the text contains several connection strings: paste only one")
-    equals = [(found, reading) for found, reading in readings if found.rank == readings[0][0].rank]
-    found, reading = min(equals, key=lambda pair: not pair[1].url.is_pooled)
-    if len({other.url for other in urls}) == 1:
-        return reading
-    name = found.name if found.name in NAMES else "one"
-    change = f"took {name} of {len(urls)} connection strings"
-    return Reading(reading.url, (change, *reading.changes))
-
-
-def attempt(found: Found, text: str) -> Outcome:
-    """Read a URL alone, and joined with the lines after it."""
-    alone = attempt_url(found, found.url, text)
-    if not found.joined:
-        return alone
-    more = found.joined.removeprefix(found.url)
-    joined = attempt_url(found, found.joined, text)
-    if isinstance(joined, Reading):
-        if isinstance(alone, Reading) and alone.url == joined.url:
-            return alone
-        if isinstance(alone, DatabaseUrlError) or re.search("[@/?&=]", found.url[-1] + more):
-            return Reading(joined.url, ("joined the lines of the string", *joined.changes))
-    elif isinstance(alone, DatabaseUrlError) or "@" not in more:
-        return alone
-    return DatabaseUrlError("the text has more lines: paste only the connection string")
-
-
-def attempt_url(found: Found, url: str, text: str) -> Outcome:
-    changes: list[str] = []
-    try:
-        if found.broken:
-            raise refusal({}, found.broken, "this contains a space: write it as %20")
-        settings = read_url(url, changes)
-        if not (settings["user"] and settings["password"]):
-            borrow(settings, text.replace(url, ""), changes)
-        if found.scheme_change:
-            changes.append(found.scheme_change)
-        return Reading(assemble(settings, changes), tuple(changes))
-    except DatabaseUrlError as error:
-        return error
-
-
-def borrow(settings: dict[str, str], text: str, changes: list[str]) -> None:
-    """Fill in a user or password from outside the URL, as in `PGPASSWORD=… psql URL`."""
-    try:
-        others = find_settings(text, []) or {}
-    except DatabaseUrlError:
-        return
-    for name in ("user", "password"):
-        if others.get(name) and not settings[name]:
-            settings[name] = others[name]
-            changes.append(f"took the {name} from next to the connection string")
-
-
-def read_settings(text: str) -> Outcome:
-    """Read a text with separate settings, such as PGHOST=… PGUSER=…."""
-    changes: list[str] = []
-    try:
-        settings = find_settings(text, changes)
-        if not settings:
-            return DatabaseUrlError(explain(text))
-        refuse_placeholders(settings)
-        return Reading(assemble(settings, changes), tuple(changes))
-    except DatabaseUrlError as error:
-        return error
+    settings = read_text(text, changes)
+    return Reading(assemble(settings, changes), tuple(dict.fromkeys(changes)))
 
 
 def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
-    """Check libpq's keywords, and fill in what is missing. Raises DatabaseUrlError."""
+    """Check libpq's keywords. Raises DatabaseUrlError."""
     own = {name: settings.get(name, "") for name in ("user", "password", "host", "port", "dbname")}
     user, password, host, port, database = own.values()
-    if "," in host + port:
-        raise refusal(own, "host", "there are several hosts: write only the primary")
-    if not HOST_PATTERN.fullmatch(host):
-        raise refusal(own, "host", f"the host is missing or invalid: write {PLACEHOLDER}")
-    if not user:
-        raise refusal(own, "user", f"the user is missing: write {PLACEHOLDER}")
+    for part, value in {"host": host, "user": user, "database": database}.items():
+        if not value:
+            raise DatabaseUrlError(f"the {part} is missing: {PASTE}")
+    if "," in host:
+        raise DatabaseUrlError(f"there are several hosts: {PASTE}, with the primary")
+    if not (HOST_PATTERN.fullmatch(host) or is_address(host)):
+        raise DatabaseUrlError(f"the host is not a name, an address or a socket: {PASTE}")
     port = port or "5432"
     if not re.fullmatch(r"(?a)\d{1,5}", port) or not 0 < int(port) < 65536:
-        raise refusal(own, "port", "the port is not a number from 1 to 65535: write HOST:5432")
+        raise DatabaseUrlError("the port is not a number from 1 to 65535: write HOST:5432")
+    if other := OTHER_PORTS.get(int(port)):
+        raise DatabaseUrlError(f"the port is that of another database ({other}): {PASTE}")
+    options = {name: value for name, value in settings.items() if name not in own and value}
     url = DatabaseUrl(user, password, host, int(port), database)
-    if is_cut_off(url):
-        raise refusal(own, "host", "the host is cut off: Neon's hosts end in .neon.tech")
-    if url.is_neon and not password:
-        raise refusal(
-            own,
-            "password",
-            "the password is missing: show it, then copy the string again",
-        )
-    if not database:
-        # libpq's default is the user's name; Neon's first database has another one.
-        url = url.replace(database="neondb" if url.is_neon else user)
-        changes.append("added the missing database name")
-    refuse_placeholders(rough_parts(url.for_libpq().partition("://")[2]))  # it will be parsed again
-    options = {name: value for name, value in settings.items() if name in KEYWORDS - own.keys()}
-    if refused := settings.keys() - KEYWORDS:
-        names = sorted(refused & FOREIGN)
-        if refused - FOREIGN:
-            names.append("unknown names")
-        changes.append(f"removed parameters that libpq rejects: {', '.join(names)}")
-    set_modes(options, own, changes)
     if url.is_neon:
+        if not password:
+            raise DatabaseUrlError(f"the password is missing: {PASTE}")
         set_tls(options, changes)
-    return url.replace(options=tuple(item for item in options.items() if item[1]))
-
-
-def is_cut_off(url: DatabaseUrl) -> bool:
-    """Whether a Neon host was not copied completely."""
-    beginning = NEON_BEGINNING.fullmatch(url.host)
-    if not beginning or url.is_neon:
-        return False
-    end = beginning["end"] or ""
-    return any(domain.startswith(end) for domain in (".aws.neon.tech", ".azure.neon.tech"))
-
-
-def set_modes(options: dict[str, str], own: Mapping[str, str], changes: list[str]) -> None:
-    """Check sslmode and channel_binding, which libpq checks only when it connects."""
-    for name, modes in MODES.items():
-        if not (given := options.get(name)):
-            continue
-        word = re.sub(r"[\W_]", "", given).lower()
-        mode = next((mode for mode, words in modes.items() if word in words.split()), None)
-        if mode is None:
-            known = ", ".join(modes)
-            raise refusal(own, name, f"unknown {name}, perhaps cut off: write one of {known}")
-        if mode != given:
-            changes.append(f"wrote {name}={mode}, as libpq spells it")
-        options[name] = mode
+    return url.replace(options=tuple(options.items()))
 
 
 def set_tls(options: dict[str, str], changes: list[str]) -> None:

@@ -153,7 +153,7 @@ def test_an_invalid_string_is_rejected_and_not_shown(
     code, output = setup()
 
     assert code == 1
-    assert "✗ settings: the text starts with mysql://" in output
+    assert "✗ settings: the text is for another database (mysql)" in output
     assert "s3cr3t" not in output
     assert get_value(clone, "DATABASE_URL") == PLACEHOLDER
 

@@ -1,21 +1,29 @@
-"""Finds connection strings in pasted text: from a command, a file, a chat, a web page."""
+"""Finds the one connection that a pasted text holds. All of the text must be understood."""
 
-import difflib
-import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from urllib.parse import unquote
+from itertools import groupby
 
-from postgres.pasted.url import PLACEHOLDER, DatabaseUrlError
+from postgres.pasted.parts import ASSIGNMENTS, COMMAND, read_command, read_pairs, scan
+from postgres.pasted.url import (
+    MAX_URL_LENGTH,
+    PARTS,
+    PASTE,
+    REFERENCE,
+    SCHEME,
+    DatabaseUrlError,
+    add,
+    canonical,
+    join,
+    read_url,
+)
 
 MAX_TEXT_LENGTH = 20_000  # whole .env files are shorter
-MAX_URLS = 10
 
 # Characters that chats, terminals and web pages insert.
-INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"
 TERMINAL_CODE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z~]")  # colors, and the codes around a paste
+SPECIAL_BLANK = re.compile(r"[^\S \t\r\n\u2028\u2029\x85]")
 # Typographic quotes around a text, as word processors and chats write them.
 SPECIAL_QUOTES = re.compile(
     "(?<![^\\s=:(\\[{,])"
@@ -23,97 +31,112 @@ SPECIAL_QUOTES = re.compile(
     "|[\u2018\u201a]([^\u2018\u2019\u201a\n]*)[\u2018\u2019])"
     "(?![^\\s,;:)\\]}])"
 )
-SPECIAL_BLANK = re.compile(r"[^\S \t\r\n\u2028\u2029\x85]")
-# [text](target) and <target|text>: PASSWORD@HOST looks like an e-mail address to them.
-MARKDOWN_LINK = re.compile(r"\[([^][\n]*)\]\(((?:[a-z]+:)[^()\s]*)\)")
-CHAT_LINK = re.compile(r"<(?:mailto:)?([^<>|\s]+)\|\1>")
-ENCODED_STRING = re.compile(r"(?i)(?<![\w+.-])postgres(?:ql)?%(?:25)?3A%(?:25)?2F[^\s&\"'<>]*")
+# [text](text) and <text|text>: PASSWORD@HOST looks like an e-mail address to them.
+LINK = re.compile(r"\[([^\s]{1,500})\]\((?:mailto:)?\1\)|<(?:mailto:)?([^<>|\s]+)\|\2>")
+COMMENT = re.compile(r"\s*(?:(?:#|//|--)\s.*|#.*|`{3}\w*)?$")  # or nothing, or a fence in Markdown
 
-# A URL, and what may be before and after it.
-DRIVERS = {"", "asyncpg", "pg8000", "psycopg", "psycopg2", "psycopg_async"}  # of SQLAlchemy
-OUR_SCHEMES = ("postgresql", "postgres", "psql", "pgsql", "pg", "postgis")
-SCHEME = re.compile(
-    r"""(?aix) (?<![\w+.-])
-    (?:(?P<name>[\w.]+)["'`]?[ \t]*[=:][ \t]*)?
-    (?P<opening>["'`<>(\[{*_]{0,4})
-    (?P<scheme>(?P<base>[a-z][a-z\d.-]*)(?:\+[a-z\d+.-]*)?):(?P<slashes>//?)"""
-)
-NO_SCHEME = re.compile(
-    r"""(?:\w+["']?[ \t]*(?:=|:[ \t])[ \t]*)?["'`]?(?::?//)?([\w.%+-]+:[^\s/]\S*@\S+)"""
-)
-QUOTES = "\"'`"
-BRACKETS = {"<": ">", ">": "<", "(": ")", "[": "]", "{": "}", "*": "*", "_": "_"}
-AFTER_CLOSING = r"""(?=$|[\s,;.)\]}>|"'`*_&\\])"""
-LEFT_OVER = "\"'`\u2018\u2019\u201c\u201d\xbb>;,)|\\"
-ENTITIES = ("&quot;", "&#34;", "&#39;", "&apos;", "&gt;")
-# Names of settings that hold an application's connection string, the best first, and parts of the
-# names of those for other uses. Messages quote only the former.
-NAMES = ("DATABASE_URL", "NEON_DATABASE_URL", "POSTGRES_URL", "url")
-OTHER_USES = re.compile(r"(?i)unpooled|non_?pooling|direct|no_?ssl|shadow|prisma|test|replica|read")
+# One layer of what stands around a string: a prompt, a shell's word, a name, quotes, brackets.
+LAYERS = [
+    re.compile(f"(?as){layer}")
+    for layer in (
+        r"[^\n\"'`=]{0,60}?[$%>#]\s+(?P<inside>.*)",
+        r"(?:set -\w+|setx)\s+(?P<name>\w+)\s+(?P<inside>.*)",
+        r"(?:export|set|env|ENV|-e|--env|-|const|let|var)\s+(?P<inside>.*)",
+        r"(?:\$env:)?([\"'`]?)(?P<name>[A-Za-z_][\w.]*)\1\s*(?:=>|[=:|])\s*(?P<inside>.*)",
+        r"[A-Za-z_][\w.]*\((?P<inside>.*)\)[;,.]?",
+        r"\[[\w .-]{0,40}\]\((?P<inside>.*)\)",
+        r"([\"'`])(?P<inside>.*)\1(?:[;,.]|\s+(?:#|//)\s[^\n]*)?",
+        rf"[\"'`](?P<inside>{SCHEME.pattern.removeprefix('(?ai)')}[^\"'`]+)",
+        r"(\*\*|\*|\|\||\|)(?P<inside>.*)\1",
+        *(rf"\{mark[0]}(?P<inside>.*)\{mark[1]}[;,.]?" for mark in ("<>", "()", "[]", "{}")),
+    )
+]
+# What may follow a URL: quotes and brackets that close, a full stop, a comment.
+AFTER = re.compile(r"""(?:\\[nrt]|[\s"'`>)\]}*|;,.])*(?:(?<=\s)(?:#|//|--)\s.*)?""")
 
-# What a text is if no connection string was found in it.
+# The names of settings. Some are for a second connection to the same database.
+FAMILY = re.compile(r"(?a)(PG|(?:DB|DATABASE|POSTGRES|POSTGRESQL)_)([A-Z_]+)")
+URL_NAMES = ("DATABASE_URL", "NEON_DATABASE_URL", "POSTGRES_URL")
+DIRECT_NAMES = re.compile(r"(?i)unpooled|non_?pooling|direct")
+
+OTHER_DATABASE = re.compile(
+    r"""(?aimx) (?<![\w.-])(mysql|mariadb|sqlite|mssql|sqlserver|oracle|mongodb|redis|prisma)
+    [\w+]*:/
+    | (?:connection|engine|driver|dialect|adapter|provider|type)["']?\s*[=:]\s*["'{]?[\w.\ ]*?
+    (mysql|mariadb|sqlite|sqlsrv|mssql|sql\ server|oracle|mongo)
+    | ^\s*(?:[^\n]*[$%>\#]\ )?(mysql|mariadb|sqlite3|sqlcmd|mongosh|redis-cli)\s
+    | (?:initial\ catalog|integrated\ security|trusted_connection)\s*="""
+)
+# What a text is if it holds no connection.
 EXPLANATIONS = {
+    SCHEME.pattern: "there is text around the connection string, or it is a comment",
     r"connection to server|could not translate|psql: error|FATAL|ERROR:|Error": (
-        "the text is an error message: paste the connection string instead"
+        "the text is an error message"
     ),
-    r"(?i)\bhttps?://|^console\.neon\.tech": (
-        "the text is the URL of a web page: choose Connect on that page, "
-        "and copy the string that starts with postgresql://"
-    ),
-    r"(?i)(?<![\w+.-])postgres(?:ql)?://": (
-        f"there is nothing after the scheme: copy all of {PLACEHOLDER}"
-    ),
-    r"(?i)(?<![\w+.-])(mysql|mariadb|sqlite|mongodb|redis|prisma)[\w+]*://": (
-        f"the text starts with {{}}://: write {PLACEHOLDER}"
-    ),
-    r"://": f"the text starts with another scheme: write {PLACEHOLDER}",
-    r"(?i)^[\w.-]+\.neon\.tech(?:/\S*)?$": f"the text is only a host: copy all of {PLACEHOLDER}",
-    r"^(?:npg|napi)_\w+$": f"the text is only a password or an API key: copy all of {PLACEHOLDER}",
-    r"process\.env|os\.environ|getenv|\benv\(|ENV\[|secrets\.|\$\{|\$[A-Z]": (
-        "the text names a variable: paste its value, the connection string"
+    r"(?i)\bhttps?://|^console\.neon\.tech": "the text is the URL of a web page",
+    r"(?i)^[\w.-]+\.neon\.tech(?:/\S*)?$": "the text is only a host",
+    r"^(?:npg|napi)_\w+$": "the text is only a password or an API key",
+    r"\$\w": "the text names a variable",
+    r"://": "the text starts with another scheme",
+    r"(?i)(?:host|user|pass|database|name)\w*[\"']?\s*[=:]": (
+        "the settings are not clearly those of one connection, or a value needs '…' around it"
     ),
 }
 
 
-@dataclass(frozen=True)
-class Found:
-    """A URL in a text.
+def read_text(text: str, changes: list[str]) -> dict[str, str]:
+    """Return values by libpq's keyword. Raises DatabaseUrlError."""
+    text = clean(text, changes)
+    if not text:
+        raise DatabaseUrlError(f"the text is empty: {PASTE}")
+    bare = LINK.sub(r"\1\2", text)
+    if bare != text:
+        changes.append("extracted the string from a link")
+    if REFERENCE.search(bare):
+        raise DatabaseUrlError(
+            f"the text has a placeholder, which a program would replace: {PASTE}"
+        )
+    if other := OTHER_DATABASE.search(bare):
+        name = next(filter(None, other.groups()), "SQL Server").lower()
+        raise DatabaseUrlError(f"the text is for another database ({name}): {PASTE}")
+    blocks = [list(lines) for gap, lines in groupby(bare.splitlines(), is_gap) if not gap]
+    body = "\n".join(line.strip() for line in blocks[0]) if len(blocks) == 1 else ""
+    if COMMAND.search(body):
+        changes.append("ignored the text around the connection string")
+        return read_command(body, changes)
+    if body and not SCHEME.search(body) and (found := read_string(body, changes)):
+        return found[1]
+    outcome = attempt(read_lines, bare)
+    if isinstance(outcome, DatabaseUrlError) and len(SCHEME.findall(body)) == 1 and "\n" in body:
+        broken = attempt(read_broken, body)
+        outcome = outcome if isinstance(broken, DatabaseUrlError) else broken
+    if isinstance(outcome, DatabaseUrlError):
+        raise outcome
+    changes += outcome[1]
+    return outcome[0]
 
-    name: of the setting with this value. url: what follows the scheme. joined: the same, with the
-    lines after it if they may belong to it. broken: the part that seems to contain a space.
-    """
 
-    name: str
-    scheme: str
-    url: str
-    joined: str | None = None
-    broken: str = ""
+def is_gap(line: str) -> bool:
+    """Whether a line is empty or a comment: what belongs together has none inside."""
+    return COMMENT.match(line) is not None
 
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """Return the rank of its name: lower is better for an application."""
-        if self.name in NAMES:
-            return False, NAMES.index(self.name)
-        return OTHER_USES.search(self.name) is not None, len(NAMES)
 
-    @property
-    def scheme_change(self) -> str:
-        """Describe what was changed about the scheme, "" for nothing."""
-        if self.scheme == "postgresql://":
-            return ""
-        if not self.scheme:
-            return 'added "postgresql://" at the start'
-        base, _, driver = self.scheme.lower().partition(":")[0].partition("+")
-        known = base in OUR_SCHEMES and driver in DRIVERS
-        shown = f'"{self.scheme}"' if known else "a misspelled one"
-        return f'wrote "postgresql://" for {shown}'
+def attempt[T](
+    read: Callable[[str, list[str]], T], text: str
+) -> tuple[T, list[str]] | DatabaseUrlError:
+    """Return what was read, with the changes, or what is wrong."""
+    changes: list[str] = []
+    try:
+        return read(text, changes), changes
+    except DatabaseUrlError as error:
+        return error
 
 
 def clean(text: str, changes: list[str]) -> str:
     """Remove invisible characters. Raises DatabaseUrlError."""
-    if len(text) > MAX_TEXT_LENGTH:
-        raise DatabaseUrlError("the text is too long: paste only the connection string")
-    text = text.strip().strip(INVISIBLE).strip()
+    if len(text) > MAX_TEXT_LENGTH or max(map(len, text.splitlines()), default=0) > MAX_URL_LENGTH:
+        raise DatabaseUrlError(f"the text is too long: {PASTE}")
+    text = text.strip().strip("\ufeff\u200b\u2060").strip()
     seen = TERMINAL_CODE.sub("", text)
     seen = "".join(character for character in seen if unicodedata.category(character) != "Cf")
     if seen != text:
@@ -129,111 +152,143 @@ def clean(text: str, changes: list[str]) -> str:
     return quoted.strip()
 
 
-def unwrap(text: str, changes: list[str]) -> str:
-    """Undo what chats, web pages and programs do to a URL."""
-    before = text
-    if "](" in text:
-        text = MARKDOWN_LINK.sub(lambda link: link[1] if "@" in link[1] else link[2], text)
-    if "|" in text:
-        text = CHAT_LINK.sub(r"\1", text)
-    if text != before:
-        changes.append("extracted the string from a link")
-    if r":\/\/" in text:  # as PHP writes JSON
-        text = text.replace(r"\/", "/")
-    if ENCODED_STRING.search(text) and not find_urls(text):
-        for _ in range(2 if "%253A" in text.upper() else 1):
-            text = ENCODED_STRING.sub(lambda string: f"{unquote(string[0])} ", text)
-        changes.append("decoded the string, which was percent-encoded entirely")
-    return text.strip()
-
-
-def find_urls(text: str) -> list[Found]:
-    """Return the PostgreSQL URLs in a text; those in comments only if there are no others."""
-    lines = [line.strip() for line in text.splitlines()]
-    active = [line for line in lines if not line.startswith("#")]
-    searches = ((active, is_ours), (lines, is_ours), (lines, is_nearly_ours))
-    for searched, accept in searches:
-        if found := list(itertools.islice(search(searched, accept), MAX_URLS)):
-            return found
-    match = NO_SCHEME.fullmatch(text)
-    if match and "/" in match[1].rpartition("@")[2]:
-        return [Found("", "", strip_end(match[1]))]
-    return []
-
-
-def is_ours(match: re.Match[str]) -> bool:
-    return match["base"].lower() in OUR_SCHEMES and match["slashes"] == "//"
-
-
-def is_nearly_ours(match: re.Match[str]) -> bool:
-    """Accept "postgress://", "ostgresql://" (the first letter is missing), "postgresql:/"."""
-    base = match["base"].lower()
-    if base in OUR_SCHEMES:
-        return True
-    return match["slashes"] == "//" and (
-        "postgresql".endswith(base)
-        or bool(difflib.get_close_matches(base, OUR_SCHEMES[:2], 1, 0.8))
-    )
-
-
-def search(lines: list[str], accept: Callable[[re.Match[str]], bool]) -> Iterator[Found]:
-    """Yield the URLs whose scheme is accepted."""
-    for number, line in enumerate(lines):
-        matches = [match for match in SCHEME.finditer(line) if accept(match)]
-        starts = [match.start() for match in matches] + [len(line)]
-        for match, end in zip(matches, starts[1:], strict=True):
-            rest = line[match.end() : end]
-            url, after = cut(match["opening"], rest)
-            if not url:  # the scheme is repeated
-                continue
-            joined, broken = None, ""
-            if end == len(line) and not re.search(r"\s", rest):
-                more = "".join(continuation(lines[number + 1 :]))
-                joined = cut(match["opening"], rest.rstrip("\\") + more)[0] if more else None
-            if "@" in after or re.search(r"\s", url):
-                broken = "login"
-            elif after and "?" not in url and not line[: match.start("scheme")]:
-                broken = "dbname"  # to libpq, the name continues after the space
-            scheme = f"{match['scheme']}:{match['slashes']}"
-            yield Found(match["name"] or "", scheme, url, joined, broken)
-
-
-def cut(opening: str, rest: str) -> tuple[str, str]:
-    """Find the end of a URL. Returns the URL, and the text after it without comments."""
-    for mark in reversed(opening):
-        if mark in QUOTES and (end := re.search(re.escape(mark) + AFTER_CLOSING, rest)):
-            return rest[: end.start()].rstrip("\\").strip(), ""
-    url, *after = rest.split(maxsplit=1) or [""]
-    for mark in reversed(opening):
-        if mark in BRACKETS:
-            url = url.partition(BRACKETS[mark])[0]
-    return strip_end(url), re.sub(r"(?:^|\s)(?:#|//|--).*", "", " ".join(after))
-
-
-def strip_end(url: str) -> str:
-    """Remove quotes and punctuation from the end: no connection string of Neon ends in them."""
-    for _ in range(5):
-        for entity in ENTITIES:
-            url = url.removesuffix(entity)
-        url = url.rstrip(LEFT_OVER)
-    return url
-
-
-def continuation(lines: list[str]) -> Iterator[str]:
-    """Yield the lines that may be the rest of a URL, as a terminal or an e-mail breaks it."""
-    for line in lines[:10]:
-        name = re.match(r"(?a)([\w.-]+)[ \t]*=", line)
-        parameter = name and any(word.endswith(name[1]) for word in ("sslmode", "channel_binding"))
-        if (name and not parameter) or "://" in line or line.endswith(":"):
+def layers(text: str) -> Iterator[tuple[str, str]]:
+    """Yield a text, and what is inside it, layer by layer, with the last name before it."""
+    name = ""
+    for _ in range(12):
+        text = text.strip()
+        yield name, text
+        match = next((match for layer in LAYERS if (match := layer.fullmatch(text))), None)
+        if match is None:
             return
-        if not re.fullmatch(r"[^\s#]\S*", line) or not re.search(r"\w", line):
+        name, text = match.groupdict().get("name") or name, match["inside"]
+        if canonical(name) in PARTS:  # it is no wrapping
             return
-        yield line
+
+
+def read_string(text: str, changes: list[str]) -> tuple[str, dict[str, str]] | None:
+    """Read one string and what is around it. Returns its name and its parts, None if it is none.
+
+    Raises DatabaseUrlError for a URL that is wrong.
+    """
+    for name, inside in layers(text):
+        if scheme := SCHEME.match(inside):
+            settings: dict[str, str] = {}
+            url = inside.split(maxsplit=1)[0]
+            rest = read_url(url[scheme.end() :], settings, changes, jdbc=bool(scheme[1]))
+            rest += inside[len(url) :]
+            may_be_password = "password=" in url and rest[:1].strip()
+            if may_be_password or not AFTER.fullmatch(rest):
+                raise DatabaseUrlError(f"text follows the connection string: {PASTE}")
+            if rest or inside != text:
+                changes.append("ignored the text around the connection string")
+            if scheme[0] != "postgresql://":
+                changes.append('wrote "postgresql://" at the start')
+            return name, settings
+        if pairs := read_pairs(inside, changes):
+            changes.append("combined the separate settings")
+            return name, pairs
+    return None
+
+
+def read_broken(text: str, changes: list[str]) -> dict[str, str]:
+    """Read a URL that a terminal or an e-mail broke into lines. Raises DatabaseUrlError."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines[1:], 1):
+        if re.match(r"(?a)\w+=", line) and not re.search(
+            r"(?:jdbc:|@)[^@]*\?", "".join(lines[:number])
+        ):
+            raise DatabaseUrlError(explain(text))  # a setting, and no parameter of the URL
+    alone, found = attempt(read_string, lines[0]), read_string(join(lines), changes)
+    is_complete = not isinstance(alone, DatabaseUrlError) and alone[0]
+    more = lines[0][-1] + "".join(lines[1:])
+    is_unclear = "password=" in lines[0] or not re.search("[@/?&=]", more)  # may be any word
+    if not found or (is_complete and is_unclear):
+        raise DatabaseUrlError(explain(text))
+    changes.append("joined the lines of the string")
+    return found[1]
+
+
+def read_lines(text: str, changes: list[str]) -> dict[str, str]:
+    """Read lines of .env: URLs, or separate settings, of one database. Raises DatabaseUrlError."""
+    urls: list[tuple[str, dict[str, str]]] = []
+    families: dict[str, dict[str, str]] = {}
+    blocks: dict[str, int] = {}
+    block = 0
+    for line in text.splitlines():
+        if is_gap(line):
+            block += 1
+        elif SCHEME.search(line):
+            if not (found := read_string(line, changes)):
+                raise DatabaseUrlError(explain(text))
+            urls.append(found)
+        elif not (pairs := scan(ASSIGNMENTS, line.strip())):
+            raise DatabaseUrlError(explain(text))
+        else:
+            for family, keyword, value in filter(None, map(part_of, pairs)):
+                if not family or blocks.setdefault(family, block) != block:
+                    raise DatabaseUrlError(explain(text))
+                add(families.setdefault(family, {}), keyword, value, changes)
+    if not (chosen := choose(urls, families, changes)):
+        raise DatabaseUrlError(explain(text))
+    return chosen
+
+
+def choose(
+    urls: list[tuple[str, dict[str, str]]], families: dict[str, dict[str, str]], changes: list[str]
+) -> dict[str, str]:
+    """Return the URL for an application, or else the separate settings. All must agree with it.
+
+    Raises DatabaseUrlError.
+    """
+    if urls:
+        urls.sort(key=rank)
+        name, chosen = urls[0]
+        if any(settings != chosen for _, settings in urls):
+            changes.append(f"took {name if name in URL_NAMES else 'one'} of {len(urls)} strings")
+    else:
+        changes.append("combined the separate settings")
+        needed = {"host", "user", "dbname"}
+        ranked = sorted(families.values(), key=lambda parts: not needed <= parts.keys())
+        if not ranked or (ranked[1:] and not needed <= ranked[0].keys()):
+            return {}
+        chosen = ranked[0]
+    for name, settings in [*urls, *families.items()]:
+        parts = ("password", "dbname") if DIRECT_NAMES.search(name) else tuple(PARTS)
+        if any(differ(chosen, settings, part) for part in parts):
+            raise DatabaseUrlError(f"the text has parts of several connections: {PASTE}")
+    return chosen
+
+
+def part_of(pair: tuple[str, str]) -> tuple[str, str, str] | None:
+    """Return the prefix of a setting's name, libpq's keyword, and the value. None: unknown."""
+    name, value = pair
+    if match := FAMILY.fullmatch(name):
+        family, part = match.groups()
+        keyword = "dbname" if part == "NAME" else canonical(part)
+        known = keyword if family == "PG" else keyword in {*PARTS, "sslmode"}
+        return (family, keyword, value) if known else None
+    keyword = canonical(name)  # of anything; but HOST and PORT are often the app's own
+    return ("", keyword, value) if keyword in PARTS and name not in {"HOST", "PORT"} else None
+
+
+def rank(url: tuple[str, dict[str, str]]) -> tuple[bool, int, bool]:
+    """Return the rank of a URL: lower is better for an application."""
+    name, settings = url
+    place = URL_NAMES.index(name) if name in URL_NAMES else len(URL_NAMES)
+    is_pooled = settings["host"].partition(".")[0].endswith("-pooler")
+    return DIRECT_NAMES.search(name) is not None, place, not is_pooled
+
+
+def differ(one: dict[str, str], two: dict[str, str], part: str) -> bool:
+    """Whether both have the part, with different values. A pooler's host is that of its server."""
+    values = {settings.get(part, "").replace("-pooler.", ".") for settings in (one, two)} - {""}
+    return len(values - {"5432"} if part == "port" else values) > 1
 
 
 def explain(text: str) -> str:
-    """Explain what a text is if it has no connection string."""
+    """Say what a text is that holds no connection, and what to paste."""
     for pattern, explanation in EXPLANATIONS.items():
-        if match := re.search(pattern, text):
-            return explanation.format(*match.groups())
-    return f"the text is not a connection string: write {PLACEHOLDER}"
+        if re.search(pattern, text):
+            return f"{explanation}: {PASTE}"
+    return f"the text is not a connection string: {PASTE}"
