@@ -28,9 +28,9 @@ KEYWORDS = re.compile(
     r"""(?asx) \s*(?P<name>[a-z]\w*|TimeZone)\s*=\s*
     (?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<bare>(?:[^\s\\'"]|\\.)*)(?<![;,]))(?=\s|$)\s*"""
 )
-# connect(host="…", user="…"): Python's. A value is in quotes, or a number.
+# connect(host="…", user="…"): Python's and Ruby's. A value is in quotes, or a number.
 ARGUMENTS = re.compile(
-    r"""(?ax) \s*(?P<name>[a-z]\w*)\s*=\s*
+    r"""(?ax) \s*(?P<name>[a-z]\w*)\s*=>?\s*
     (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^'\\]*)'|(?P<bare>\d+))\s*(?:,\s*|$)"""
 )
 # PGHOST=…: a line has one or more of them. A value with other characters is in quotes.
@@ -40,9 +40,10 @@ ASSIGNMENTS = re.compile(
     (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^']*)'|(?P<bare>(?:[^\s"'`;\\\#][^\s"'`;\\]*)?(?<!,)))
     (?:[ \t]+\#.*$|[ \t]+|$)"""
 )
+PROMPT = r"(?:(?!://)[^\n\"'`=]){0,60}?[$%>#][ ]+"
 # psql -h … -U …, perhaps with a prompt and variables before it
 COMMAND = re.compile(
-    r"""(?amx) ^\s*(?:[^\n"'`=]{0,60}[$%>\#][ ]+)??
+    rf"""(?amx) ^\s*(?:{PROMPT})??
     (?P<command> (?:PG[A-Z]+=(?:'[^'\n]*'|"[^"\n]*"|\S+)[ ]+)*
     (?:\S*[/\\])?(?:psql|pgcli|pg_dump|pg_restore)(?:\.exe)?(?=\s))"""
 )
@@ -51,7 +52,7 @@ FLAGS = {"-h": "host", "-p": "port", "-U": "user", "-d": "dbname"}
 FLAGS |= {"--host": "host", "--port": "port", "--username": "user", "--dbname": "dbname"}
 FLAGS |= dict.fromkeys(["-c", "-f", "-F", "--command", "--file", "--format"], "")  # no part of it
 FLAGS_WITHOUT_VALUE = {"-W", "-w", "--password", "--no-password"}
-SEPARATORS = {"\n", ";", "|", "||", "<", ">", ">>", ";;"}
+SEPARATOR = re.compile(r"[\n;|<>&]+")
 
 
 def scan(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
@@ -101,7 +102,7 @@ def read_command(text: str, changes: list[str]) -> dict[str, str]:
         if flag in FLAGS:
             name, value = FLAGS[flag], value or next(words, "")
             unnamed = [other for other in unnamed if other != name]
-        elif unnamed and not flag and word not in SEPARATORS:
+        elif unnamed and not flag and not SEPARATOR.fullmatch(word):
             name = unnamed.pop(0)
         else:
             raise DatabaseUrlError(f"there is more than a connection in the command: {PASTE}")
@@ -136,4 +137,6 @@ def split_words(command: str) -> list[str]:
         words = []
     if not words:
         raise DatabaseUrlError(f"a quote in the command is not closed: {PASTE}")
-    return [word if word in SEPARATORS else join(re.split(r"\s*\n\s*", word)) for word in words]
+    return [
+        word if SEPARATOR.fullmatch(word) else join(re.split(r"\s*\n\s*", word)) for word in words
+    ]

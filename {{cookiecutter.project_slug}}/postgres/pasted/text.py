@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import groupby
 
-from postgres.pasted.parts import ASSIGNMENTS, COMMAND, read_command, read_pairs, scan
+from postgres.pasted.parts import ASSIGNMENTS, COMMAND, PROMPT, read_command, read_pairs, scan
 from postgres.pasted.url import (
     MAX_URL_LENGTH,
     PARTS,
@@ -39,11 +39,11 @@ COMMENT = re.compile(r"\s*(?:(?:#|//|--)\s.*|#.*|`{3}\w*)?$")  # or nothing, or 
 LAYERS = [
     re.compile(f"(?as){layer}")
     for layer in (
-        r"[^\n\"'`=]{0,60}?[$%>#]\s+(?P<inside>.*)",
+        rf"{PROMPT}(?P<inside>.*)",
         r"(?:set -\w+|setx)\s+(?P<name>\w+)\s+(?P<inside>.*)",
-        r"(?:export|set|env|ENV|-e|--env|-|const|let|var)\s+(?P<inside>.*)",
+        r"(?:export|set|env|ENV|-e|--env|const|let|var|[-*\u2022]|\d+\.)\s+(?P<inside>.*)",
+        r"[A-Za-z_][\w.:]*\((?P<inside>.*)\)[;,.]?",
         r"(?:\$env:)?([\"'`]?)(?P<name>[A-Za-z_][\w.]*)\1\s*(?:=>|[=:|])\s*(?P<inside>.*)",
-        r"[A-Za-z_][\w.]*\((?P<inside>.*)\)[;,.]?",
         r"\[[\w .-]{0,40}\]\((?P<inside>.*)\)",
         r"([\"'`])(?P<inside>.*)\1(?:[;,.]|\s+(?:#|//)\s[^\n]*)?",
         rf"[\"'`](?P<inside>{SCHEME.pattern.removeprefix('(?ai)')}[^\"'`]+)",
@@ -185,7 +185,7 @@ def read_string(text: str, changes: list[str]) -> tuple[str, dict[str, str]] | N
             if scheme[0] != "postgresql://":
                 changes.append('wrote "postgresql://" at the start')
             return name, settings
-        if pairs := read_pairs(inside, changes):
+        if (pairs := read_pairs(inside, changes)) and "host" in pairs:
             changes.append("combined the separate settings")
             return name, pairs
     return None

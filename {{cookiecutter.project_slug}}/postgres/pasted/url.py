@@ -45,10 +45,11 @@ SPELLINGS = {keyword.replace("_", ""): keyword for keyword in KEYWORDS} | {
 FOREIGN = {
     name.replace("_", "").lower(): name
     for name in """
-    charset command_timeout connection_limit currentSchema include_error_detail max_pool_size
-    maximum_pool_size min_pool_size minimum_pool_size pgbouncer pool pool_mode pool_size
-    pool_timeout pooling prepareThreshold schema search_path serverVersion socket_timeout sslaccept
-    statement_cache_size supa timeout TimeZone trust_server_certificate uselibpqcompat workaround
+    charset command_timeout connection_limit currentSchema driver include_error_detail
+    max_pool_size maximum_pool_size min_pool_size minimum_pool_size pgbouncer pool pool_mode
+    pool_size pool_timeout pooling prepareThreshold schema search_path serverVersion socket_timeout
+    sslaccept statement_cache_size supa timeout TimeZone trust_server_certificate uselibpqcompat
+    workaround
     """.split()  # noqa: SIM905
 }
 # Parameters with a fixed set of values, each with its spellings: no "-" or "_", lower case.
@@ -79,7 +80,7 @@ REFERENCE = re.compile(
 )
 PLACEHOLDER_VALUE = re.compile(  # <host>, [YOUR-PASSWORD], {user}, $PGPASSWORD, %DB_USER%
     r"(?ai).*<[^>]*>.*|\[[a-z][\w -]*\]|\{[^}]*\}|(?-i:\$[A-Z_][A-Z\d_]*)|\$\w{0,20}pass\w{0,20}"
-    r"|%[a-z]+_[a-z_]+%"
+    r"|%[a-z]+_[a-z_]+%|\w+://.*|@Microsoft\.KeyVault.*|arn:aws:.*"  # the last are of vaults
 )
 PLACEHOLDER_NAME = re.compile(
     r"(?ai)x{4,}|\.{3,}|(?-i:PASSWORD)|your[-_]?(?:user|role|pass|host|endpoint)[\w-]*"
@@ -96,7 +97,7 @@ UNLIKELY = re.compile(r"""[\s=;&|"'`]|://""")
 SCHEME = re.compile(r"(?ai)(?<![\w+.-])(jdbc:)?(?:postgresql|postgres|pgsql)(?:\+\w+)?://")
 CODE = r"%[\da-fA-F]{2}"
 PLACE = re.compile(
-    rf"(?P<host>\[[\da-fA-F:.]+\]|(?:[\w.-]|{CODE})*)(?::(?P<port>\d*))?"
+    rf"(?a)(?P<host>\[[\da-fA-F:.]+\]|(?:[\w.-]|{CODE})*)(?::(?P<port>\d*))?"
     rf"/(?P<dbname>(?:[\w.~+$-]|{CODE})*)(?<!\.)"
     rf"(?:\?(?P<query>(?:[\w.~+$@:/*!&=-]|{CODE})*)(?<!\.))?"
 )
@@ -245,6 +246,6 @@ def decode(text: str, keyword: str, changes: list[str]) -> str:
         changes.append(f'wrote "%" in the {part} as %25')
         return text
     decoded = unquote_to_bytes(text).decode("utf-8", "surrogateescape")
-    if re.search("[\0\ud800-\udfff]", decoded):
+    if re.search("[\0-\x1f\x7f\ud800-\udfff]", decoded):
         raise DatabaseUrlError(f"the {part} is not text: percent-encode it as UTF-8")
     return decoded

@@ -210,6 +210,13 @@ CONSOLES = {
         ),
         f"ann@{AZURE}:5432/todo",
     ),
+    "Azure: Ruby": (
+        (
+            f'connection = PG::Connection.new(user => "ann", password => "{PASSWORD}", '
+            f'database => "todo", host => "{AZURE}", port => \'5432\')'
+        ),
+        f"ann@{AZURE}:5432/todo",
+    ),
     "Azure: PHP": (
         f'pg_connect("host={AZURE} port=5432 dbname=todo user=ann password={PASSWORD}");',
         f"ann@{AZURE}:5432/todo",
@@ -353,6 +360,8 @@ WHOLE = {
     "a prompt before it": f"(venv) ada@mac todo % psql '{STRING}'",
     "a prompt with a dollar": f"$ psql '{STRING}'",
     "pg_dump": f"pg_dump -Fc -d '{STRING}' -f dump.bak",
+    "a list of a chat": f"\u2022 {STRING}",
+    "a name and a comment": f"url: {STRING} # postgresql://old:s3@old/old",
     "spaces and a comment": f"DATABASE_URL = '{STRING}'  # of the branch main",
     "an address in the comment": f"DATABASE_URL={STRING}  # ask me@example.com",
     "another name": f"TEST_URL={STRING}",
@@ -486,6 +495,7 @@ REFUSED = {
     "config()": ('DB_HOST=config("DB_HOST")', REPLACED),
     "env()": ('url = env("DATABASE_URL")', REPLACED),
     "os.environ": (f"'HOST': '{HOST}', 'PASSWORD': os.environ['DB_PW'],", REPLACED),
+    "a reference to a vault": ("PGHOST=h PGUSER=ann PGPASSWORD=op://s3/x", "is a placeholder"),
     "process.env": ("process.env.DATABASE_URL", REPLACED),
     "a variable of Railway": ("DATABASE_URL=${{ Postgres.DATABASE_URL }}", REPLACED),
     "a variable of the shell": ("$DATABASE_URL", "names a variable"),
@@ -542,12 +552,14 @@ REFUSED = {
     "two sections": ("[a]\nDB_HOST=h1\nDB_NAME=d\n[b]\nDB_USER=ann\nDB_PASSWORD=s3", SETTINGS),
     "two commands": (f"psql {LOCAL}\npsql postgresql://ann:s3@h2/d", "more than a connection"),
     "a password before a command": ("export PGPASSWORD=s3\npsql -h h1 -U ann d", "one command"),
+    "psql and its input": ("psql -h h1 d <<EOF", "more than a connection"),
     "psql and its answer": (f"psql '{LOCAL}'\npsql (17.2)", "more than a connection"),
     "arguments beside a URL": (f'create_engine("{LOCAL}", connect_args={{"host": "h"}})', AROUND),
     # unknown names
     "HOST=db:5432": ("HOST=db:5432", SETTINGS),
     "HOST and others": ("HOST=h1\nUSER=ann\nPASSWORD=s3\nNAME=todo", SETTINGS),
     "a word as a name": ("APP_HOST=h1\nAPP_USER=ann\nAPP_PASSWORD=s3\nAPP_NAME=d", SETTINGS),
+    "a string as a password": (f"password={STRING.replace('&', '&amp;')}", "a placeholder"),
     "an unknown parameter": (f"{LOCAL}?what=ever", "a parameter that libpq does not know"),
     "an unknown keyword": ("host=h1 user=ann dbname=d secret=s3", SETTINGS),
     "an unknown name in .NET": ("Host=h1;Username=ann;Database=d;Secret=s3", SETTINGS),
@@ -606,6 +618,8 @@ REFUSED = {
     "a space in the password": ("'postgresql://ann:s3 cr3t@localhost/todo'", NO_PLACE),
     "a code and a bare %": ("postgresql://ann:s3%cr%20@h1/d", "does not start a code"),
     "a code that is no UTF-8": ("postgresql://ann:s3%FF@localhost/todo", "is not text"),
+    "other letters behind it": (f"{LOCAL}\u3092", FOLLOWS),
+    "a code for a line end": (f"{LOCAL}%0A", "is not text"),
     "a code for NUL": ("postgresql://ann:s3%00@localhost/todo", "is not text"),
     "a bad code in a parameter": (f"{LOCAL}?options=%FF", "is not text"),
     "two hosts": ("postgresql://ann:s3cr3t@one,two/todo", NO_PLACE),

@@ -1,8 +1,12 @@
 """Connecting and checking: waits, retries and timeouts."""
 
+import asyncio
 import socket
+import sys
+import tempfile
 import time
 from contextlib import closing
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -11,9 +15,12 @@ from postgres import check as check_module
 from postgres import connect
 from postgres.check import Check, check_connection
 from postgres.connect import TimeBudget, abort, log_in
+from postgres.embedded import temporary_server
+from postgres.engine import open_engine
+from postgres.tests.asking import scalar
 from postgres.tests.scripted_server import SILENCE, error, scripted_server
 from postgres.tests.servers import create_database
-from postgres.url import DatabaseUrl
+from postgres.url import DatabaseUrl, parse
 
 WAKING = error("Couldn't connect to compute node")
 REFUSED = error("password authentication failed for user 'ada'")
@@ -303,3 +310,24 @@ def test_a_wait_can_be_aborted(plain: DatabaseUrl) -> None:
 def test_exceptions_of_the_work_are_passed_on(plain: DatabaseUrl) -> None:
     with pytest.raises(ZeroDivisionError):
         TimeBudget(plain, print, 10).run(lambda: 1 / 0, 5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets")
+def test_a_socket_is_a_host() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as root:  # a short path
+        folder = Path(root, "my-proj:europe-west3:inst")  # as Cloud SQL names it
+        folder.mkdir()
+        for each in (folder, folder.parent):  # for the server, which root starts as another user
+            each.chmod(0o777)
+        with temporary_server(unix_socket_directories=str(folder)) as server:
+            login = f"postgresql://{server.user}:{server.password}"
+            url = parse(f"{login}@/{server.database}?host={folder}&port={server.port}")
+
+            async def use() -> object:
+                async with open_engine(url) as engine:
+                    return await scalar(engine, "SELECT inet_server_addr()")
+
+            steps, _ = check(url)
+
+            assert asyncio.run(use()) is None  # it is not TCP
+            assert steps["log-in"].ok

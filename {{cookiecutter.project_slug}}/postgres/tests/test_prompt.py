@@ -1,6 +1,8 @@
 """The prompt for a connection string, on a pseudo-terminal."""
 
+import ast
 import os
+import re
 import select
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from postgres.url import DatabaseUrlError, parse
 
 if sys.platform == "win32":
     pytest.skip("Windows has no pseudo-terminals", allow_module_level=True)
@@ -78,15 +82,26 @@ def test_typed_text_is_read_and_not_shown(terminal: Terminal) -> None:
     assert terminal.screen.count("s3cr3t") == 1
 
 
-@pytest.mark.parametrize("text", ["one\ntwo\nthree\n", "\none\n", f"{'x' * 3000}\n{'y' * 3000}\n"])
-def test_lines_pasted_together_are_one_answer(terminal: Terminal, text: str) -> None:
+@pytest.mark.parametrize("text", ["one\ntwo\nthree\n", "\none\n", "\n\n", "xyz\n" * 25_000])
+def test_lines_that_are_pasted_at_once_are_one_answer(terminal: Terminal, text: str) -> None:
     terminal.type(text)
 
     terminal.wait_for("terminal as before")
     assert f"got {text!r}" in terminal.screen.replace("\r\n", "")
 
 
-def test_an_unfinished_last_line_waits_for_enter(terminal: Terminal) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a terminal keeps even less")
+def test_a_line_that_the_terminal_cuts_off_is_refused(terminal: Terminal) -> None:
+    terminal.type(f"postgresql://ann:s3@h1/todo?application_name={'x' * 100_000}\n")
+
+    terminal.wait_for("terminal as before")
+    answer = re.search(r"got ('.*')", terminal.screen)
+    assert answer is not None
+    with pytest.raises(DatabaseUrlError, match="too long"):
+        parse(ast.literal_eval(answer[1]))
+
+
+def test_a_last_line_that_does_not_end_waits_for_enter(terminal: Terminal) -> None:
     terminal.type("one\ns3cr3t")
     time.sleep(1)  # longer than the maximum pause in a paste
     assert "got" not in terminal.screen

@@ -23,6 +23,7 @@ from postgres.tests.pasted_forms import (
     PASSWORDS,
     POOLED_HOST,
     REFUSED,
+    SOCKET,
     STRING,
     WHOLE,
 )
@@ -239,7 +240,7 @@ def urls_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[DatabaseUrl]:
         DatabaseUrl,
         user=text,
         password=text,
-        host=st.sampled_from([HOST, POOLED_HOST, "localhost", "10.0.0.1", "::1", "/var/run/x y"]),
+        host=st.sampled_from([HOST, POOLED_HOST, "localhost", "10.0.0.1", "::1", SOCKET]),
         port=st.integers(1, 65535),
         database=text,
         options=st.dictionaries(
@@ -250,7 +251,10 @@ def urls_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[DatabaseUrl]:
 
 # Every placeholder contains one of the first characters, every mask one of the others.
 PLACEHOLDERS, MASKS = "hHWxXyY.<[{$%oO", "*•●·…"
-text = st.text(st.characters(codec="utf-8", exclude_characters=f"\0{PLACEHOLDERS}"), min_size=1)
+text = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters=PLACEHOLDERS),
+    min_size=1,
+)
 urls = urls_of(text)
 
 # Pieces of pasted texts, to combine in any order, and to insert into valid strings.
