@@ -167,6 +167,7 @@ def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
     """Check libpq's keywords. Raises DatabaseUrlError."""
     own = {name: settings.get(name, "") for name in ("user", "password", "host", "port", "dbname")}
     user, password, host, port, database = own.values()
+    host = host or settings.get("hostaddr", "")
     for part, value in {"host": host, "user": user, "database": database}.items():
         if not value:
             raise DatabaseUrlError(f"the {part} is missing: {PASTE}")

@@ -50,7 +50,7 @@ COMMAND = re.compile(
 UNNAMED = {"psql": ["dbname", "user"], "pgcli": ["dbname", "user"], "pg_dump": ["dbname"]}
 FLAGS = {"-h": "host", "-p": "port", "-U": "user", "-d": "dbname"}
 FLAGS |= {"--host": "host", "--port": "port", "--username": "user", "--dbname": "dbname"}
-FLAGS |= dict.fromkeys(["-c", "-f", "-F", "--command", "--file", "--format"], "")  # no part of it
+FLAGS |= dict.fromkeys(["-c", "-f", "-F", "--command", "--file", "--format", "--set"], "")
 FLAGS_WITHOUT_VALUE = {"-W", "-w", "--password", "--no-password"}
 SEPARATOR = re.compile(r"[\n;|<>&]+")
 

@@ -55,7 +55,7 @@ LAYERS = [
 AFTER = re.compile(r"""(?:\\[nrt]|[\s"'`>)\]}*|;,.])*(?:(?<=\s)(?:#|//|--)\s.*)?""")
 
 # The names of settings. Some are for a second connection to the same database.
-FAMILY = re.compile(r"(?a)(PG|(?:DB|DATABASE|POSTGRES|POSTGRESQL)_)([A-Z_]+)")
+FAMILY = re.compile(r"(?a)(PG|(?:DB|DATABASE|POSTGRES|(?:AZURE_)?POSTGRESQL|RDS)_)([A-Z_]+)")
 URL_NAMES = ("DATABASE_URL", "NEON_DATABASE_URL", "POSTGRES_URL")
 DIRECT_NAMES = re.compile(r"(?i)unpooled|non_?pooling|direct")
 

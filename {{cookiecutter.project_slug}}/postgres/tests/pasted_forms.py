@@ -29,56 +29,37 @@ RENDER = "dpg-abc123-a.oregon-postgres.render.com"
 SOCKET = "/cloudsql/my-proj:europe-west3:inst"
 AT_SOCKET = f"ann@{SOCKET}:5432/todo"
 
-# What hosts and tools offer to copy, with the place that it names: user, host, port, database.
+# What hosts and tools offer to copy, by the place that it names.
 CONSOLES = {
-    "Neon": (STRING, f"alex@{HOST}:5432/neondb"),
-    "Neon: psql": (f"psql '{STRING}'", f"alex@{HOST}:5432/neondb"),
-    "Neon: .env": (f"DATABASE_URL='{STRING}'", f"alex@{HOST}:5432/neondb"),
-    "Neon: parameters only": ("\n".join(LINES), f"alex@{HOST}:5432/neondb"),
-    "Neon: Node.js": (
-        "// .env\n" + "\n".join(f"{name}='{value}'" for name, value in VARIABLES.items()),
-        f"alex@{HOST}:5432/neondb",
-    ),
-    "Neon: Prisma": (
-        f'# .env\nDATABASE_URL="{POOLED}"\nDATABASE_URL_UNPOOLED="{STRING}"',
-        f"alex@{POOLED_HOST}:5432/neondb",
-    ),
-    "Neon: Java": (
-        (
+    f"alex@{HOST}:5432/neondb": {
+        "Neon": STRING,
+        "Neon: psql": f"psql '{STRING}'",
+        "Neon: .env": f"DATABASE_URL='{STRING}'",
+        "Neon: parameters only": "\n".join(LINES),
+        "Neon: Node.js": "// .env\n"
+        + "\n".join(f"{name}='{value}'" for name, value in VARIABLES.items()),
+        "Neon: Java": (
             f"jdbc:postgresql://{HOST}/neondb?user=alex&password={PASSWORD}"
             "&sslmode=require&channelBinding=require"
         ),
-        f"alex@{HOST}:5432/neondb",
-    ),
-    "Neon: .NET": (
-        (
+        "Neon: .NET": (
             f"Host={HOST}; Database=neondb; Username=alex; Password={PASSWORD}; "
             "SSL Mode=VerifyFull; Channel Binding=Require;"
         ),
-        f"alex@{HOST}:5432/neondb",
-    ),
-    "Neon: Laravel": (
-        (
+        "Neon: Laravel": (
             f"DB_CONNECTION=pgsql\nDB_HOST={HOST}\nDB_PORT=5432\nDB_DATABASE=neondb\n"
             f"DB_USERNAME=alex\nDB_PASSWORD={PASSWORD}\nDB_SSLMODE=require"
         ),
-        f"alex@{HOST}:5432/neondb",
-    ),
-    "Neon: Symfony": (
-        f'DATABASE_URL="postgresql://{LOGIN}@{HOST}/neondb?serverVersion=16&charset=utf8"',
-        f"alex@{HOST}:5432/neondb",
-    ),
-    "Neon: SQLAlchemy": (
-        f'engine = create_engine("postgresql+psycopg2://{REST}")',
-        f"alex@{HOST}:5432/neondb",
-    ),
-    "Neon: JavaScript": (f"const sql = neon('{STRING}');", f"alex@{HOST}:5432/neondb"),
-    "Neon's documentation": (
-        f"# psql example connection string\npsql {STRING}",
-        f"alex@{HOST}:5432/neondb",
-    ),
-    "Vercel": (
-        (
+        "Neon: Symfony": (
+            f'DATABASE_URL="postgresql://{LOGIN}@{HOST}/neondb?serverVersion=16&charset=utf8"'
+        ),
+        "Neon: SQLAlchemy": f'engine = create_engine("postgresql+psycopg2://{REST}")',
+        "Neon: JavaScript": f"const sql = neon('{STRING}');",
+        "Neon's documentation": f"# psql example connection string\npsql {STRING}",
+    },
+    f"alex@{POOLED_HOST}:5432/neondb": {
+        "Neon: Prisma": f'# .env\nDATABASE_URL="{POOLED}"\nDATABASE_URL_UNPOOLED="{STRING}"',
+        "Vercel": (
             f"# Recommended for most uses\nDATABASE_URL={POOLED}\n\n"
             "# For uses requiring a connection without pgbouncer\n"
             f"DATABASE_URL_UNPOOLED={STRING}\n\n"
@@ -91,210 +72,171 @@ CONSOLES = {
             f"POSTGRES_PRISMA_URL={POOLED.replace('?', '?connect_timeout=15&')}\n\n"
             "# Neon Auth\nNEXT_PUBLIC_STACK_PROJECT_ID=123"
         ),
-        f"alex@{POOLED_HOST}:5432/neondb",
-    ),
-    "Vercel: another beginning": (
-        (
+        "Vercel: another beginning": (
             f"POSTGRES_PRISMA_URL={POOLED}&pgbouncer=true\nPOSTGRES_URL={POOLED}\n"
             f"POSTGRES_URL_NON_POOLING={STRING}"
         ),
-        f"alex@{POOLED_HOST}:5432/neondb",
-    ),
-    "vercel env pull": (f'DATABASE_URL="{POOLED}\\n"', f"alex@{POOLED_HOST}:5432/neondb"),
-    "Supabase": (
-        f"postgresql://postgres.abcdefgh:{PASSWORD}@{SUPABASE}:6543/postgres",
-        f"postgres.abcdefgh@{SUPABASE}:6543/postgres",
-    ),
-    "Supabase: psql": (
-        f"psql -h {SUPABASE_DIRECT} -p 5432 -d postgres -U postgres",
-        f"postgres@{SUPABASE_DIRECT}:5432/postgres",
-    ),
-    "Supabase: Go": (
-        f"user=postgres password={PASSWORD} host={SUPABASE_DIRECT} port=5432 dbname=postgres",
-        f"postgres@{SUPABASE_DIRECT}:5432/postgres",
-    ),
-    "Supabase: Python": (
-        (
+        "vercel env pull": f'DATABASE_URL="{POOLED}\\n"',
+    },
+    f"postgres.abcdefgh@{SUPABASE}:6543/postgres": {
+        "Supabase": f"postgresql://postgres.abcdefgh:{PASSWORD}@{SUPABASE}:6543/postgres",
+    },
+    f"postgres@{SUPABASE_DIRECT}:5432/postgres": {
+        "Supabase: psql": f"psql -h {SUPABASE_DIRECT} -p 5432 -d postgres -U postgres",
+        "Supabase: Go": (
+            f"user=postgres password={PASSWORD} host={SUPABASE_DIRECT} port=5432 dbname=postgres"
+        ),
+        "Supabase: Python": (
             f"user=postgres \npassword={PASSWORD} \nhost={SUPABASE_DIRECT} \nport=5432 \n"
             "database=postgres"
         ),
-        f"postgres@{SUPABASE_DIRECT}:5432/postgres",
-    ),
-    "Supabase: JDBC": (
-        f"jdbc:postgresql://{SUPABASE_DIRECT}:5432/postgres?user=postgres&password={PASSWORD}",
-        f"postgres@{SUPABASE_DIRECT}:5432/postgres",
-    ),
-    "Supabase: .NET": (
-        (
+        "Supabase: JDBC": (
+            f"jdbc:postgresql://{SUPABASE_DIRECT}:5432/postgres?user=postgres&password={PASSWORD}"
+        ),
+        "Supabase: .NET": (
             f"User Id=postgres;Password={PASSWORD};Server={SUPABASE_DIRECT};Port=5432;"
             "Database=postgres"
         ),
-        f"postgres@{SUPABASE_DIRECT}:5432/postgres",
-    ),
-    "Supabase: .NET in JSON": (
-        (
+        "Supabase: .NET in JSON": (
             '{\n  "ConnectionStrings": {\n    "DefaultConnection": '
             f'"Host={SUPABASE_DIRECT};Database=postgres;Username=postgres;Password={PASSWORD};'
             'SSL Mode=Require;Trust Server Certificate=true"\n  }\n}'
         ),
-        f"postgres@{SUPABASE_DIRECT}:5432/postgres",
-    ),
-    "Supabase: Prisma": (
-        (
+    },
+    f"postgres.abc@{SUPABASE}:6543/postgres": {
+        "Supabase: Prisma": (
             "# Connect to Supabase via connection pooling\n"
             f'DATABASE_URL="postgresql://postgres.abc:{PASSWORD}@{SUPABASE}:6543/postgres'
             '?pgbouncer=true"\n\n# Direct connection to the database. Used for migrations\n'
             f'DIRECT_URL="postgresql://postgres.abc:{PASSWORD}@{SUPABASE}:5432/postgres"'
         ),
-        f"postgres.abc@{SUPABASE}:6543/postgres",
-    ),
-    "Railway": (
-        f"postgresql://postgres:{PASSWORD}@roundhouse.proxy.rlwy.net:40001/railway",
-        "postgres@roundhouse.proxy.rlwy.net:40001/railway",
-    ),
-    "Railway: psql": (
-        f"PGPASSWORD={PASSWORD} psql -h roundhouse.proxy.rlwy.net -U postgres -p 40001 -d railway",
-        "postgres@roundhouse.proxy.rlwy.net:40001/railway",
-    ),
-    "Railway: variables": (
-        (
+    },
+    "postgres@roundhouse.proxy.rlwy.net:40001/railway": {
+        "Railway": f"postgresql://postgres:{PASSWORD}@roundhouse.proxy.rlwy.net:40001/railway",
+        "Railway: psql": (
+            f"PGPASSWORD={PASSWORD} psql -h roundhouse.proxy.rlwy.net -U postgres -p 40001 "
+            "-d railway"
+        ),
+        "Railway: variables": (
             "PGHOST=roundhouse.proxy.rlwy.net\nPGPORT=40001\nPGUSER=postgres\n"
             f"PGPASSWORD={PASSWORD}\nPGDATABASE=railway\nPOSTGRES_USER=postgres\n"
             f"POSTGRES_PASSWORD={PASSWORD}\nPOSTGRES_DB=railway\nSSL_CERT_DAYS=820"
         ),
-        "postgres@roundhouse.proxy.rlwy.net:40001/railway",
-    ),
-    "Render": (
-        f"postgresql://ann:{PASSWORD}@{RENDER}/todo",
-        f"ann@{RENDER}:5432/todo",
-    ),
-    "Render: psql": (
-        f"PGPASSWORD={PASSWORD} psql -h {RENDER} -U ann todo",
-        f"ann@{RENDER}:5432/todo",
-    ),
-    "Heroku": (
-        f"postgres://ann:{PASSWORD}@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1abc",
-        "ann@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1abc",
-    ),
-    "heroku config": (
-        f"DATABASE_URL:      postgres://ann:{PASSWORD}@h1:5432/d1abc",
-        "ann@h1:5432/d1abc",
-    ),
-    "heroku pg:credentials:url": (
-        f'"dbname=d1abc host=h1 port=5432 user=ann password={PASSWORD} sslmode=require"',
-        "ann@h1:5432/d1abc",
-    ),
-    "RDS: psql": (
-        (
-            f"PGPASSWORD={PASSWORD} psql --host=todo.abc.us-east-1.rds.amazonaws.com --port=5432 "
-            "--username=postgres --password --dbname=todo"
+    },
+    f"ann@{RENDER}:5432/todo": {
+        "Render": f"postgresql://ann:{PASSWORD}@{RENDER}/todo",
+        "Render: psql": f"PGPASSWORD={PASSWORD} psql -h {RENDER} -U ann todo",
+    },
+    "ann@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1abc": {
+        "Heroku": f"postgres://ann:{PASSWORD}@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1abc",
+    },
+    "ann@h1:5432/d1abc": {
+        "heroku config": f"DATABASE_URL:      postgres://ann:{PASSWORD}@h1:5432/d1abc",
+        "heroku pg:credentials:url": (
+            f'"dbname=d1abc host=h1 port=5432 user=ann password={PASSWORD} sslmode=require"'
         ),
-        "postgres@todo.abc.us-east-1.rds.amazonaws.com:5432/todo",
-    ),
-    "Azure: psql": (
-        f'psql "host={AZURE} port=5432 dbname=todo user=ann password={PASSWORD} sslmode=require"',
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Azure: ADO.NET": (
-        f"Server={AZURE};Database=todo;Port=5432;User Id=ann;Password={PASSWORD};Ssl Mode=Require;",
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Azure: JDBC": (
-        f"jdbc:postgresql://{AZURE}:5432/todo?user=ann&password={PASSWORD}&sslmode=require",
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Azure: Python": (
-        (
-            f'cnx = psycopg2.connect(user="ann", password="{PASSWORD}", host="{AZURE}", port=5432, '
-            'database="todo")'
+    },
+    "doadmin@h1:25060/defaultdb": {
+        "DigitalOcean": (
+            f"username = doadmin\npassword = {PASSWORD}\nhost = h1\nport = 25060\n"
+            "database = defaultdb\nsslmode = require"
         ),
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Azure: Ruby": (
-        (
-            f'connection = PG::Connection.new(user => "ann", password => "{PASSWORD}", '
-            f'database => "todo", host => "{AZURE}", port => \'5432\')'
+        "DigitalOcean: psql": (
+            f"PGPASSWORD={PASSWORD} psql -U doadmin -h h1 -p 25060 -d defaultdb "
+            "--set=sslmode=require"
         ),
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Azure: PHP": (
-        f'pg_connect("host={AZURE} port=5432 dbname=todo user=ann password={PASSWORD}");',
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Azure: web app": (
-        f"Database=todo; Data Source={AZURE}; User Id=ann; Password={PASSWORD}",
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Azure: variables": (
-        "\n".join(
-            [
-                f"export PGHOST={AZURE}",
-                "export PGUSER=ann",
-                "export PGPORT=5432",
-                "export PGDATABASE=todo",
-                f'export PGPASSWORD="{PASSWORD}"',
-            ]
+    },
+    "ann@h1:5432/todo": {
+        "Elastic Beanstalk": (
+            "RDS_HOSTNAME=h1\nRDS_PORT=5432\nRDS_DB_NAME=todo\nRDS_USERNAME=ann\n"
+            f"RDS_PASSWORD={PASSWORD}"
         ),
-        f"ann@{AZURE}:5432/todo",
-    ),
-    "Aiven": (
-        (
-            f"postgres://avnadmin:{PASSWORD}@pg-1-todo.a.aivencloud.com:12345/defaultdb"
-            "?sslmode=require"
-        ),
-        "avnadmin@pg-1-todo.a.aivencloud.com:12345/defaultdb",
-    ),
-    "Prisma Postgres": (
-        f"postgres://abc:{PASSWORD}@db.prisma.io:5432/postgres?sslmode=require",
-        "abc@db.prisma.io:5432/postgres",
-    ),
-    "pgAdmin": (
-        (
+        "pgAdmin": (
             f"host=h1 port=5432 dbname=todo user=ann password={PASSWORD} sslmode=prefer "
             "connect_timeout=10"
         ),
-        "ann@h1:5432/todo",
-    ),
-    "gorm": (
-        (
+        "gorm": (
             f"host=h1 user=ann password={PASSWORD} dbname=todo port=5432 sslmode=disable "
             "TimeZone=Asia/Shanghai"
         ),
-        "ann@h1:5432/todo",
-    ),
-    "psycopg2's documentation": (
-        f'conn = psycopg2.connect(database="todo", host="h1", user="ann", password="{PASSWORD}")',
-        "ann@h1:5432/todo",
-    ),
-    "Cloud SQL": (f"postgresql://ann:{PASSWORD}@/todo?host={SOCKET}", AT_SOCKET),
-    "Cloud SQL, encoded": (
-        f"postgresql://ann:{PASSWORD}@%2Fcloudsql%2Fmy-proj%3Aeurope-west3%3Ainst/todo",
-        AT_SOCKET,
-    ),
-    "Cloud SQL: Prisma": (
-        f"postgresql://ann:{PASSWORD}@localhost/todo?host={SOCKET}",
-        AT_SOCKET,
-    ),
-    "Cloud SQL: pg8000": (
-        f"postgresql+pg8000://ann:{PASSWORD}@/todo?unix_sock={SOCKET}/.s.PGSQL.5432",
-        AT_SOCKET,
-    ),
-    "Cloud SQL: keywords": (
-        f"host={SOCKET} user=ann password={PASSWORD} dbname=todo",
-        AT_SOCKET,
-    ),
-    "Cloud SQL: variables": (
-        f"PGHOST={SOCKET}\nPGUSER=ann\nPGPASSWORD={PASSWORD}\nPGDATABASE=todo",
-        AT_SOCKET,
-    ),
-    "Cloud SQL: .NET": (
-        f"Host={SOCKET};Username=ann;Password={PASSWORD};Database=todo",
-        AT_SOCKET,
-    ),
-    "Cloud SQL: psql": (
-        f"PGPASSWORD={PASSWORD} psql -h {SOCKET} -U ann todo",
-        AT_SOCKET,
-    ),
+        "psycopg2's documentation": (
+            'conn = psycopg2.connect(database="todo", host="h1", user="ann", '
+            f'password="{PASSWORD}")'
+        ),
+    },
+    "ann@10.1.2.3:5432/todo": {
+        "Cloud SQL: psql, by address": (
+            f'PGPASSWORD={PASSWORD} psql "sslmode=verify-ca sslrootcert=server-ca.pem '
+            'hostaddr=10.1.2.3 port=5432 user=ann dbname=todo"'
+        ),
+    },
+    "postgres@todo.abc.us-east-1.rds.amazonaws.com:5432/todo": {
+        "RDS: psql": (
+            f"PGPASSWORD={PASSWORD} psql --host=todo.abc.us-east-1.rds.amazonaws.com --port=5432 "
+            "--username=postgres --password --dbname=todo"
+        ),
+    },
+    f"ann@{AZURE}:5432/todo": {
+        "Azure: psql": (
+            f'psql "host={AZURE} port=5432 dbname=todo user=ann password={PASSWORD} '
+            'sslmode=require"'
+        ),
+        "Azure: ADO.NET": (
+            f"Server={AZURE};Database=todo;Port=5432;User Id=ann;Password={PASSWORD};Ssl "
+            "Mode=Require;"
+        ),
+        "Azure: JDBC": (
+            f"jdbc:postgresql://{AZURE}:5432/todo?user=ann&password={PASSWORD}&sslmode=require"
+        ),
+        "Azure: Python": (
+            f'cnx = psycopg2.connect(user="ann", password="{PASSWORD}", host="{AZURE}", port=5432, '
+            'database="todo")'
+        ),
+        "Azure: Ruby": (
+            f'connection = PG::Connection.new(user => "ann", password => "{PASSWORD}", '
+            f'database => "todo", host => "{AZURE}", port => \'5432\')'
+        ),
+        "Azure: PHP": (
+            f'pg_connect("host={AZURE} port=5432 dbname=todo user=ann password={PASSWORD}");'
+        ),
+        "Azure: web app": f"Database=todo; Data Source={AZURE}; User Id=ann; Password={PASSWORD}",
+        "Azure: variables": (
+            "\n".join(
+                [
+                    f"export PGHOST={AZURE}",
+                    "export PGUSER=ann",
+                    "export PGPORT=5432",
+                    "export PGDATABASE=todo",
+                    f'export PGPASSWORD="{PASSWORD}"',
+                ]
+            )
+        ),
+    },
+    "avnadmin@pg-1-todo.a.aivencloud.com:12345/defaultdb": {
+        "Aiven": (
+            f"postgres://avnadmin:{PASSWORD}@pg-1-todo.a.aivencloud.com:12345/defaultdb"
+            "?sslmode=require"
+        ),
+    },
+    "abc@db.prisma.io:5432/postgres": {
+        "Prisma Postgres": f"postgres://abc:{PASSWORD}@db.prisma.io:5432/postgres?sslmode=require",
+    },
+    AT_SOCKET: {
+        "Cloud SQL": f"postgresql://ann:{PASSWORD}@/todo?host={SOCKET}",
+        "Cloud SQL, encoded": (
+            f"postgresql://ann:{PASSWORD}@%2Fcloudsql%2Fmy-proj%3Aeurope-west3%3Ainst/todo"
+        ),
+        "Cloud SQL: Prisma": f"postgresql://ann:{PASSWORD}@localhost/todo?host={SOCKET}",
+        "Cloud SQL: pg8000": (
+            f"postgresql+pg8000://ann:{PASSWORD}@/todo?unix_sock={SOCKET}/.s.PGSQL.5432"
+        ),
+        "Cloud SQL: keywords": f"host={SOCKET} user=ann password={PASSWORD} dbname=todo",
+        "Cloud SQL: variables": (
+            f"PGHOST={SOCKET}\nPGUSER=ann\nPGPASSWORD={PASSWORD}\nPGDATABASE=todo"
+        ),
+        "Cloud SQL: .NET": f"Host={SOCKET};Username=ann;Password={PASSWORD};Database=todo",
+        "Cloud SQL: psql": f"PGPASSWORD={PASSWORD} psql -h {SOCKET} -U ann todo",
+    },
 }
 
 # Understood as STRING, all of it.
@@ -404,7 +346,9 @@ WHOLE = {
         f'DATABASE_URL="host={HOST} user=alex password={PASSWORD} dbname=neondb sslmode=require '
         'channel_binding=require"'
     ),
-    "no TLS, to Neon": f"postgresql://{LOGIN}@{HOST}/neondb?sslmode=disable&channel_binding=require",
+    "no TLS, to Neon": (
+        f"postgresql://{LOGIN}@{HOST}/neondb?sslmode=disable&channel_binding=require"
+    ),
 }
 
 # Read as user ann with this password on localhost.

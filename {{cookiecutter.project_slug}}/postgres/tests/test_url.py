@@ -42,8 +42,15 @@ def test_neons_connection_string_is_accepted_unchanged() -> None:
     assert reading == Reading(NEON, ())
 
 
-@pytest.mark.parametrize(("text", "place"), CONSOLES.values(), ids=CONSOLES)
-def test_what_a_host_offers_to_copy_is_read(text: str, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        pytest.param(place, text, id=name)
+        for place, texts in CONSOLES.items()
+        for name, text in texts.items()
+    ],
+)
+def test_what_a_host_offers_to_copy_is_read(place: str, text: str) -> None:
     url = parse(text)
 
     assert f"{url.user}@{url.address}/{url.database}" == place
@@ -283,7 +290,7 @@ def damaged(*texts: str, pieces: list[str]) -> st.SearchStrategy[str]:
     return st.builds(damage, st.sampled_from(texts), st.lists(insertion, max_size=3))
 
 
-ALL_FORMS = [*WHOLE.values(), *(text for text, _ in CONSOLES.values())]
+ALL_FORMS = [*WHOLE.values(), *(text for texts in CONSOLES.values() for text in texts.values())]
 damaged_urls = damaged(
     STRING,
     "postgresql://ann:pw@h1:5432/db?application_name=x&options=y",
