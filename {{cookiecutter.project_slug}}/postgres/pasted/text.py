@@ -35,7 +35,8 @@ SPECIAL_QUOTES = re.compile(
 LINK = re.compile(r"\[([^\s]{1,500})\]\((?:mailto:)?\1\)|<(?:mailto:)?([^<>|\s]+)\|\2>")
 COMMENT = re.compile(r"\s*(?:(?:#|//|--)\s.*|#.*|`{3}\w*)?$")  # or nothing, or a fence in Markdown
 
-# One layer of what stands around a string: a prompt, a shell's word, a name, quotes, brackets.
+# One layer of what stands around a string: a prompt, a shell's word, a name, quotes, brackets. Both
+# ends belong together. The first that matches counts, so a call comes before a name with a colon.
 LAYERS = [
     re.compile(f"(?as){layer}")
     for layer in (
@@ -62,9 +63,10 @@ DIRECT_NAMES = re.compile(r"(?i)unpooled|non_?pooling|direct")
 OTHER_DATABASE = re.compile(
     r"""(?aimx) (?<![\w.-])(mysql|mariadb|sqlite|mssql|sqlserver|oracle|mongodb|redis|prisma)
     [\w+]*:/
-    | (?:connection|engine|driver|dialect|adapter|provider|type)["']?\s*[=:]\s*["'{]?[\w.\ ]*?
-    (mysql|mariadb|sqlite|sqlsrv|mssql|sql\ server|oracle|mongo)
-    | ^\s*(?:[^\n]*[$%>\#]\ )?(mysql|mariadb|sqlite3|sqlcmd|mongosh|redis-cli)\s
+    | (?:connection|client|engine|driver|dialect|adapter|provider|type)["']?\s*[=:]
+    \s*["'{]?[\w.\ ]*?(mysql|mariadb|sqlite|sqlsrv|mssql|sql\ server|oracle|mongo)
+    | ^\s*(?:[^\n]*[$%>\#]\ )?(mysql|mariadb|sqlite3|sqlcmd|mongo|redis-cli)\w*\s
+    | ^\s*(?:export\ )?(mysql|mariadb|mssql|oracle|mongo)\w*_\w+=
     | (?:initial\ catalog|integrated\ security|trusted_connection)\s*="""
 )
 # What a text is if it holds no connection.
@@ -229,6 +231,8 @@ def read_lines(text: str, changes: list[str]) -> dict[str, str]:
                 if not family or blocks.setdefault(family, block) != block:
                     raise DatabaseUrlError(explain(text))
                 add(families.setdefault(family, {}), keyword, value, changes)
+                if keyword == "host":
+                    families[family].setdefault("port", "")
     if not (chosen := choose(urls, families, changes)):
         raise DatabaseUrlError(explain(text))
     return chosen
@@ -282,8 +286,10 @@ def rank(url: tuple[str, dict[str, str]]) -> tuple[bool, int, bool]:
 
 def differ(one: dict[str, str], two: dict[str, str], part: str) -> bool:
     """Whether both have the part, with different values. A pooler's host is that of its server."""
-    values = {settings.get(part, "").replace("-pooler.", ".") for settings in (one, two)} - {""}
-    return len(values - {"5432"} if part == "port" else values) > 1
+    values = {settings.get(part, "").replace("-pooler.", ".") for settings in (one, two)}
+    if part == "port":
+        values = {settings["port"] or "5432" for settings in (one, two) if "port" in settings}
+    return len(values - {""}) > 1
 
 
 def explain(text: str) -> str:

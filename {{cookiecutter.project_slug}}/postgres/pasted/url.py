@@ -75,15 +75,18 @@ PARTS = {  # in words for messages
 # What a program or a person would replace. A real password that looks like one must be
 # percent-encoded in a URL.
 REFERENCE = re.compile(
-    r"\$\{|\$\(|\{\{|%\(\w*\)s|\b(?:config|env|getenv|environ\.get)\(|\bENV\[|\bsecrets\."
+    r"[$#]\{|\$\(|\{\{|<%|%\(\w*\)s|\b(?:config|env|getenv|environ\.get)\(|\bENV\[|\bsecrets\."
     r"|\bos\.environ|\bprocess\.env"
 )
-PLACEHOLDER_VALUE = re.compile(  # <host>, [YOUR-PASSWORD], {user}, $PGPASSWORD, %DB_USER%
-    r"(?ai).*<[^>]*>.*|\[[a-z][\w -]*\]|\{[^}]*\}|(?-i:\$[A-Z_][A-Z\d_]*)|\$\w{0,20}pass\w{0,20}"
-    r"|%[a-z]+_[a-z_]+%|\w+://.*|@Microsoft\.KeyVault.*|arn:aws:.*"  # the last are of vaults
+PLACEHOLDER_VALUE = (
+    re.compile(  # <host>, [YOUR-PASSWORD], {user}, $PGPASSWORD, %DB_USER%, of vaults
+        r"(?ai).*<[^>]*>.*|\[[a-z][\w -]*\]|\{[^}]*\}|\$[a-z_]\w*|%s|%[a-z_]+%|__\w+__"
+        r"|\w+://.*|@Microsoft\.KeyVault.*|arn:aws:.*"
+    )
 )
 PLACEHOLDER_NAME = re.compile(
-    r"(?ai)x{4,}|\.{3,}|(?-i:PASSWORD)|your[-_]?(?:user|role|pass|host|endpoint)[\w-]*"
+    r"(?ai)x{4,}|\.{3,}|your[-_]?(?:user|role|pass|host|endpoint)[\w-]*"
+    r"|(?-i:[!@]*(?:USER(?:NAME)?|PASSWORD|DATABASE|REDACTED|REPLACE\w*)[!@]*)"
 )
 PLACEHOLDER_HOST = re.compile(  # including the example in Neon's documentation
     r"(?ai)host(?:name)?|ep-cool-darkness-(?:123456|a1b2c3d4)(?!\w).*"
@@ -171,7 +174,7 @@ def refuse_placeholder(keyword: str, value: str) -> None:
     if (
         PLACEHOLDER_VALUE.fullmatch(value)
         or REFERENCE.search(value)
-        or (keyword != "dbname" and PLACEHOLDER_NAME.fullmatch(value))
+        or PLACEHOLDER_NAME.fullmatch(value)
         or (keyword == "host" and PLACEHOLDER_HOST.fullmatch(value))
     ):
         raise DatabaseUrlError(

@@ -63,8 +63,8 @@ def test_three_invalid_answers_end_the_prompt() -> None:
         terminal.ask()
 
 
-@pytest.mark.parametrize("answers", [[], [""], ["  "], ["wrong"], ["wrong", ""]])
-def test_an_empty_answer_or_the_end_of_input_gives_none(answers: list[str]) -> None:
+@pytest.mark.parametrize("answers", [[], [""], ["  "], ["\n \n"], ["wrong"], ["wrong", ""]])
+def test_an_empty_answer_or_the_end_of_input_is_none(answers: list[str]) -> None:
     terminal = Terminal(*answers)
 
     assert terminal.ask() is None

@@ -407,7 +407,7 @@ def test_a_password_goes_to_its_own_host_or_nowhere(password: str, form: str) ->
     if isinstance(outcome, Reading):
         url = outcome.url
         assert (url.user, url.host, url.database) == ("ann", "h1.example", "todo")
-        assert url.password in {password, password.strip("'\"")}  # which quotes a setting
+        assert url.password in {password, password[1:-1]}  # the latter if it is in quotes
 
 
 FORMS = [
