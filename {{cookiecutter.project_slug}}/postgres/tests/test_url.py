@@ -13,8 +13,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.sql import SQL, Identifier, Literal
 from sqlalchemy import create_engine, make_url
 
-from postgres.pasted.text import MAX_TEXT_LENGTH
-from postgres.pasted.url import FOREIGN, KEYWORDS, MODES, SPELLINGS
+from postgres.pasted.url import FOREIGN, KEYWORDS, MAX_URL_LENGTH, MODES, SPELLINGS
 from postgres.tests.pasted_forms import (
     CONSOLES,
     HOST,
@@ -585,9 +584,9 @@ NASTY += [
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_no_text_takes_long(beginning: str) -> None:
     for piece in NASTY:
-        longest = piece * ((MAX_TEXT_LENGTH - len(beginning)) // len(piece))
+        line = piece * ((MAX_URL_LENGTH - len(beginning)) // len(piece) - 1)
 
-        for text in (beginning + longest, beginning + longest * 10):
+        for text in (beginning + line, "\n".join([beginning, *[line] * 4]), line * 10):
             outcome = outcome_of(text)
 
             assert isinstance(outcome, Reading) or len(str(outcome)) < 400
