@@ -24,9 +24,11 @@ SEMICOLONS = re.compile(
     (?:"(?P<double>[^"]*)"|'(?P<quoted>[^']*)'|(?P<bare>[^;"'\n]*?))[ ]*(?:;\s*|$)"""
 )
 # host=… user=…: libpq's own. A value is in '…' or has no spaces; "\" escapes any character.
+# Here and below, NAME= after a space is never the value of the name before it.
 KEYWORDS = re.compile(
     r"""(?asx) \s*(?P<name>[a-z]\w*|TimeZone)\s*=\s*
-    (?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<bare>(?:[^\s\\'"]|\\.)*)(?<![;,]))(?=\s|$)\s*"""
+    (?:'(?P<quoted>(?:[^'\\]|\\.)*)'
+    |(?:(?<!\s)|(?!\w+\s*=))(?P<bare>(?:[^\s\\'"]|\\.)+|(?=\s*$))(?<![;,]))(?=\s|$)\s*"""
 )
 # connect(host="…", user="…"): Python's and Ruby's. A value is in quotes, or a number.
 ARGUMENTS = re.compile(
@@ -37,7 +39,8 @@ ARGUMENTS = re.compile(
 ASSIGNMENTS = re.compile(
     r"""(?ax) (?:(?:export|set|ENV|-)[ \t]+)?(?:\$env:)?
     (?P<name>[A-Za-z_][\w.]*)[ \t]*(?:=|:(?=[ \t]))[ \t]*
-    (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^']*)'|(?P<bare>(?:[^\s"'`;\\\#][^\s"'`;\\]*)?(?<!,)))
+    (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^']*)'
+    |(?:(?<!\s)|(?!\w+[ \t]*=))(?P<bare>(?:[^\s"'`;\\\#][^\s"'`;\\]*)?(?<!,)))
     (?:[ \t]+\#.*$|[ \t]+|$)"""
 )
 PROMPT = r"(?:(?!://)[^\n\"'`=]){0,60}?[$%>#][ ]+"
@@ -102,6 +105,8 @@ def read_command(text: str, changes: list[str]) -> dict[str, str]:
         if flag in FLAGS:
             name, value = FLAGS[flag], value or next(words, "")
             unnamed = [other for other in unnamed if other != name]
+            if value.startswith("-"):
+                raise DatabaseUrlError(f"the value of a flag is missing: {PASTE}")
         elif unnamed and not flag and not SEPARATOR.fullmatch(word):
             name = unnamed.pop(0)
         else:

@@ -34,6 +34,7 @@ SPECIAL_QUOTES = re.compile(
 # [text](text) and <text|text>: PASSWORD@HOST looks like an e-mail address to them.
 LINK = re.compile(r"\[([^\s]{1,500})\]\((?:mailto:)?\1\)|<(?:mailto:)?([^<>|\s]+)\|\2>")
 COMMENT = re.compile(r"\s*(?:(?:#|//|--)\s.*|#.*|`{3}\w*)?$")  # or nothing, or a fence in Markdown
+PRISMA = re.compile(r"(?s)datasource \w+ \{\n(.*)\n\}")  # around the settings
 
 # One layer of what stands around a string: a prompt, a shell's word, a name, quotes, brackets. Both
 # ends belong together. The first that matches counts, so a call comes before a name with a colon.
@@ -91,7 +92,7 @@ def read_text(text: str, changes: list[str]) -> dict[str, str]:
     text = clean(text, changes)
     if not text:
         raise DatabaseUrlError(f"the text is empty: {PASTE}")
-    bare = LINK.sub(r"\1\2", text)
+    bare = LINK.sub(lambda link: (link[1] or link[2]) if "@" in link[0] else link[0], text)
     if bare != text:
         changes.append("extracted the string from a link")
     if REFERENCE.search(bare):
@@ -101,6 +102,8 @@ def read_text(text: str, changes: list[str]) -> dict[str, str]:
     if other := OTHER_DATABASE.search(bare):
         name = next(filter(None, other.groups()), "SQL Server").lower()
         raise DatabaseUrlError(f"the text is for another database ({name}): {PASTE}")
+    if schema := PRISMA.fullmatch(bare):
+        bare = schema[1]
     blocks = [list(lines) for gap, lines in groupby(bare.splitlines(), is_gap) if not gap]
     body = "\n".join(line.strip() for line in blocks[0]) if len(blocks) == 1 else ""
     if COMMAND.search(body):

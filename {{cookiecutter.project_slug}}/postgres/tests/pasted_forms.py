@@ -76,6 +76,10 @@ CONSOLES = {
             f"POSTGRES_PRISMA_URL={POOLED}&pgbouncer=true\nPOSTGRES_URL={POOLED}\n"
             f"POSTGRES_URL_NON_POOLING={STRING}"
         ),
+        "Prisma's schema": (
+            'datasource db {\n  provider  = "postgresql"\n'
+            f'  url       = "{POOLED}"\n  directUrl = "{STRING}"\n}}'
+        ),
         "vercel env pull": f'DATABASE_URL="{POOLED}\\n"',
     },
     f"postgres.abcdefgh@{SUPABASE}:6543/postgres": {
@@ -383,6 +387,7 @@ PASSWORDS = {
     "s3=b": "host=localhost user=ann dbname=todo password=s3=b",
     "s3;b": "host=localhost user=ann dbname=todo password=s3;b",
     "s3 b#c": "PGHOST=localhost PGUSER=ann PGDATABASE=todo PGPASSWORD='s3 b#c'",
+    "": "PGHOST=localhost PGUSER=ann PGDATABASE=todo PGPASSWORD= S3=s3",
     "s3;c": "PGHOST=localhost\nPGUSER=ann\nPGDATABASE=todo\nPGPASSWORD='s3;c'",
     "s3 c;": "PGPASSWORD='s3 c;' psql -h localhost -U ann todo",
     's3;"d': "Host=localhost;Username=ann;Database=todo;Password='s3;\"d'",
@@ -581,6 +586,8 @@ REFUSED = {
     "letters in the port": ("postgresql://ann:s3@localhost:s3/todo", NO_PLACE),
     "port 0": ("postgresql://ann:s3@localhost:0/todo", "from 1 to 65535"),
     "port 65536": ("postgresql://ann:s3@localhost:65536/todo", "from 1 to 65535"),
+    "an empty keyword": ("host=h user=ann dbname=d password= sslmode=require", SETTINGS),
+    "an empty flag": ("psql -h h1 -U -d d", "the value of a flag is missing"),
     "a space in a keyword's value": ("host=h user=ann dbname=d password=s3 cr3t", SETTINGS),
     "an open quote in a command": ("psql -h h1 -U ann -d 's3", "is not closed"),
     "a semicolon in a variable": ("PGHOST=h\nPGUSER=ann\nPGDATABASE=d\nPGPASSWORD=s3;c", SETTINGS),

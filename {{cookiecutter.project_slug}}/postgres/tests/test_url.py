@@ -488,7 +488,8 @@ def test_what_libpq_accepts_as_a_url_is_understood_as_libpq_does(text: str) -> N
         return
 
     theirs, ours = both
-    if can_be_connected_to(theirs):
+    is_wrapped = text[-1] in ".,;)]}>*|`'\""  # which libpq takes for a part of the last value
+    if can_be_connected_to(theirs) and not is_wrapped:
         assert parts_of(ours.url) == with_defaults(theirs)
 
 
