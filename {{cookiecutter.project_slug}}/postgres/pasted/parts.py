@@ -43,7 +43,7 @@ ASSIGNMENTS = re.compile(
     |(?:(?<!\s)|(?!\w+[ \t]*=))(?P<bare>(?:[^\s"'`;\\\#][^\s"'`;\\]*)?(?<!,)))
     (?:[ \t]+\#.*$|[ \t]+|$)"""
 )
-PROMPT = r"(?:(?!://)[^\n\"'`=]){0,60}?[$%>#][ ]+"
+PROMPT = r"(?:(?!://)[^\n\"'`=]){0,60}?(?:[$%>]|(?<=\S)[#])[ ]+"
 # psql -h … -U …, perhaps with a prompt and variables before it
 COMMAND = re.compile(
     rf"""(?amx) ^\s*(?:{PROMPT})??

@@ -36,12 +36,11 @@ LINK = re.compile(r"\[([^\s]{1,500})\]\((?:mailto:)?\1\)|<(?:mailto:)?([^<>|\s]+
 COMMENT = re.compile(r"\s*(?:(?:#|//|--)\s.*|#.*|`{3}\w*)?$")  # or nothing, or a fence in Markdown
 PRISMA = re.compile(r"(?s)datasource \w+ \{\n(.*)\n\}")  # around the settings
 
-# One layer of what stands around a string: a prompt, a shell's word, a name, quotes, brackets. Both
+# One layer of what stands around a string: a shell's word, a name, quotes, brackets. Both
 # ends belong together. The first that matches counts, so a call comes before a name with a colon.
 LAYERS = [
     re.compile(f"(?as){layer}")
     for layer in (
-        rf"{PROMPT}(?P<inside>.*)",
         r"(?:set -\w+|setx)\s+(?P<name>\w+)\s+(?P<inside>.*)",
         r"(?:export|set|env|ENV|-e|--env|const|let|var|[-*\u2022]|\d+\.)\s+(?P<inside>.*)",
         r"[A-Za-z_][\w.:]*\((?P<inside>.*)\)[;,.]?",
@@ -160,6 +159,7 @@ def clean(text: str, changes: list[str]) -> str:
 def layers(text: str) -> Iterator[tuple[str, str]]:
     """Yield a text, and what is inside it, layer by layer, with the last name before it."""
     name = ""
+    text = re.sub(f"^{PROMPT}", "", text.strip())
     for _ in range(12):
         text = text.strip()
         yield name, text

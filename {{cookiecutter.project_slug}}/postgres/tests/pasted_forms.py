@@ -549,6 +549,8 @@ REFUSED = {
         "an error message",
     ),
     "a sentence around it": (f"Here is the string: {STRING}, use it with care.", AROUND),
+    "a comment behind a setting": ("PORT=1 # postgresql://ann:s3@localhost/old", AROUND),
+    "a comment behind a word": ("PORT # postgresql://ann:s3@localhost/old", AROUND),
     "a word in the next line": (f"{LOCAL}\nCopied", AROUND),
     # where a URL ends
     ",OTHER_KEY=abc": (f"{LOCAL},OTHER_KEY=abc", FOLLOWS),
