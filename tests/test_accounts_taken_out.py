@@ -3,7 +3,6 @@
 A step is a code block, as in tests/test_extending.py, or a sentence that says what to delete.
 """
 
-import ast
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,9 @@ from test_extending import Step, take
 
 SECTIONS = ["Remove our own accounts", "Remove Better Auth"]
 TEST_SECONDS = 240
-DELETION = re.compile(r"[Ii]n `(?P<path>[\w./]+)`, delete the (?P<names>(?:class|function)[^.;,]+)")
+DELETION = re.compile(
+    r"[Ii]n\s`(?P<path>[\w./]+)`,\sdelete\sthe\s(?P<names>(?:class|function)[^.;]+)"
+)
 LEFT_BEHIND = {
     "Remove our own accounts": r"auth\.passwords|Passwords|refresh_token|RefreshToken|OwnTokens",
     "Remove Better Auth": r"settings\.better_auth_url|BetterAuth\b|import httpx2",
@@ -51,14 +52,16 @@ def read_instructions(page: str, section: str) -> Iterator[Step | Deletion]:
 
 
 def delete(name: str, file: Path) -> None:
-    """Delete a class or function from a module."""
-    text = file.read_text("utf-8")
-    (node,) = (node for node in ast.parse(text).body if getattr(node, "name", None) == name)
-    lines = text.splitlines(keepends=True)
-    parts: list[ast.stmt | ast.expr] = [node, *getattr(node, "decorator_list", [])]
-    first = min(part.lineno for part in parts)
-    del lines[first - 1 : node.end_lineno]
-    file.write_text("".join(lines), "utf-8")
+    """Delete a class or a function of a module, whose Python may be newer than this one."""
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    header = re.compile(rf"(async def|class|def) {name}\b")
+    (start,) = (number for number, line in enumerate(lines) if header.match(line))
+    end = start + 1
+    while end < len(lines) and re.match(r"\s|\)", lines[end]):
+        end += 1
+    while re.match(r"@|\)|    ", lines[start - 1]) and lines[start - 1].strip():
+        start -= 1  # its decorators
+    file.write_text("".join(lines[:start] + lines[end:]), "utf-8")
 
 
 @pytest.fixture(scope="module", params=SECTIONS)

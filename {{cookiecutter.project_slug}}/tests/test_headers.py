@@ -8,12 +8,10 @@ from uuid import uuid4
 import pytest
 from fastapi import Response
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
 
 from config import Settings
 from main import create_app
 from postgres.url import DatabaseUrl
-from tests.conftest import add_account
 
 type Build = Callable[..., Settings]
 
@@ -113,13 +111,11 @@ def test_hsts_is_for_production_behind_tls(
 def test_addresses_have_the_prefix_under_which_a_proxy_serves_the_app(
     database_url: DatabaseUrl,
     settings_for: Build,
-    engine: Engine,
-    token_for: Callable[[str], str],
+    ada: TestClient,
     passed_on: str,
 ) -> None:
     app = create_app(settings_for(database_url, root_path=PREFIX))
-    add_account(engine, user_id := str(uuid4()))
-    headers = {"Authorization": f"Bearer {token_for(user_id)}"}
+    headers = {"Authorization": ada.headers["Authorization"]}
 
     with TestClient(app, headers=headers) as client:
         created = [client.post(f"{passed_on}/tasks", json={"title": "x"}) for _ in range(2)]

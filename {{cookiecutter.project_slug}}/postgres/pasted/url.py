@@ -171,10 +171,11 @@ def refuse_placeholder(keyword: str, value: str) -> None:
     part = PARTS.get(keyword, "")
     if not part:
         return
+    may_be_a_slug = keyword == "dbname" and value.islower()  # a project can be named your-host
     if (
         PLACEHOLDER_VALUE.fullmatch(value)
         or REFERENCE.search(value)
-        or PLACEHOLDER_NAME.fullmatch(value)
+        or (PLACEHOLDER_NAME.fullmatch(value) and not may_be_a_slug)
         or (keyword == "host" and PLACEHOLDER_HOST.fullmatch(value))
     ):
         raise DatabaseUrlError(

@@ -51,9 +51,9 @@ def test_after_an_invalid_answer_the_question_is_repeated_with_an_explanation() 
     terminal = Terminal("mysql://ann:s3cr3t@localhost", "postgresql://ann:s3cr3t", PASTED)
 
     assert terminal.ask() == parse(PASTED)
-    assert "Try again: the text is for another database (mysql)" in terminal.said.getvalue()
-    assert "Try again: there is no HOST/DATABASE" in terminal.said.getvalue()
-    assert "s3cr3t" not in terminal.said.getvalue()
+    assert "Try again: the text is for another database (mysql)" in terminal.output.getvalue()
+    assert "Try again: there is no HOST/DATABASE" in terminal.output.getvalue()
+    assert "s3cr3t" not in terminal.output.getvalue()
 
 
 def test_three_invalid_answers_end_the_prompt() -> None:

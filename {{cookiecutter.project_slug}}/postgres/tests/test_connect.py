@@ -330,4 +330,4 @@ def test_a_socket_is_a_host() -> None:
             steps, _ = check(url)
 
             assert asyncio.run(use()) is None  # it is not TCP
-            assert steps["log-in"].ok
+            assert steps["login"].ok

@@ -11,12 +11,13 @@ from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl, parse
 
 
-def test_a_new_server_gets_its_own_url() -> None:
-    url = embedded.new_url("your_host")
+@pytest.mark.parametrize("slug", ["your_host", "xxxx", "database"])
+def test_a_new_server_gets_its_own_url(slug: str) -> None:
+    url = embedded.new_url(slug)
 
     assert url.is_embedded
     assert parse(url.for_libpq()) == url
-    assert url.password != embedded.new_url("your_host").password
+    assert url.password != embedded.new_url(slug).password
 
 
 def test_a_port_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
