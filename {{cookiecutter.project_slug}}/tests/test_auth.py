@@ -240,7 +240,7 @@ def test_an_email_has_one_spelling(client: TestClient, written: str, stored: str
         ["ada@example.com"],
     ],
 )
-def test_what_is_no_email_is_refused(client: TestClient, email: object) -> None:
+def test_an_invalid_email_is_rejected(client: TestClient, email: object) -> None:
     answer = client.post(
         "/auth/register", json={"email": email, "password": PASSWORD, "name": "Ada"}
     )
@@ -692,7 +692,7 @@ def test_a_login_removes_the_same_users_expired_ones(
         f"urn:uuid:{UUID(int=0)}.x",
     ],
 )
-def test_what_is_no_refresh_token_is_refused(client: TestClient, token: str) -> None:
+def test_an_invalid_refresh_token_is_rejected(client: TestClient, token: str) -> None:
     assert refresh(client, token).status_code in {401, 422}
     assert log_out(client, token).status_code in {204, 422}
 
@@ -827,7 +827,7 @@ def test_of_two_changes_of_a_password_at_once_one_wins(
         assert log_in(client, ada.email, password).is_success == answer.is_success
 
 
-def test_a_deleted_account_takes_its_log_ins_along_and_nobody_elses(
+def test_deleting_an_account_deletes_only_its_login_sessions(
     client: TestClient, ada: Account, bob: Account, engine: Engine
 ) -> None:
     answer = delete_me(client, ada.access)
@@ -1053,7 +1053,7 @@ def test_a_part_of_a_token_or_more_than_a_token_is_refused(
 @pytest.mark.parametrize(
     "token", ["", "x", ".", "..", "a.b.c", "\xe9.\xe9.\xe9", "null", "x" * 10_000, "{}.{}.{}"]
 )
-def test_what_is_no_token_is_refused(client: TestClient, token: str) -> None:
+def test_an_invalid_token_is_rejected(client: TestClient, token: str) -> None:
     header = f"Bearer {token}".encode("latin-1")
 
     answer = client.get("/auth/me", headers={b"Authorization": header})
@@ -1074,7 +1074,9 @@ def test_a_token_under_another_scheme_is_refused(
     assert answer.status_code == 401
 
 
-def test_tokens_of_the_one_kind_are_none_of_the_other(client: TestClient, ada: Account) -> None:
+def test_access_and_refresh_tokens_are_not_interchangeable(
+    client: TestClient, ada: Account
+) -> None:
     assert_refused(client, ada.refresh)
     assert refresh(client, ada.access).status_code in {401, 422}
     assert refresh(client, ada.refresh).status_code == 200  # neither was taken for reuse
@@ -1105,7 +1107,7 @@ def assert_refused(client: TestClient, token: str) -> None:
 # Guessing, and storms
 
 
-def test_who_guesses_has_to_wait(client: TestClient, ada: Account) -> None:
+def test_too_many_guesses_get_a_429(client: TestClient, ada: Account) -> None:
     guesses = [log_in(client, ada.email, "guess").status_code for _ in range(10)]
 
     answer = log_in(client, ada.email)  # it would be right
@@ -1115,7 +1117,7 @@ def test_who_guesses_has_to_wait(client: TestClient, ada: Account) -> None:
     assert 0 < int(answer.headers["Retry-After"]) <= 15 * 60
 
 
-def test_who_guesses_many_at_once_has_no_more_tries(client: TestClient, ada: Account) -> None:
+def test_concurrent_guesses_are_all_counted(client: TestClient, ada: Account) -> None:
     def guess(_: int) -> int:
         return log_in(client, ada.email, "guess").status_code
 
@@ -1352,7 +1354,7 @@ def test_few_passwords_are_hashed_at_once_and_few_wait_off_the_event_loop(
     assert {error.status_code for error in refused} == {503}
 
 
-def test_a_storm_of_logins_is_answered_and_holds_up_nobody(
+def test_many_concurrent_logins_do_not_delay_other_requests(
     client: TestClient, ada: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go_on = threading.Event()
@@ -1413,7 +1415,7 @@ def test_a_flood_from_one_address_leaves_room_for_others(
 # What clients and others see
 
 
-def test_no_secret_stands_in_any_answer_or_log(
+def test_no_secret_is_in_any_response_or_log(
     client: TestClient, ada: Account, capfd: pytest.CaptureFixture[str]
 ) -> None:
     answers = [

@@ -799,7 +799,7 @@ def test_unavailable_with_a_hint_when_to_retry_while_no_key_is_known(
     assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_a_slow_auth_server_stalls_nobody_else(
+def test_a_slow_auth_server_delays_no_other_request(
     app_client: TestClient, auth_server: AuthServer
 ) -> None:
     go = Event()
@@ -822,7 +822,7 @@ def test_a_slow_auth_server_stalls_nobody_else(
 
 
 @pytest.mark.parametrize("path", ["register", "login", "refresh", "logout", "password"])
-def test_passwords_are_better_auths_affair(path: str, app_client: TestClient) -> None:
+def test_with_better_auth_there_are_no_auth_routes(path: str, app_client: TestClient) -> None:
     assert app_client.post(f"/auth/{path}").status_code == 404
     assert f"/auth/{path}" not in app_client.get("/openapi.json").json()["paths"]
 

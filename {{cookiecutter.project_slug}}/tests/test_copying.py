@@ -438,7 +438,7 @@ def test_a_row_that_a_migration_inserts_into_an_existing_table_is_refused(
     assert [row[2] for row in rows(migrated)["tasks"]] == ["seed"]
 
 
-def test_a_target_that_refuses_is_diagnosed(copy: Copy, filled: DatabaseUrl) -> None:
+def test_an_error_of_the_target_is_explained(copy: Copy, filled: DatabaseUrl) -> None:
     with scripted_server(error("password authentication failed for user 'me'")) as server:
         target = DatabaseUrl("me", "pass-word", "127.0.0.1", server.port, "todo")
         code, output = copy(filled, target)

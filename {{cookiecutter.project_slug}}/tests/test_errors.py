@@ -359,7 +359,7 @@ def test_a_bad_form_is_refused(caller: TestClient, method: str, path: str, schem
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "\xff", "application/", "x" * 10_000])
 @pytest.mark.parametrize(("method", "path", "_schema"), with_body("application/json"))
-def test_only_json_passes_for_json(
+def test_only_json_content_types_are_accepted(
     caller: TestClient, method: str, path: str, _schema: Schema, content_type: str
 ) -> None:
     headers = {b"Content-Type": content_type.encode("latin-1")}
@@ -414,7 +414,7 @@ def test_a_bad_token_is_refused(caller: TestClient, method: str, path: str) -> N
     ],
     ids=str,
 )
-def test_odd_headers_break_nothing(caller: TestClient, headers: dict[str, str]) -> None:
+def test_unusual_headers_cause_no_500(caller: TestClient, headers: dict[str, str]) -> None:
     raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
 
     answers = [
@@ -426,7 +426,7 @@ def test_odd_headers_break_nothing(caller: TestClient, headers: dict[str, str]) 
     assert {answer.status_code for answer in answers} <= {200, 400}
 
 
-def test_only_the_first_mistakes_are_told(caller: TestClient) -> None:
+def test_only_the_first_errors_are_listed(caller: TestClient) -> None:
     fields = dict.fromkeys(map(str, range(MAX_FIELDS)))
 
     answer = caller.post("/probe/json", json=fields)
@@ -434,7 +434,7 @@ def test_only_the_first_mistakes_are_told(caller: TestClient) -> None:
     assert len(refusal_of(answer)) == MAX_MISTAKES
 
 
-def test_no_route_and_no_method_are_problems_too(caller: TestClient) -> None:
+def test_unknown_routes_and_methods_have_the_same_shape(caller: TestClient) -> None:
     not_found = caller.get(f"/{SENT}")
     not_allowed = caller.post("/health")
 
@@ -443,7 +443,7 @@ def test_no_route_and_no_method_are_problems_too(caller: TestClient) -> None:
     assert not_allowed.headers["Allow"] == "GET"
 
 
-def test_a_routes_own_refusal_is_kept(caller: TestClient) -> None:
+def test_an_http_exception_of_a_route_is_unchanged(caller: TestClient) -> None:
     answer = caller.get("/probe/refusal")
 
     assert (answer.status_code, answer.json()) == (418, {"detail": "a teapot"})
@@ -451,7 +451,7 @@ def test_a_routes_own_refusal_is_kept(caller: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/probe/bug", "/probe/bug-in-thread"])
-def test_a_bug_is_a_500_that_tells_no_more_than_an_id(browser: TestClient, path: str) -> None:
+def test_a_bug_is_a_500_with_only_a_request_id(browser: TestClient, path: str) -> None:
     answer = browser.get(path, headers={"X-Request-ID": "id-of-a-proxy"})
 
     assert answer.status_code == 500
@@ -465,7 +465,7 @@ def test_a_bug_fails_a_test(caller: TestClient) -> None:
         caller.get("/probe/bug")
 
 
-def test_a_value_that_only_the_database_refuses_is_the_clients_mistake(caller: TestClient) -> None:
+def test_a_value_that_only_the_database_rejects_is_a_422(caller: TestClient) -> None:
     answer = caller.get("/probe/value")
 
     (mistake,) = refusal_of(answer)
@@ -474,7 +474,7 @@ def test_a_value_that_only_the_database_refuses_is_the_clients_mistake(caller: T
 
 
 @pytest.mark.parametrize("path", ["/probe/ok", "/probe/value"])
-def test_without_its_database_the_app_asks_for_another_try(
+def test_without_a_database_requests_get_a_503(
     database_url: DatabaseUrl,
     settings_for: Callable[..., Settings],
     path: str,
@@ -511,9 +511,7 @@ def test_without_its_database_the_app_asks_for_another_try(
         "XX001",  # data_corrupted
     ],
 )
-def test_a_fault_of_the_databases_asks_for_another_try(
-    caller: TestClient, way: str, sqlstate: str
-) -> None:
+def test_a_database_fault_is_a_503(caller: TestClient, way: str, sqlstate: str) -> None:
     answer = caller.get(f"/probe/{way}?sqlstate={sqlstate}")
 
     assert answer.status_code == 503
@@ -523,7 +521,7 @@ def test_a_fault_of_the_databases_asks_for_another_try(
 
 
 @pytest.mark.parametrize("way", ["statement", "session"])
-def test_a_full_disk_is_told(caller: TestClient, way: str) -> None:
+def test_a_full_disk_is_a_507(caller: TestClient, way: str) -> None:
     answer = caller.get(f"/probe/{way}?sqlstate=53100")
 
     assert answer.status_code == 507
@@ -533,14 +531,14 @@ def test_a_full_disk_is_told(caller: TestClient, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["statement", "session"])
 @pytest.mark.parametrize("sqlstate", ["42601", "25001", "P0001"])
-def test_a_mistake_in_a_statement_is_a_bug(browser: TestClient, way: str, sqlstate: str) -> None:
+def test_an_invalid_statement_is_a_500(browser: TestClient, way: str, sqlstate: str) -> None:
     answer = browser.get(f"/probe/{way}?sqlstate={sqlstate}")
 
     assert answer.status_code == 500
     assert SENT not in answer.text
 
 
-def test_a_role_without_the_right_is_the_operators_mistake(caller: TestClient) -> None:
+def test_a_missing_privilege_is_a_503(caller: TestClient) -> None:
     answer = caller.get("/probe/no-right")
 
     assert (answer.status_code, answer.json()) == (503, {"detail": "the database refuses the app"})

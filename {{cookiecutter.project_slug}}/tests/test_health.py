@@ -84,7 +84,7 @@ def test_not_ready_within_the_limit_when_the_database_is_frozen(
         assert answer.elapsed.total_seconds() < 4
 
 
-def test_a_busy_database_is_not_told_to_be_lost(
+def test_a_busy_database_is_not_reported_as_lost(
     database_url: DatabaseUrl,
     settings_for: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
@@ -112,7 +112,7 @@ def test_a_busy_database_is_not_told_to_be_lost(
     assert [line for line in log if line["event"] == "database lost"] == []
 
 
-def test_one_query_serves_all_who_ask_at_once(settings: Settings) -> None:
+def test_concurrent_requests_share_one_query(settings: Settings) -> None:
     app = create_app(settings)
     queries = []
     with TestClient(app) as client, ThreadPoolExecutor(10) as threads:
@@ -127,7 +127,7 @@ def test_one_query_serves_all_who_ask_at_once(settings: Settings) -> None:
     assert len(queries) == 1
 
 
-def test_a_port_that_another_program_has_is_told_by_its_number() -> None:
+def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(SystemExit, match=f"^Port {port} is taken .* PORT in .env$"):

@@ -88,7 +88,9 @@ def test_the_page_keeps_nothing_and_takes_no_text_for_code(client: TestClient, n
 
 
 @pytest.mark.parametrize("path", HOME)
-def test_production_has_no_page(path: str, database_url: DatabaseUrl, settings_for: Build) -> None:
+def test_production_does_not_serve_the_page(
+    path: str, database_url: DatabaseUrl, settings_for: Build
+) -> None:
     with TestClient(create_app(settings_for(database_url, environment="production"))) as client:
         answer = client.get(path)
 
@@ -273,9 +275,7 @@ def test_the_page_is_for_names_of_this_network(client: TestClient, path: str, ho
         "[",
     ],
 )
-def test_a_page_of_somebody_elses_name_reads_nothing(
-    client: TestClient, path: str, host: str
-) -> None:
+def test_another_host_name_gets_a_400(client: TestClient, path: str, host: str) -> None:
     answer = client.get(path, headers={"Host": host})
 
     assert answer.status_code == 400

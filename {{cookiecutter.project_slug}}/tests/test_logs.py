@@ -189,7 +189,7 @@ def test_without_its_database_the_line_tells_why(run_without_database: Run) -> N
     assert "refused" in line["error"]
 
 
-def test_a_probe_that_fails_has_a_line(run_without_database: Run) -> None:
+def test_a_failed_probe_is_logged(run_without_database: Run) -> None:
     line = run_without_database.line_of("ready")
 
     assert (line["path"], line["status"], line["level"]) == ("/ready", 503, "error")
@@ -205,7 +205,7 @@ def test_requests_at_the_same_time_keep_their_ids_apart(run_without_database: Ru
         assert set(ids) == expected
 
 
-def test_in_development_lines_are_for_people(tmp_path: Path, settings: Settings) -> None:
+def test_in_development_the_log_is_text(tmp_path: Path, settings: Settings) -> None:
     with served(tmp_path, settings, ENVIRONMENT="development", LOG_LEVEL="debug") as run:
         httpx2.get(f"{run.url}/health")
         httpx2.get(f"{run.url}/bug/7")
@@ -255,7 +255,7 @@ def test_what_passes_for_a_request_id(sent: bytes, kept: bool) -> None:
         ('File "/app/main.py", line 7, in bug', None),
     ],
 )
-def test_secrets_are_taken_out_of_other_peoples_texts(text: str, redacted: str | None) -> None:
+def test_secrets_are_redacted_in_foreign_messages(text: str, redacted: str | None) -> None:
     assert redact(None, "error", {"event": text})["event"] == (redacted or text)
 
 

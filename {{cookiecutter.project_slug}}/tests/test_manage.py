@@ -381,7 +381,7 @@ def test_a_damaged_env_file_is_left_unchanged(env_file: Path, option: str) -> No
 
 
 @pytest.mark.parametrize("command", ["start", "stop", "status", "psql"])
-def test_an_image_without_the_embedded_server_says_so(
+def test_without_the_embedded_server_the_commands_say_so(
     use: Callable[[DatabaseUrl], None], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     use(DatabaseUrl("embedded", "", "127.0.0.1", 1, "todo", ()))

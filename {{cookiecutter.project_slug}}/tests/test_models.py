@@ -148,7 +148,7 @@ def test_a_missing_required_value_is_a_bug_in_the_route(client: TestClient) -> N
 
 
 @pytest.mark.usefixtures("library")
-def test_a_deleted_account_takes_its_rows_of_all_tables_along(
+def test_deleting_an_account_deletes_its_rows_in_all_tables(
     engine: sa.Engine, settings: Settings
 ) -> None:
     with TestClient(main.create_app(settings)) as client:

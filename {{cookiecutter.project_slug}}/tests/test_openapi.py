@@ -150,7 +150,7 @@ def test_a_route_names_all_its_statuses(name: str) -> None:
 
 
 @each_operation
-def test_a_refusal_tells_how_to_go_on(name: str) -> None:
+def test_401_and_503_document_their_headers(name: str) -> None:
     headers = {"401": "WWW-Authenticate", "429": "Retry-After", "503": "Retry-After"}
 
     for status, header in headers.items():
@@ -159,7 +159,7 @@ def test_a_refusal_tells_how_to_go_on(name: str) -> None:
 
 
 @each_operation
-def test_what_a_route_takes_has_bounds(name: str) -> None:
+def test_all_input_has_bounds(name: str) -> None:
     operation = OPERATIONS[name]
 
     for value in scalars([operation.get("requestBody"), operation.get("parameters")]):
@@ -180,7 +180,7 @@ def test_a_model_has_an_example(name: str) -> None:
     assert has_example or is_secret or "enum" in model
 
 
-def test_bodies_take_no_other_fields() -> None:
+def test_bodies_reject_unknown_fields() -> None:
     bodies = [
         content["schema"]
         for operation in OPERATIONS.values()

@@ -40,7 +40,7 @@ def test_the_required_settings_are_enough(tmp_path: Path) -> None:
     assert settings.environment == "production"  # development is asked for
 
 
-def test_the_environment_goes_before_the_file(
+def test_the_environment_overrides_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PORT", "9000")
@@ -50,7 +50,7 @@ def test_the_environment_goes_before_the_file(
     assert settings.port == 9000
 
 
-def test_what_libpq_is_told_of_another_server_does_not_reach_the_embedded_one(
+def test_pg_variables_do_not_reach_the_embedded_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
@@ -138,7 +138,7 @@ def test_the_prefix_of_a_proxy_has_no_slash_at_its_end(
         ("PORT", "http", "PORT: "),
     ],
 )
-def test_a_mistake_is_told_in_one_line_without_the_value(
+def test_an_invalid_setting_is_reported_in_one_line_without_its_value(
     tmp_path: Path, name: str, value: str, expected: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:
@@ -151,7 +151,7 @@ def test_a_mistake_is_told_in_one_line_without_the_value(
         assert secret not in message
 
 
-def test_a_missing_file_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(tmp_path / ".env")
 
@@ -166,7 +166,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
         load_settings(env_file)
 
 
-def test_the_app_ends_at_start_and_tells_all_mistakes_at_once() -> None:
+def test_the_app_exits_at_startup_and_lists_all_errors() -> None:
     wrong = {
         "DATABASE_URL": "mysql://me:pass-word@host/db",
         "BETTER_AUTH_SECRET": "sh0rt-one",

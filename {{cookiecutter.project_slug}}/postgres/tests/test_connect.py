@@ -129,7 +129,7 @@ def test_pauses_grow_and_stay_within_bounds(
     ("silent_after", "step"),
     [(b"current_setting", "database"), (b"alembic_version", "schema")],
 )
-def test_a_server_that_freezes_after_the_log_in_ends_the_check(
+def test_the_check_ends_if_the_server_freezes_after_login(
     plain: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, silent_after: bytes, step: str
 ) -> None:
     monkeypatch.setattr(check_module, "QUERY_SECONDS", 1.0)
@@ -282,7 +282,7 @@ def test_the_app_should_use_the_pooled_endpoint_and_migrations_use_the_direct_on
     assert (advice in advised) if advice else not advised
 
 
-def test_one_address_that_answers_is_enough(plain: DatabaseUrl) -> None:
+def test_one_reachable_address_is_enough(plain: DatabaseUrl) -> None:
     """For example, if a host also has an IPv6 address, but only IPv4 works."""
     closed = ("127.0.0.2", 1)
 

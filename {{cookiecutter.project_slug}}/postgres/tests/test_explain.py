@@ -53,9 +53,7 @@ def fail_to_connect(url: DatabaseUrl, **parameters: Any) -> Finding:
     ("source", "words", "name", "retry"),
     [row for row in TEXTS if not row[0].startswith(CLIENTS)],
 )
-def test_the_words_of_a_server_become_a_finding(
-    source: str, words: str, name: str, retry: str
-) -> None:
+def test_server_messages_become_findings(source: str, words: str, name: str, retry: str) -> None:
     severity = "ERROR" if source == "Neon" else "FATAL"
     with scripted_server(error(words, severity)) as server:
         finding = fail_to_connect(URL.replace(port=server.port))

@@ -198,7 +198,7 @@ def kinds(rows: list[Row]) -> list[list[type]]:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_type_is_written_and_read_as_everywhere(connection: Connection, name: str) -> None:
+def test_types_are_converted_as_by_sqlalchemy(connection: Connection, name: str) -> None:
     column = THINGS.c[name]
     create = CompiledStatement(insert(THINGS).returning(column))
     change = CompiledStatement(update(THINGS).returning(column))
@@ -269,7 +269,7 @@ def test_no_row_and_many_rows_come_back(connection: Connection) -> None:
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:SELECT statement has a cartesian product")
-def test_any_statement_gives_what_it_gives_everywhere(
+def test_any_statement_returns_what_sqlalchemy_returns(
     connection: Connection, statement: Executable
 ) -> None:
     connection.execute(insert(THINGS).values(**ONE))
@@ -352,7 +352,7 @@ def test_a_parameter_with_a_value_of_its_own_may_be_left_out(connection: Connect
 @pytest.mark.parametrize(
     "statement", [select(THINGS.c.text).where(OWN), insert(THINGS).values(uuid=bindparam("own"))]
 )
-def test_a_parameter_that_is_missing_is_told(connection: Connection, statement: Executable) -> None:
+def test_a_missing_parameter_is_an_error(connection: Connection, statement: Executable) -> None:
     with pytest.raises(exc.SQLAlchemyError, match="value is required for bind parameter 'own'"):
         CompiledStatement(statement).execute(connection, {"owm": uuid4()})
 
@@ -444,7 +444,7 @@ def test_the_asynchronous_engine_gives_the_same(run: Run, things_url: DatabaseUr
     assert len(run(use())) == 1
 
 
-def test_whoever_listens_sees_the_statement(engine: Engine) -> None:
+def test_listeners_see_the_statement(engine: Engine) -> None:
     compiled = CompiledStatement(select(literal("x").label("x")))
     seen: list[str] = []
 
