@@ -19,18 +19,18 @@ GIT = 'git init && git add --all && git commit -m "First commit"'
 # Pasted unchanged, this is a shell syntax error, so it cannot set a wrong identity.
 NO_IDENTITY = """git does not know who you are. Type, with your own name and address:
     git config --global user.name <"NAME"> && git config --global user.email <"ADDRESS">"""
-# Variables that change what git, Python and uv do here; git's hooks and pyenv's shims set some.
+# Variables that change what git, Python and uv do here, as git's hooks and pyenv's shims set them;
+# not those that say who commits, and where packages and Pythons come from.
 MISLEADING = re.compile(r"GIT_(DIR|INDEX_FILE|WORK_TREE)$|PYTHON|UV_(?!NO_PROG|PUBLISH|TOOL)")
-HIDDEN = re.compile(r"GIT_|PYTHON|UV_|(NEON_DATABASE_URL|PYENV_DIR|PYENV_VERSION|VIRTUAL_ENV)$")
-KEPT = re.compile(  # who commits, and where packages and Pythons come from
-    r"GIT_(AUTHOR|COMMITTER|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|UN|UTF8)|UV_(LINK|OFFLINE)"
-    r"|UV_.*(CACHE|CERTS|HTTP|INDEX|INSECURE|INSTALL_DIR|KEYRING|MIRROR|NATIVE_TLS|PYTHON_[DP])"
+HIDDEN = re.compile(
+    r"(?!GIT_(AUTHOR|COMMITTER|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|UN|UTF8)|UV_(LINK|OFFLINE))"
+    r"(?!UV_.*(CACHE|CERTS|HTTP|INDEX|INSECURE|INSTALL_DIR|KEYRING|MIRROR|NATIVE_TLS|PYTHON_[DP]))"
+    r"(GIT_|PYTHON|UV_|(NEON_DATABASE_URL|PYENV_DIR|PYENV_VERSION|VIRTUAL_ENV)$)"
 )
 
 
 def own_environment() -> dict[str, str]:
-    names = [name for name in os.environ if KEPT.match(name) or not HIDDEN.match(name)]
-    return {name: os.environ[name] for name in names}
+    return {name: value for name, value in os.environ.items() if not HIDDEN.match(name)}
 
 
 def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str) -> None:
