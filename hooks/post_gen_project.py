@@ -13,7 +13,7 @@ from collections.abc import Callable  # noqa: TC003
 from contextlib import suppress
 from pathlib import Path
 
-LONGEST = 1800  # timeout of a command, in seconds
+LONGEST, TO_CLEAN_UP = 1800, 20  # timeouts of a command and of its end, in seconds
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
 GIT = 'git init && git add --all && git commit -m "First commit"'
 # Pasted unchanged, this is a shell syntax error, so it cannot set a wrong identity.
@@ -40,7 +40,7 @@ def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str)
             process.wait(timeout=LONGEST)
         finally:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=20)  # Ctrl-C reached it too: let it clean up
+                process.wait(timeout=TO_CLEAN_UP)  # Ctrl-C reached it too
             process.kill()
     if process.returncode:
         raise subprocess.SubprocessError("see above")

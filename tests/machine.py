@@ -262,10 +262,14 @@ class Machine:
 
     def kill_all(self) -> None:
         """Kill everything that runs here, like a power cut."""
-        while running := self.processes():  # others may start meanwhile
+        seen = 3
+        while seen:  # others may start meanwhile; one that starts has no environment for a moment
+            running = self.processes()
+            seen = 3 if running else seen - 1
             for process in running:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+            time.sleep(0.02)
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes of this machine: those that have its HOME. Linux only."""

@@ -518,10 +518,14 @@ def test_every_valid_name_gives_a_valid_slug(slim_template: Path, name: str) -> 
     context = generate_context(str(slim_template / "cookiecutter.json"))
     context["cookiecutter"]["project_name"] = quote(name)
 
-    slug = prompt_for_config(context, no_input=True)["project_slug"]
+    try:
+        slug = prompt_for_config(context, no_input=True)["project_slug"]
+        problems = hook.find_problems(GOOD | {"project_slug": slug})
+    except SystemExit as refusal:
+        problems = str(refusal).splitlines()
 
-    answers = GOOD | {"project_slug": slug}
-    assert [problem for problem in hook.find_problems(answers) if " is a" not in problem] == []
+    # A package, a module or a device may have this name.
+    assert [problem for problem in problems if " is a" not in problem] == []
 
 
 def test_only_files_with_a_known_format_contain_texts(judge: Judge) -> None:

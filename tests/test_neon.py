@@ -325,7 +325,7 @@ def test_if_the_database_refuses_the_project_is_complete_and_the_output_says_wha
     endpoint, outcome = generations[state]
 
     assert outcome.code == 0
-    assert re.search(r"✗ ep-.*\n  → .*\n  error: .*\n  → another .*: uv run", outcome.output)
+    assert re.search(r"✗ ep-.*\n  → .*\n  error: .*\n  → to use another .*: uv run", outcome.output)
     assert re.search(r"✗ setup: .*\n    again: uv run manage.py setup\n", outcome.output)
     assert message in outcome.output
     assert "migrations use the direct host" in outcome.output

@@ -107,10 +107,12 @@ class Watch:
 def test_replicas_and_workers_keep_to_their_connections_under_load(
     app_stage: Stage, pooler: PgBouncer, replicas: list[AppServer], token: str
 ) -> None:
+    # Each client deletes as another user: of one user, few may delete at the same time.
+    others = [replicas[0].register() for _ in range(20)]
     requests = [
         prepare("GET", "/tasks?limit=5", token),
         prepare("POST", "/tasks", token, {"title": "through the pooler"}),
-        prepare("DELETE", "/tasks?completed=true", token),
+        *(prepare("DELETE", "/tasks?completed=true", other) for other in others),
     ]
 
     def load(app: AppServer) -> Run:
@@ -183,13 +185,14 @@ def test_no_client_notices_that_the_pooler_was_restarted(place: Stage, token: st
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_pooler_that_is_full_costs_a_503(
-    place: Stage, token: str, limit: dict[str, int], reason: str
+    place: Stage, limit: dict[str, int], reason: str
 ) -> None:
     users = {USER: place.server.password}
     with (
         pgbouncer(place.server.port, users, **limit) as pooler,
         place.app("full", pooler.port) as app,
     ):
+        token = app.register()
 
         def create() -> Answer:
             return app.request("POST", "/tasks", {"title": "one of some"}, token=token)
@@ -208,13 +211,14 @@ def test_a_pooler_that_is_full_costs_a_503(
     assert afterwards.status == 201
 
 
-def test_time_in_the_queue_of_a_full_pooler_counts(place: Stage, token: str) -> None:
+def test_time_in_the_queue_of_a_full_pooler_counts(place: Stage) -> None:
     users = {USER: place.server.password}
     with (
         pgbouncer(place.server.port, users, default_pool_size=3) as pooler,
         place.app("late", pooler.port, DB_QUEUE_SECONDS="1") as app,
         ExitStack() as holders,
     ):
+        token = app.register()
         titles = ["changed", "deleted"]
         created = [app.request("POST", "/tasks", {"title": title}, token=token) for title in titles]
         changed, deleted = [f"/tasks/{answer.body['id']}" for answer in created]

@@ -66,6 +66,7 @@ def test_a_command_that_takes_too_long_is_stopped(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hook, "LONGEST", 0.5)
+    monkeypatch.setattr(hook, "TO_CLEAN_UP", 0.5)
     script = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
 
     with pytest.raises(subprocess.TimeoutExpired):

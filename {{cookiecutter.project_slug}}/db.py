@@ -110,6 +110,7 @@ def deadline_of(request: HTTPConnection, engine: AsyncEngine) -> Deadline:
     assert isinstance(engine.pool, OrderedPool)  # noqa: S101  (that of open_engine)
     limit = Deadline(engine.pool.timeout() + USE_SECONDS)
     shared: Deadline = request.scope.setdefault("database_deadline", limit)
+    shared.at()  # begins now, so that what the request waits for before its statement counts too
     return shared
 
 

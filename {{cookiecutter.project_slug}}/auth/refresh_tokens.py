@@ -39,6 +39,7 @@ LIFETIME = timedelta(days=30)  # of each token: a session that is not used for l
 LONGEST = timedelta(days=90)  # of a session, however often it is used
 REPEATABLE = timedelta(seconds=60)
 MAX_SESSIONS = 100  # of one user
+LAST_USED = func.coalesce(col(RefreshToken.replaced_at), col(RefreshToken.created_at))
 MAX_ADDRESS = 64  # the width of its column: an address of IPv6 has fewer characters
 
 
@@ -85,7 +86,7 @@ def start(token: str, user_id: UUID, verified: ColumnElement[bool], client: str)
     owner = select(*values.values()).where(verified).with_for_update(read=True)
     of_user = col(RefreshToken.user_id) == user_id
     kept = select(col(RefreshToken.id)).where(of_user)
-    surplus = kept.order_by(col(RefreshToken.expires_at).desc()).offset(MAX_SESSIONS - 1)
+    surplus = kept.order_by(LAST_USED.desc()).offset(MAX_SESSIONS - 1)
     old = (col(RefreshToken.expires_at) <= func.now()) | col(RefreshToken.id).in_(surplus)
     return (
         insert(RefreshToken)
@@ -160,17 +161,16 @@ def sessions_of(user_id: UUID, current: UUID | None) -> Executable:
 
     current: the id of the session that `is_current`.
     """
-    last_used_at = func.coalesce(col(RefreshToken.replaced_at), col(RefreshToken.created_at))
     return (
         select(
             col(RefreshToken.id),
             col(RefreshToken.created_at),
             col(RefreshToken.address),
-            last_used_at.label("last_used_at"),
+            LAST_USED.label("last_used_at"),
             col(RefreshToken.id).is_not_distinct_from(current).label("is_current"),
         )
         .where(col(RefreshToken.user_id) == user_id, col(RefreshToken.expires_at) > func.now())
-        .order_by(last_used_at.desc())
+        .order_by(LAST_USED.desc())
         .limit(MAX_SESSIONS)
     )
 

@@ -119,7 +119,9 @@ async def register(
     user = await statement.first(new.returning(*COLUMNS))
     if user is None:
         await guard.fail()
+        structlog.get_logger().warning("registration refused: address taken", client=guard.client)
         raise HTTPException(status.HTTP_409_CONFLICT, "this e-mail address is taken")
+    structlog.get_logger().info("account created", user_id=str(user["id"]), client=guard.client)
     return UserPublic(**user)
 
 

@@ -64,6 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._due: float | None = None  # when what the client is sending must be complete
         self._write_due: float | None = None  # when it must have read what is waiting for it
         self._timer: asyncio.TimerHandle | None = None
+        self._in_headers = True
         self._unread = 0  # bytes since the last request, or since the last piece of its body
         self._refusal: Refused | None = None
         self._upgrades = False  # to a WebSocket
@@ -115,7 +116,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # Callbacks of the parser
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers:  # trailers are no headers (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        self._in_headers = False
         if self._unread > self.HEAD_BYTES and self._head_bytes() > self.HEAD_BYTES:
             raise self._too_large()
         self._unread = 0
@@ -137,9 +147,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._repeats:  # only the headers are complete: they are parsed again
+            return
         self._due = None
-        if not self._repeats:
-            super().on_message_complete()
+        super().on_message_complete()
 
     # Limits
 

@@ -341,8 +341,11 @@ def test_silent_connections_are_closed(served: Served) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_body_that_is_late_gets_a_408_and_ends_the_route(served: Served) -> None:
-    answer = served.send(post("/length", "Content-Length: 9"), "half")
+@pytest.mark.parametrize("upgrade", ["", HANDSHAKE, H2C], ids=["plain", "websocket", "h2c"])
+def test_a_body_that_is_late_gets_a_408_and_ends_the_route(served: Served, upgrade: str) -> None:
+    disconnected.clear()
+
+    answer = served.send(post("/length", f"{upgrade}Content-Length: 9"), "half")
 
     assert answer.startswith("HTTP/1.1 408 ")
     assert answer.count("HTTP/1.1 ") == 1
@@ -521,6 +524,14 @@ def test_trusted_proxies_say_who_the_client_is(
 
     assert json.loads(bodies(answer)[0]) == seen
     assert log == []
+
+
+def test_a_trailer_is_not_a_header(served: Served) -> None:
+    head = "GET /where HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    answer = served.ask(f"{head}0\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n")
+
+    assert json.loads(bodies(answer)[0]) == ["http", "127.0.0.1"]
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")

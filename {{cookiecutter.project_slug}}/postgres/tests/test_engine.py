@@ -32,6 +32,7 @@ from postgres.explain import explain
 from postgres.tests.asking import Run, scalar, time_limit, wait_until, wait_until_true
 from postgres.tests.counting_proxy import CountingProxy, counting_proxy
 from postgres.tests.scripted_server import SILENCE, scripted_server
+from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl
 
 
@@ -46,14 +47,23 @@ class Item(Base):
     name: Mapped[str] = mapped_column(unique=True)
 
 
-@pytest.fixture(scope="module")
-def items_url(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
-    """A database with the table of Item."""
-    url = new_database()
+def with_items(url: DatabaseUrl) -> DatabaseUrl:
+    """Create the table of Item in a database."""
     engine = create_engine(url.for_sqlalchemy())
     Base.metadata.create_all(engine)
     engine.dispose()
     return url
+
+
+@pytest.fixture(scope="module")
+def items_url(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
+    return with_items(new_database())
+
+
+@pytest.fixture(scope="module")
+def embedded_items_url(embedded_server: DatabaseUrl) -> DatabaseUrl:
+    """For tests with a proxy, which does not understand TLS."""
+    return with_items(create_database(embedded_server))
 
 
 @pytest.fixture
@@ -530,20 +540,20 @@ INSERT = "INSERT INTO items (name) SELECT :name"
 def test_what_arrives_after_its_time_limit_changes_nothing(
     run: Run,
     proxy: CountingProxy,
-    items_url: DatabaseUrl,
+    embedded_items_url: DatabaseUrl,
     level: str,
     insertion: str,
     query: str,
 ) -> None:
-    assert not run(hold_back(items_url, proxy, level, insertion, query))
+    assert not run(hold_back(embedded_items_url, proxy, level, insertion, query))
     assert query in proxy.queries[-1]
 
 
 def test_a_server_whose_clock_was_set_forward_refuses_nothing(
-    run: Run, proxy: CountingProxy, items_url: DatabaseUrl
+    run: Run, proxy: CountingProxy, embedded_items_url: DatabaseUrl
 ) -> None:
     async def use() -> None:
-        async with open_engine(items_url.replace(port=proxy.port)) as engine:
+        async with open_engine(embedded_items_url.replace(port=proxy.port)) as engine:
             await scalar(engine)
             dialect = engine.sync_engine.dialect
             assert isinstance(dialect, AsyncPsycopg2Dialect)
