@@ -481,6 +481,14 @@ def test_an_app_can_start_while_the_compute_sleeps(
 # The project's own tests
 
 
+# Files of tests that use no database, or one on the embedded server.
+ELSEWHERE = (
+    *("test_asking", "test_connect", "test_embedded", "test_env_file", "test_explain"),
+    *("test_prompt", "test_url", "test_auth_logs", "test_better_auth", "test_copying"),
+    *("test_headers", "test_logs", "test_protocol", "test_settings", "test_setup"),
+)
+
+
 @pytest.fixture(scope="module")
 def own_tests(
     project: Project, neon: NeonProxy, migrated: str, meetings: Meetings
@@ -491,8 +499,9 @@ def own_tests(
     environment = {**project.environment, "TEST_DATABASE_URL": endpoint.url()}
     tested = Project(project.path, environment)
     with ThreadPoolExecutor(1) as executor:
-        command = ("uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider")
-        yield endpoint, executor.submit(tested.run, *command, seconds=OWN_SECONDS)
+        command = ("uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider", "-n", "4")
+        choice = ("-k", f"not ({' or '.join(ELSEWHERE)})")
+        yield endpoint, executor.submit(tested.run, *command, *choice, seconds=OWN_SECONDS)
 
 
 @pytest.mark.timeout(OWN_SECONDS + 60)

@@ -107,12 +107,11 @@ class Watch:
 def test_replicas_and_workers_keep_to_their_connections_under_load(
     app_stage: Stage, pooler: PgBouncer, replicas: list[AppServer], token: str
 ) -> None:
-    # Each client deletes as another user: of one user, few may delete at the same time.
-    others = [replicas[0].register() for _ in range(20)]
+    task = replicas[0].request("POST", "/tasks", {"title": "first"}, token=token).body
     requests = [
         prepare("GET", "/tasks?limit=5", token),
         prepare("POST", "/tasks", token, {"title": "through the pooler"}),
-        *(prepare("DELETE", "/tasks?completed=true", other) for other in others),
+        prepare("PUT", f"/tasks/{task['id']}", token, {"title": "replaced"}),
     ]
 
     def load(app: AppServer) -> Run:
@@ -122,7 +121,7 @@ def test_replicas_and_workers_keep_to_their_connections_under_load(
         runs = list(threads.map(load, replicas))
 
     for run in runs:
-        assert set(run.statuses) <= {"200", "201", "204"}
+        assert set(run.statuses) <= {"200", "201"}
         assert run.unanswered == 0
     assert 0 < watch.servers <= SERVER_POOL_SIZE
     assert SERVER_POOL_SIZE < watch.clients <= REPLICAS * WORKERS * POOL_SIZE
