@@ -195,7 +195,7 @@ def test_schemathesis_finds_no_failures(api: Api, tmp_path: Path) -> None:
     command = [UVX, SCHEMATHESIS, f"--config-file={HERE / 'schemathesis.toml'}", "run"]
     command += [f"--header=Authorization: Bearer {api.log_in_new_user()}"]
     # Always the same cases, so that a failure appears with the change that causes it.
-    command += ["--generation-deterministic", "--max-examples=100", "--warnings=off", "--no-color"]
+    command += ["--generation-deterministic", "--max-examples=150", "--warnings=off", "--no-color"]
     command += ["--report=json", "--report-json-path=report.json", f"{api.url}/openapi.json"]
 
     output = run(command, tmp_path, seconds=SCHEMATHESIS_SECONDS)

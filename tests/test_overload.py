@@ -110,15 +110,16 @@ def log_in(account: int) -> bytes:
     return head.encode() + b"Content-Type: application/x-www-form-urlencoded\r\n\r\n" + form
 
 
-def load_of(kind: str, token: str) -> list[bytes]:
-    """Return requests to send in a loop."""
+def load_of(kind: str, token: str, others: Sequence[str]) -> list[bytes]:
+    """Return requests to send in a loop. others: the tokens of those who create tasks in a mix."""
     listing = prepare("GET", "/tasks", token)
-    creation = prepare("POST", "/tasks", token, {"title": "one of very many"})
+    title = {"title": "one of very many"}
     if kind == "lists":
         return [listing]
     if kind == "creates":
-        return [creation]
-    tasks = [listing, creation, listing] * ((100 - LOG_INS) // 3)
+        return [prepare("POST", "/tasks", token, title)]
+    creations = [prepare("POST", "/tasks", other, title) for other in others]
+    tasks = [one for creation in creations for one in (listing, creation, listing)]
     return [
         request
         for first in range(0, ACCOUNTS, LOG_INS)
@@ -171,7 +172,8 @@ def test_every_client_of_a_crowd_gets_a_response(
     kind: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    requests = load_of(kind, token)
+    others = [app.register() for _ in range((100 - LOG_INS) // 3)] if kind == "mix" else []
+    requests = load_of(kind, token, others)
 
     # wrk reports only the status of a response. A few visitors check theirs completely.
     with pulse(app) as health, visitors(app, token, 4) as witnesses:
