@@ -5,6 +5,7 @@ server (better_auth). docs/accounts.md says how to remove the one that you do no
 """
 
 from typing import Annotated, Any, Protocol
+from uuid import UUID
 
 from fastapi import Depends, FastAPI, HTTPException, status
 from fastapi.requests import HTTPConnection
@@ -72,6 +73,18 @@ def document_bearer_tokens(app: FastAPI) -> None:
         return schema
 
     app.openapi = openapi_with_bearer_tokens  # type: ignore[method-assign]
+
+
+def account_id(user_id: str) -> UUID:
+    """Return the id of an account of ours. Raises HTTPException, 401, if it cannot be one."""
+    try:
+        return UUID(user_id)
+    except ValueError:
+        raise no_account() from None
+
+
+def no_account() -> HTTPException:
+    return unauthorized("the account does not exist")
 
 
 def unauthorized(detail: str) -> HTTPException:

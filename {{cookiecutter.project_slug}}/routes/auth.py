@@ -17,7 +17,14 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
-from auth import CurrentUserId, refresh_tokens, unauthorized, unavailable
+from auth import (
+    CurrentUserId,
+    account_id,
+    no_account,
+    refresh_tokens,
+    unauthorized,
+    unavailable,
+)
 from auth.passwords import PasswordGuard, PasswordGuardDep, normalize
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, Row, SessionDep, StatementDep, get_statement
@@ -51,10 +58,7 @@ OwnTokensDep = Annotated[OwnTokens, Depends(get_own_tokens)]
 
 
 async def get_account_id(user_id: CurrentUserId) -> UUID:
-    try:
-        return UUID(user_id)
-    except ValueError:
-        raise no_account() from None  # not an id of ours
+    return account_id(user_id)
 
 
 AccountId = Annotated[UUID, Depends(get_account_id)]
@@ -294,10 +298,6 @@ def refuse_own_address(password: Secret[str], email: str, field: str) -> None:
     text = password.get_secret_value().casefold()
     if text in {normalize(part).casefold() for part in (email, email.partition("@")[0])}:
         raise mistake("own_address", field, "choose a password other than the e-mail address")
-
-
-def no_account() -> HTTPException:
-    return unauthorized("the account does not exist")
 
 
 def changed_meanwhile() -> HTTPException:

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlmodel import col
 
-from auth import unauthorized
+from auth import account_id, no_account
 from db import CompiledStatement, OneStatement, Row
 from errors import found
 from models import LATER, Task, User
@@ -191,14 +191,3 @@ class NewTask:
             return found(None, "task")  # it is another owner's
         detail = "there is a task with this id already: read it"
         raise HTTPException(status.HTTP_412_PRECONDITION_FAILED, detail)
-
-
-def account_id(user_id: str) -> UUID:
-    try:
-        return UUID(user_id)
-    except ValueError:
-        raise no_account() from None  # not an id of ours
-
-
-def no_account() -> HTTPException:
-    return unauthorized("the account does not exist")

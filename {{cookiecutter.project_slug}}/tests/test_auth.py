@@ -486,8 +486,19 @@ def test_logins_that_hash_a_password_anew_at_once_are_not_taken_for_wrong(
     assert log_in(client, ada.email).status_code == 200
 
 
-def test_a_login_during_a_change_of_the_password_gets_nothing(
-    client: TestClient, ada: Account, engine: Engine
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda client, ada: log_in(client, ada.email),
+        lambda client, ada: delete_me(client, ada.access),
+    ],
+    ids=["login", "deletion"],
+)
+def test_during_a_change_of_the_password_the_old_one_is_good_for_nothing(
+    client: TestClient,
+    ada: "Account",
+    engine: Engine,
+    request_of: Callable[[TestClient, "Account"], Response],
 ) -> None:
     account = col(User.id) == ada.id
     change = update(User).where(account).values(password_hash=FAST.hash(NEW_PASSWORD))
@@ -495,10 +506,11 @@ def test_a_login_during_a_change_of_the_password_gets_nothing(
     with ThreadPoolExecutor(1) as thread:
         with engine.begin() as connection:
             connection.execute(change)
-            answer = thread.submit(log_in, client, ada.email)  # still sees the old password
+            answer = thread.submit(request_of, client, ada)  # still sees the old hash
             wait_until_somebody_waits(connection)
 
         assert answer.result(10).status_code == 503
+    assert count(engine, User, id=ada.id) == 1
     assert count(engine, RefreshToken, user_id=ada.id) == 1  # the one that was there
 
 
@@ -882,21 +894,6 @@ def test_a_token_of_a_login_that_has_ended_cannot_delete_the_account(
         token = OwnTokens(settings).issue(ada.id, refresh_tokens.login_of(bob.refresh))
 
     assert delete_me(client, token).status_code == 401
-
-
-def test_a_deletion_during_a_change_of_the_password_deletes_nothing(
-    client: TestClient, ada: Account, engine: Engine
-) -> None:
-    change = update(User).where(col(User.id) == ada.id).values(password_hash=FAST.hash(PASSWORD))
-
-    with ThreadPoolExecutor(1) as thread:
-        with engine.begin() as connection:
-            connection.execute(change)
-            answer = thread.submit(delete_me, client, ada.access)  # still sees the old hash
-            wait_until_somebody_waits(connection)
-
-        assert answer.result(10).status_code == 503
-    assert count(engine, User, id=ada.id) == 1
 
 
 @pytest.mark.parametrize(

@@ -450,6 +450,18 @@ def test_a_new_connection_that_freezes_gives_a_503_and_is_replaced(
     assert afterwards.status_code == 200
 
 
+def test_what_a_request_waits_for_before_its_statement_counts(app_of_size: AppOfSize) -> None:
+    app = app_of_size(1, db_queue_seconds=0.1)
+
+    @app.get("/late")
+    async def late(statement: StatementDep) -> None:
+        await asyncio.sleep(0.6)
+        await statement.all(text("SELECT pg_sleep(0.3)"))
+
+    with TestClient(app, raise_server_exceptions=False) as client, short_requests(0.6):
+        assert client.get("/late").status_code == 503
+
+
 def test_all_statements_of_a_request_share_one_time_limit(app_of_size: AppOfSize) -> None:
     app = app_of_size(1, db_queue_seconds=0.1)
 
