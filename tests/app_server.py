@@ -145,6 +145,7 @@ def app_server(
         **project.environment,
         "DATABASE_URL": url,
         "ENVIRONMENT": "production",
+        "REGISTRATION": "open",
         "BETTER_AUTH_SECRET": "of all workers and replicas, for tests only",
         **(settings or {}),
     }

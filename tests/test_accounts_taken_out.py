@@ -41,7 +41,7 @@ def read_instructions(page: str, section: str) -> Iterator[Step | Deletion]:
     heading, current, where = False, "", ""
     for token in MarkdownIt().parse(page):
         if token.type == "heading_open":
-            heading = token.tag == "h2"
+            heading = token.tag == "h3"
         elif token.type == "inline" and heading:
             current, heading = token.content, False
         elif token.type == "inline" and current == section:
@@ -96,7 +96,7 @@ def reduced(
 def test_the_page_has_a_section_for_each_kind(project: Project) -> None:
     page = project.read("docs/accounts.md")
 
-    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == SECTIONS
+    assert re.findall(r"^### (.+)$", page, re.MULTILINE) == SECTIONS
     for section in SECTIONS:
         kinds = [type(instruction) for instruction in read_instructions(page, section)]
         assert kinds.count(Deletion) >= 2

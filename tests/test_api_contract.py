@@ -34,6 +34,7 @@ OPERATIONS = {
     "delete_tasks",
     "end_other_sessions",
     "end_session",
+    "forgot_password",
     "get_health",
     "get_me",
     "get_ready",
@@ -45,15 +46,23 @@ OPERATIONS = {
     "refresh_token",
     "register",
     "replace_task",
+    "resend_verification",
+    "reset_password",
+    "update_me",
     "update_task",
+    "verify_address",
 }
 MODELS = {
     "AccountDeletion",
+    "AccountUpdate",
+    "AddressOnly",
+    "AddressVerification",
     "Health",
     "LoginForm",
     "LoginSession",
     "Mistake",
     "PasswordChange",
+    "PasswordReset",
     "Priority",
     "Problem",
     "Ready",
@@ -128,7 +137,11 @@ def api(project: Project, tmp_path: Path) -> Iterator[Api]:
     started = project.run("uv", "run", "manage.py", "postgres", "start")
     assert started.code == 0, started.output
     command = [str(project.python), "-m", "uvicorn", "main:app", "--port", "0"]
-    environment = project.environment | {"ENVIRONMENT": "production", "API_DOCS": "true"}
+    environment = project.environment | {
+        "ENVIRONMENT": "production",
+        "API_DOCS": "true",
+        "REGISTRATION": "open",
+    }
     with (
         log.open("w", encoding="utf-8") as output,
         subprocess.Popen(

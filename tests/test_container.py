@@ -326,7 +326,7 @@ def test_the_app_in_production_imports_no_development_package(
         [project.python, "-c", "import main, sys; print(*sys.modules)"],
         check=True,
         cwd=project.path,
-        env={**project.environment, "ENVIRONMENT": "production"},
+        env={**project.environment, "ENVIRONMENT": "production", "REGISTRATION": "open"},
         capture_output=True,
         text=True,
         timeout=CONTAINER_SECONDS,

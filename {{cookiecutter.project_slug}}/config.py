@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from mail import MailUrl
 from postgres.env_file import EXAMPLE_SECRET
 from postgres.url import DatabaseUrl, parse
 
@@ -56,12 +57,12 @@ def read_origins(value: object) -> object:
     return origins
 
 
-def read_root_path(value: object) -> object:
+def read_path(value: object) -> object:
     if not isinstance(value, str):
         return value
     path = value.rstrip("/")
     if not re.fullmatch(r"(/[\w.~-]+)*", path, re.ASCII):
-        raise ValueError("write the path under which a proxy serves the app, such as /api")
+        raise ValueError("write a path that begins with /, such as /api or /reset-password")
     return path
 
 
@@ -85,13 +86,18 @@ def read_database_url(value: object) -> object:
     return parse(value) if isinstance(value, str) else value
 
 
+def read_mail_url(value: object) -> object:
+    return MailUrl.parse(value) if isinstance(value, str) else value
+
+
 def read_log_level(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
 Url = Annotated[DatabaseUrl, NoDecode, BeforeValidator(read_database_url)]
 Origin = Annotated[str, BeforeValidator(read_origin)]
-RootPath = Annotated[str, BeforeValidator(read_root_path)]
+UrlPath = Annotated[str, BeforeValidator(read_path)]
+Mail = Annotated[MailUrl, NoDecode, BeforeValidator(read_mail_url)]
 BetterAuthUrl = Annotated[Origin, AfterValidator(require_tls)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(read_origins)]
 LogLevel = Annotated[
@@ -112,6 +118,11 @@ class Settings(BaseSettings):
     better_auth_secret: Annotated[SecretStr, Field(min_length=32)]
     better_auth_url: BetterAuthUrl | None = None
     frontend_url: Origins = ("http://localhost:3000",)
+    frontend_reset_path: UrlPath = "/reset-password"
+    frontend_verify_path: UrlPath = "/verify-email"
+    mail_url: Mail | None = None
+    registration: Literal["open", "closed"] | None = None
+    require_verified_email: bool = False
     app_name: str = PYPROJECT["tool"]["todo"]["title"]
     api_docs: bool | None = None
     debug: bool = False
@@ -122,7 +133,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = "INFO"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    root_path: RootPath = ""
+    root_path: UrlPath = ""
 
     @field_validator("better_auth_secret")
     @classmethod
@@ -131,10 +142,27 @@ class Settings(BaseSettings):
             raise ValueError("is the one from .env.example, which everybody knows")
         return secret
 
+    @field_validator("require_verified_email")
+    @classmethod
+    def require_mail(cls, wanted: bool, info: ValidationInfo) -> bool:
+        can_send = info.data.get("mail_url") or info.data.get("environment") == "development"
+        if wanted and not can_send:
+            raise ValueError("needs MAIL_URL, or nobody could log in")
+        return wanted
+
+    @property
+    def in_development(self) -> bool:
+        return self.environment == "development"
+
+    @property
+    def is_registration_open(self) -> bool:
+        """Whether anybody may register: by default only in development."""
+        return self.in_development if self.registration is None else self.registration == "open"
+
     @property
     def serves_docs(self) -> bool:
         """Whether to serve /docs, /redoc and /openapi.json: by default only in development."""
-        return self.environment == "development" if self.api_docs is None else self.api_docs
+        return self.in_development if self.api_docs is None else self.api_docs
 
     @property
     def migration_url(self) -> DatabaseUrl:

@@ -4,6 +4,7 @@ import gc
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 
+import structlog
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -15,11 +16,12 @@ from config import VERSION, Settings, get_settings
 from db import open_engine, refuse_threads
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
+from mail import Mailer
 from pages import docs, home
 from pagination import Cursors, UserLimit
 from postgres.outage_log import Availability
 from resources import Resources
-from routes import auth, health, tasks
+from routes import account, auth, health, tasks
 from routes.new_tasks import Quota
 from server import Pacing, serve
 
@@ -49,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
                 )
             else:
                 verifier = OwnTokens(settings)
+                say_what_is_missing(settings)
             app.state.resources = Resources(
                 settings=settings,
                 engine=engine,
@@ -60,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
                 verifier=verifier,
                 passwords=stack.enter_context(closing(Passwords())),
                 throttle=Throttle(),
+                mailer=await stack.enter_async_context(aclosing(open_mailer(settings))),
             )
             spare_garbage_collector()
             yield
@@ -81,9 +85,10 @@ def create_app(settings: Settings) -> FastAPI:
         document_bearer_tokens(app)
     else:
         app.include_router(auth.router)
+        app.include_router(account.router)
     if settings.serves_docs:
         docs.add_docs(app)
-    if settings.environment == "development":
+    if settings.in_development:
         app.include_router(home.router)
 
     # The middleware added last is the outermost: the log sees what the others answer.
@@ -103,6 +108,20 @@ def create_app(settings: Settings) -> FastAPI:
         hsts=settings.environment == "production",
     )
     return app
+
+
+def open_mailer(settings: Settings) -> Mailer:
+    return Mailer(settings.mail_url, settings.app_name, keeps=settings.in_development)
+
+
+def say_what_is_missing(settings: Settings) -> None:
+    """Log what our own accounts cannot do in production with these settings."""
+    if settings.mail_url is None and not settings.in_development:
+        advice = "set MAIL_URL, or nobody can replace a forgotten password"
+        structlog.get_logger().warning("no mail is sent", advice=advice)
+    if settings.registration is None and not settings.in_development:
+        advice = "set REGISTRATION to open, or to closed to remove this line"
+        structlog.get_logger().warning("registration is closed", advice=advice)
 
 
 def known_schema() -> tuple[Sequence[str], Collection[str]]:

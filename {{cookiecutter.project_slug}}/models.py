@@ -77,6 +77,8 @@ class User(SQLModel, table=True):
     email: str = Field(sa_type=String(254), unique=True, index=True)  # in lower case
     password_hash: str = Field(sa_type=String(255))
     name: str = Field(sa_type=String(100))
+    # When its owner followed a link that was mailed to the address; None if never.
+    email_verified_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)
     created_at: datetime = set_by_database()
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # these modules import this one
     from auth import TokenVerifier
     from auth.passwords import Passwords, Throttle
     from config import Settings
+    from mail import Mailer
     from pagination import Cursors, UserLimit
     from postgres.outage_log import Availability
     from routes.health import Readiness
@@ -31,6 +32,7 @@ class Resources:
     verifier: "TokenVerifier"
     passwords: "Passwords"
     throttle: "Throttle"
+    mailer: "Mailer"
 
 
 def resources(connection: HTTPConnection) -> Resources:

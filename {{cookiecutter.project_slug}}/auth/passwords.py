@@ -138,6 +138,9 @@ class Throttle:
     LOGINS = RateLimitItemPerHour(60, 1, "logins")
     # From one address. Those that fail count too: they reveal which e-mail addresses are taken.
     REGISTRATIONS = RateLimitItemPerHour(20, 1, "registrations")
+    # Messages that one client asks for, and those to one address.
+    MAIL_REQUESTS = RateLimitItemPerHour(20, 1, "mail requests")
+    MAILS = RateLimitItemPerHour(5, 1, "mails to an address")
     # Not a limit: reached where an account has logged in during the last 30 days.
     KNOWN = RateLimitItemPerDay(1, 30, "known")
 
@@ -165,6 +168,15 @@ class Throttle:
         """Count a registration. Raises HTTPException, a 429."""
         await self.require_below_limit(client)
         await self._count(client, self.REGISTRATIONS, client)
+
+    async def begin_mail(self, address: str, client: str) -> bool:
+        """Count a message that a client asks for. Raises HTTPException, a 429.
+
+        Returns whether the address may get one more, which the client must not learn.
+        """
+        await self.require_below_limit(client)
+        await self._count(client, self.MAIL_REQUESTS, client)
+        return await self._limiter.hit(self.MAILS, address)
 
     async def fail(self, client: str) -> None:
         await self._limiter.hit(self.PER_ADDRESS, client)
@@ -227,13 +239,21 @@ class PasswordGuard:
         self._passwords.require_room(self.client)  # first: it does not count
         await self._throttle.begin_registration(self.client)
 
+    async def require_below_limit(self) -> None:
+        """Do the same as `Throttle.require_below_limit`."""
+        await self._throttle.require_below_limit(self.client)
+
+    async def begin_mail(self, address: str) -> bool:
+        """Do the same as `Throttle.begin_mail`."""
+        return await self._throttle.begin_mail(address, self.client)
+
     async def hash(self, password: str) -> str:
         """Return what to store. Raises HTTPException, a 429 or a 503."""
         await self._throttle.require_below_limit(self.client)
         return await self._passwords.hash(password, self.client)
 
     async def fail(self) -> None:
-        """Count a failed registration: it reveals that an e-mail address has an account."""
+        """Count a failed registration, which reveals that an address is taken, or a wrong link."""
         await self._throttle.fail(self.client)
 
 

@@ -28,6 +28,7 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -113,19 +114,24 @@ def has_login(login: UUID | None) -> Exists:
     )
 
 
-def replace(token: str, successor: str) -> Executable:
+def replace(token: str, successor: str, *, verified_only: bool) -> Executable:
     """Return a statement that replaces the newest token of a session with its successor.
 
     It returns the user's id if the token was the newest, or is repeated. If two requests use the
     same token, the second one waits for the first, and is a repetition.
+    verified_only: whether the user's address must have been verified.
     """
     is_newest = col(RefreshToken.token_hash) == hash_token(token)
+    is_verified = exists().where(
+        col(User.id) == col(RefreshToken.user_id), col(User.email_verified_at).is_not(None)
+    )
     return (
         update(RefreshToken)
         .where(
             col(RefreshToken.id) == login_of(token),
             is_newest | is_repeated(successor),
             col(RefreshToken.expires_at) > func.now(),
+            is_verified if verified_only else true(),
         )
         .values(
             token_hash=hash_token(successor),

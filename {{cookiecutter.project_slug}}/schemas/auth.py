@@ -10,7 +10,7 @@ from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, StringConstraints
 
 from auth.passwords import COMMON, normalize
-from schemas.text import IS_VISIBLE, VISIBLE, NotBlank, PlainText, Strict, Utc
+from schemas.text import IS_VISIBLE, VISIBLE, NotBlank, PlainText, Strict, Utc, left_out
 
 MIN_PASSWORD = 8
 
@@ -59,6 +59,7 @@ NewPassword = Secret[
     ]
 ]
 OldPassword = Secret[Annotated[HiddenText, Field(min_length=1, max_length=128)]]
+LinkToken = Secret[Annotated[HiddenText, Field(min_length=1, max_length=1000)]]
 OldRefreshToken = Secret[Annotated[HiddenText, Field(min_length=1, max_length=200)]]
 
 
@@ -89,6 +90,31 @@ class PasswordChange(Strict):
 
 class AccountDeletion(Strict):
     current_password: OldPassword
+
+
+class AccountUpdate(Strict):
+    """Changes to an account. Omitted fields stay as they are."""
+
+    name: Name = Field(default_factory=left_out)
+    email: Annotated[
+        Email, Field(description="It counts once the link that is mailed to it was followed")
+    ] = Field(default_factory=left_out)
+    current_password: Annotated[
+        OldPassword, Field(description="Required to change the address")
+    ] = Field(default_factory=left_out)
+
+
+class AddressOnly(Strict):
+    email: Email
+
+
+class PasswordReset(Strict):
+    token: LinkToken
+    new_password: NewPassword
+
+
+class AddressVerification(Strict):
+    token: LinkToken
 
 
 class TokenPair(BaseModel):
@@ -128,6 +154,7 @@ class UserPublic(BaseModel):
                     "id": "019a8f3e-5c1d-7b2a-9e4f-0123456789ab",
                     "email": "ada@example.com",
                     "name": "Ada",
+                    "email_verified_at": "2030-01-30T09:35:00Z",
                     "created_at": "2030-01-30T09:30:00Z",
                 }
             ]
@@ -137,4 +164,7 @@ class UserPublic(BaseModel):
     id: UUID
     email: str
     name: str
+    email_verified_at: Annotated[
+        Utc | None, Field(description="When the address was verified; null if it was not")
+    ]
     created_at: Utc

@@ -44,6 +44,7 @@ PROBLEMS: dict[int, tuple[str, Any, dict[str, str]]] = {
         "Not authenticated",
         {"WWW-Authenticate": "The scheme that is asked for: `Bearer`."},
     ),
+    403: ("It is not allowed.", "registration is closed", {}),
     404: ("Not found, or it belongs to another user.", "Not Found", {}),
     409: ("It conflicts with existing data.", "this e-mail address is taken", {}),
     412: (

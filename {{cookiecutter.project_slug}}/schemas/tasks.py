@@ -2,13 +2,13 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from models import Priority
-from schemas.text import VISIBLE, NotBlank, PlainText, Strict, Utc, Whole
+from schemas.text import VISIBLE, NotBlank, PlainText, Strict, Utc, Whole, left_out
 
 # One day within Python's limits, so that no time zone moves a date out of them.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
@@ -49,10 +49,6 @@ Moment = Annotated[
     AfterValidator(in_utc),
     Field(strict=False, examples=["2030-01-31T12:00:00Z"]),
 ]
-
-
-def left_out() -> Any:
-    """Return the value of a field that was not sent; nothing reads it."""
 
 
 class TaskCreate(Strict):

@@ -47,6 +47,11 @@ def drop_zero_fraction(value: Any) -> Any:
 # For an integer, after its bounds: in JSON, 7.0 equals 7, and some languages write it that way.
 Whole = BeforeValidator(drop_zero_fraction)
 
+
+def left_out() -> Any:
+    """Return the value of a field that was not sent; nothing reads it."""
+
+
 MAX_FIELDS = 100
 
 

@@ -32,7 +32,6 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import Connection, Engine, create_engine, func, select, text, update
 from sqlmodel import Session, col
 from structlog.testing import capture_logs
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 import migrations
 from auth import refresh_tokens
@@ -44,11 +43,26 @@ from config import Settings
 from errors import MAX_BODY_BYTES
 from models import RefreshToken, User
 from postgres.url import DatabaseUrl
+from tests.accounts import (
+    FAST,
+    NEW_PASSWORD,
+    PASSWORD,
+    Account,
+    bearer,
+    behind_proxy,
+    change_password,
+    delete_me,
+    end_session,
+    get_me,
+    list_sessions,
+    log_in,
+    log_out,
+    new_email,
+    refresh,
+    register,
+)
 
-PASSWORD = "correct horse battery staple"
-NEW_PASSWORD = "Tr0ub4dor&3 is not enough"
 SLOW = Passwords.HASHER
-FAST = PasswordHash((Argon2Hasher(memory_cost=8, time_cost=1, parallelism=1),))
 
 
 @pytest.fixture(autouse=True)
@@ -58,77 +72,8 @@ def fast_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    """A client behind a proxy, whose address is what X-Forwarded-For says."""
-    proxied: Any = ProxyHeadersMiddleware(app, trusted_hosts="*")  # type: ignore[arg-type]
-    with TestClient(proxied) as client:
+    with behind_proxy(app) as client:
         yield client
-
-
-def new_email() -> str:
-    return f"ada-{uuid4().hex}@example.com"
-
-
-def register(
-    client: TestClient, email: str, address: str = "192.0.2.1", **changes: Any
-) -> Response:
-    body = {"email": email, "password": PASSWORD, "name": "Ada"}
-    headers = {"X-Forwarded-For": address}
-    return client.post("/auth/register", json=body | changes, headers=headers)
-
-
-def log_in(
-    client: TestClient, email: str, password: str = PASSWORD, address: str = "192.0.2.1"
-) -> Response:
-    form = {"username": email, "password": password}
-    return client.post("/auth/login", data=form, headers={"X-Forwarded-For": address})
-
-
-def refresh(client: TestClient, token: str) -> Response:
-    return client.post("/auth/refresh", json={"refresh_token": token})
-
-
-def log_out(client: TestClient, token: str) -> Response:
-    return client.post("/auth/logout", json={"refresh_token": token})
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
-
-def get_me(client: TestClient, token: str) -> Response:
-    return client.get("/auth/me", headers=bearer(token))
-
-
-def change_password(client: TestClient, token: str, current: str, new: object) -> Response:
-    body = {"current_password": current, "new_password": new}
-    return client.post("/auth/password", json=body, headers=bearer(token))
-
-
-def list_sessions(client: TestClient, token: str) -> list[dict[str, Any]]:
-    answer = client.get("/auth/sessions", headers=bearer(token))
-    assert answer.status_code == 200
-    sessions: list[dict[str, Any]] = answer.json()
-    return sessions
-
-
-def end_session(client: TestClient, token: str, session_id: str) -> Response:
-    return client.delete(f"/auth/sessions/{session_id}", headers=bearer(token))
-
-
-def delete_me(client: TestClient, token: str, password: str = PASSWORD) -> Response:
-    body = {"current_password": password}
-    return client.request("DELETE", "/auth/me", json=body, headers=bearer(token))
-
-
-class Account:
-    """A registered user who is logged in."""
-
-    def __init__(self, client: TestClient) -> None:
-        self.email = new_email()
-        self.id: str = register(client, self.email).json()["id"]
-        tokens = log_in(client, self.email).json()
-        self.access: str = tokens["access_token"]
-        self.refresh: str = tokens["refresh_token"]
 
 
 @pytest.fixture
@@ -174,6 +119,7 @@ def test_a_new_account_is_shown_without_its_password(client: TestClient) -> None
         "id": user["id"],
         "email": email,
         "name": "Ada",
+        "email_verified_at": None,
         "created_at": user["created_at"],
     }
 
@@ -1468,6 +1414,11 @@ def test_the_openapi_has_names_for_clients_and_the_authorize_button(app: FastAPI
         "list_sessions",
         "end_session",
         "end_other_sessions",
+        "update_me",
+        "forgot_password",
+        "reset_password",
+        "verify_address",
+        "resend_verification",
     }
     assert {name for name, operation in operations.items() if "security" in operation} == {
         "change_password",
@@ -1476,6 +1427,7 @@ def test_the_openapi_has_names_for_clients_and_the_authorize_button(app: FastAPI
         "list_sessions",
         "end_session",
         "end_other_sessions",
+        "update_me",
     }
     (flow,) = schema["components"]["securitySchemes"]["bearer"]["flows"].values()
     assert flow["tokenUrl"] == "auth/login"

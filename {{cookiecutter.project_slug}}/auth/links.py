@@ -1,0 +1,131 @@
+"""The links that our own accounts mail: to choose a new password, to confirm an address.
+
+Their tokens are signed and stored nowhere. Each is bound to what it changes, so it works once, and
+not after another change: a reset to the address and the present password hash, a confirmation to
+the present address. Each purpose has a key of its own.
+"""
+
+import base64
+import hmac
+import time
+from collections.abc import Mapping
+from urllib.parse import urlencode
+from uuid import UUID
+
+import jwt
+
+from auth.tokens import ALGORITHM, signing_key
+from config import Settings
+from mail import Message
+
+RESET_SECONDS = 60 * 60
+INVITATION_SECONDS = 7 * 24 * 60 * 60
+VERIFY_SECONDS = 24 * 60 * 60
+RESET = "password reset"
+VERIFY = "e-mail verification"
+
+
+class InvalidLink(Exception):
+    """The token was not made for this purpose, has expired, or was used before."""
+
+
+def reset_token(
+    settings: Settings, user_id: UUID, email: str, password_hash: str, seconds: int
+) -> str:
+    """Return a token that allows to choose a new password, once, within so many seconds."""
+    state = fingerprint(settings, email, password_hash)
+    return issue(settings, RESET, {"sub": str(user_id), "state": state}, seconds)
+
+
+def verify_token(settings: Settings, user_id: UUID, email: str, current_email: str) -> str:
+    """Return a token that confirms an address: of an account, or a new one for it."""
+    state = fingerprint(settings, current_email)
+    claims = {"sub": str(user_id), "email": email, "state": state}
+    return issue(settings, VERIFY, claims, VERIFY_SECONDS)
+
+
+def fingerprint(settings: Settings, *parts: str) -> str:
+    """Return a text that changes with its parts, and tells nothing about them."""
+    digest = hmac.digest(signing_key(settings, "link"), "\0".join(parts).encode(), "sha256")
+    return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+
+
+def issue(settings: Settings, purpose: str, claims: Mapping[str, str], seconds: int) -> str:
+    expires = {"exp": int(time.time()) + seconds}
+    return jwt.encode(dict(claims) | expires, signing_key(settings, purpose), ALGORITHM)
+
+
+def read(settings: Settings, purpose: str, token: str) -> tuple[UUID, dict[str, str]]:
+    """Return the account's id and the claims of a token. Raises InvalidLink."""
+    try:
+        claims = jwt.decode(
+            token,
+            signing_key(settings, purpose),
+            algorithms=[ALGORITHM],
+            options={"require": ["exp", "sub", "state"]},
+        )
+    except jwt.PyJWTError as error:
+        raise InvalidLink(str(error)) from None
+    return UUID(claims["sub"]), claims
+
+
+def link(settings: Settings, path: str, token: str) -> str:
+    return f"{settings.frontend_url[0]}{path}?{urlencode({'token': token})}"
+
+
+def reset_message(settings: Settings, email: str, token: str) -> Message:
+    return Message(
+        to=email,
+        subject=f"Choose a new password for {settings.app_name}",
+        before=("Somebody, probably you, has forgotten the password of your account.",),
+        link=link(settings, settings.frontend_reset_path, token),
+        label="Choose a new password",
+        after=(
+            "The link works once, for an hour. It logs you out everywhere.",
+            "If it was not you, ignore this message: your password stays as it is.",
+        ),
+    )
+
+
+def invitation_message(settings: Settings, email: str, token: str) -> Message:
+    return Message(
+        to=email,
+        subject=f"Your account at {settings.app_name}",
+        before=(f"An account at {settings.app_name} was created for you.",),
+        link=link(settings, settings.frontend_reset_path, token),
+        label="Choose a password",
+        after=("The link works once, for a week.",),
+    )
+
+
+def verify_message(settings: Settings, email: str, token: str) -> Message:
+    return Message(
+        to=email,
+        subject=f"Confirm your address for {settings.app_name}",
+        before=(f"Is this the address for your account at {settings.app_name}?",),
+        link=link(settings, settings.frontend_verify_path, token),
+        label="Confirm this address",
+        after=("The link works for a day. If you have no account there, ignore this message.",),
+    )
+
+
+def taken_message(settings: Settings, email: str) -> Message:
+    return Message(
+        to=email,
+        subject=f"Your account at {settings.app_name}",
+        before=(
+            "Somebody wanted to use this address for another account.",
+            "It belongs to this account already, so nothing was changed.",
+        ),
+    )
+
+
+def changed_message(settings: Settings, email: str) -> Message:
+    return Message(
+        to=email,
+        subject=f"The address of your account at {settings.app_name} has changed",
+        before=(
+            "Your account has a new e-mail address. Messages go there from now on.",
+            "If it was not you, answer this message at once.",
+        ),
+    )

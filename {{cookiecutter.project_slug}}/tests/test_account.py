@@ -1,0 +1,471 @@
+"""The ways back to an account, and its address: what is mailed, and what its links may do."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from email.message import EmailMessage
+from uuid import UUID, uuid4
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from httpx2 import Response
+from structlog.testing import capture_logs
+
+import main
+from auth import links
+from auth.passwords import Passwords, Throttle
+from config import Settings
+from mail import MailUrl
+from postgres.url import DatabaseUrl
+from resources import Resources
+from tests.accounts import (
+    FAST,
+    NEW_PASSWORD,
+    PASSWORD,
+    Account,
+    bearer,
+    behind_proxy,
+    change_password,
+    delete_me,
+    get_me,
+    log_in,
+    new_email,
+    refresh,
+    register,
+)
+from tests.mail_server import MailServer, mail_server
+
+SLOW = Passwords.HASHER
+
+
+@pytest.fixture(autouse=True)
+def fast_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Passwords, "HASHER", FAST)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with behind_proxy(app) as client:
+        yield client
+
+
+@pytest.fixture
+def mailbox(app: FastAPI, client: TestClient) -> Callable[[str], list[EmailMessage]]:  # noqa: ARG001
+    """Return the messages to an address, oldest first, once all have been made."""
+
+    def messages(email: str) -> list[EmailMessage]:
+        found: Resources = app.state.resources
+        for _ in range(200):
+            if not found.mailer._tasks:
+                break
+            time.sleep(0.01)
+        assert found.mailer.mailbox is not None
+        return [message for message in found.mailer.mailbox if message["To"] == email]
+
+    return messages
+
+
+type Mailbox = Callable[[str], list[EmailMessage]]
+
+
+@pytest.fixture
+def ada(client: TestClient, mailbox: Mailbox) -> Account:
+    account = Account(client)
+    mailbox(account.email)
+    return account
+
+
+def forget(client: TestClient, email: str, address: str = "192.0.2.1") -> Response:
+    headers = {"X-Forwarded-For": address}
+    return client.post("/auth/password/forgot", json={"email": email}, headers=headers)
+
+
+def reset(client: TestClient, token: str, password: str = NEW_PASSWORD) -> Response:
+    body = {"token": token, "new_password": password}
+    return client.post("/auth/password/reset", json=body)
+
+
+def verify(client: TestClient, token: str) -> Response:
+    return client.post("/auth/verify", json={"token": token})
+
+
+def resend(client: TestClient, email: str) -> Response:
+    return client.post("/auth/verify/resend", json={"email": email})
+
+
+def change(client: TestClient, account: Account, **body: object) -> Response:
+    return client.patch("/auth/me", json=body, headers=bearer(account.access))
+
+
+def token_in(message: EmailMessage) -> str:
+    """Return the token of a message's link, which both of its texts have."""
+    found = [
+        re.findall(r"http://localhost:3000/[\w-]+\?token=([\w.-]+)", part.get_content())
+        for part in message.iter_parts()
+    ]
+    assert found[0] == found[1]
+    [token] = found[0]
+    return str(token)
+
+
+def verified_at(client: TestClient, account: Account) -> str | None:
+    moment: str | None = get_me(client, account.access).json()["email_verified_at"]
+    return moment
+
+
+# A forgotten password
+
+
+def test_a_mailed_link_leads_to_a_new_password(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    asked = forget(client, ada.email)
+    message = mailbox(ada.email)[-1]
+
+    assert (asked.status_code, asked.content) == (202, b"")
+    assert "/reset-password?" in message.as_string()
+    assert reset(client, token_in(message)).status_code == 204
+    assert log_in(client, ada.email).status_code == 401
+    assert log_in(client, ada.email, NEW_PASSWORD).status_code == 200
+    assert refresh(client, ada.refresh).status_code == 401  # all login sessions have ended
+    assert verified_at(client, ada) is not None  # the link was mailed to it
+
+
+def test_an_unknown_address_gets_the_same_response_and_no_mail(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    unknown = new_email()
+    known, other = forget(client, ada.email), forget(client, unknown)
+
+    assert (other.status_code, other.content) == (known.status_code, known.content)
+    assert {*other.headers} == {*known.headers}
+    assert mailbox(unknown) == []
+
+
+def test_a_link_works_once(client: TestClient, ada: Account, mailbox: Mailbox) -> None:
+    forget(client, ada.email)
+    token = token_in(mailbox(ada.email)[-1])
+    reset(client, token)
+
+    assert reset(client, token, PASSWORD).status_code == 422
+    assert log_in(client, ada.email, NEW_PASSWORD).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["password", "address", "account"])
+def test_a_link_does_not_outlive_a_change(
+    client: TestClient, ada: Account, mailbox: Mailbox, kind: str
+) -> None:
+    forget(client, ada.email)
+    token = token_in(mailbox(ada.email)[-1])
+    if kind == "password":
+        change_password(client, ada.access, PASSWORD, NEW_PASSWORD)
+    elif kind == "address":
+        new = new_email()
+        change(client, ada, email=new, current_password=PASSWORD)
+        verify(client, token_in(mailbox(new)[-1]))
+    else:
+        delete_me(client, ada.access)
+
+    answer = reset(client, token, "one more long password")
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "token"]
+
+
+def test_of_two_resets_at_once_one_wins(
+    client: TestClient, ada: Account, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(client, ada.email)
+    token = token_in(mailbox(ada.email)[-1])
+    monkeypatch.setattr(Passwords, "HASHER", SLOW)  # so that the second one begins in time
+    passwords = ["first new password", "second new password"]
+
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda new: reset(client, token, new), passwords))
+
+    assert sorted(answer.status_code for answer in answers) == [204, 422]
+    for answer, password in zip(answers, passwords, strict=True):
+        assert log_in(client, ada.email, password).is_success == answer.is_success
+
+
+@pytest.mark.parametrize("password", ["short", "password123"])
+def test_the_new_password_follows_the_rules(
+    client: TestClient, ada: Account, mailbox: Mailbox, password: str
+) -> None:
+    forget(client, ada.email)
+    token = token_in(mailbox(ada.email)[-1])
+
+    assert reset(client, token, password).status_code == 422
+    assert reset(client, token, ada.email).json()["detail"][0]["type"] == "own_address"
+    assert reset(client, token).status_code == 204  # the link is not used up
+
+
+# An address
+
+
+def test_a_mailed_link_verifies_the_address_of_a_new_account(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    [message] = mailbox(ada.email)
+    before = verified_at(client, ada)
+    token = token_in(message)
+
+    assert before is None
+    assert "/verify-email?" in message.as_string()
+    assert verify(client, token).status_code == 204
+    first = verified_at(client, ada)
+    assert first is not None
+    assert verify(client, token).status_code == 204  # a second click does no harm
+    assert verified_at(client, ada) == first
+
+
+def test_the_link_is_mailed_again_to_an_address_that_is_not_verified(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    unknown = new_email()
+    answers = [resend(client, ada.email), resend(client, unknown)]
+    verify(client, token_in(mailbox(ada.email)[-1]))
+    answers.append(resend(client, ada.email))
+
+    assert [answer.status_code for answer in answers] == [202, 202, 202]
+    assert len(mailbox(ada.email)) == 2
+    assert mailbox(unknown) == []
+
+
+def test_a_new_address_counts_when_it_is_verified_and_the_old_one_is_told(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    old, new = ada.email, new_email()
+    answer = change(client, ada, email=new, current_password=PASSWORD)
+
+    assert (answer.status_code, answer.json()["email"]) == (200, old)
+    assert log_in(client, new).status_code == 401
+    token = token_in(mailbox(new)[-1])
+    assert verify(client, token).status_code == 204
+    assert verify(client, token).status_code == 204
+    assert get_me(client, ada.access).json()["email"] == new
+    assert verified_at(client, ada) is not None
+    assert log_in(client, new).status_code == 200
+    assert "has changed" in mailbox(old)[-1]["Subject"]
+    assert new not in mailbox(old)[-1].as_string()
+
+
+def test_an_address_that_has_an_account_is_not_revealed_and_not_taken(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    bob = Account(client)
+    free, taken = (
+        change(client, ada, email=email, current_password=PASSWORD)
+        for email in (new_email(), bob.email)
+    )
+
+    assert free.json() == taken.json()
+    assert "token=" not in mailbox(bob.email)[-1].as_string()
+
+
+def test_an_address_that_was_taken_meanwhile_stays_its_owners(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    new = new_email()
+    change(client, ada, email=new, current_password=PASSWORD)
+    token = token_in(mailbox(new)[-1])
+    register(client, new)
+
+    answer = verify(client, token)
+
+    assert (answer.status_code, answer.json()["detail"]) == (409, "this e-mail address is taken")
+    assert get_me(client, ada.access).json()["email"] == ada.email
+
+
+def test_only_the_newest_address_can_be_replaced(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    first, second = new_email(), new_email()
+    for email in (first, second):
+        change(client, ada, email=email, current_password=PASSWORD)
+    verify(client, token_in(mailbox(first)[-1]))
+
+    assert verify(client, token_in(mailbox(second)[-1])).status_code == 422
+
+
+def test_the_name_changes_without_a_password(client: TestClient, ada: Account) -> None:
+    answer = change(client, ada, name="Ada Lovelace")
+
+    assert (answer.status_code, answer.json()["name"]) == (200, "Ada Lovelace")
+    assert change(client, ada).json() == answer.json()
+
+
+@pytest.mark.parametrize("password", [None, "not the password"])
+def test_the_address_does_not_change_without_the_password(
+    client: TestClient, ada: Account, mailbox: Mailbox, password: str | None
+) -> None:
+    new = new_email()
+    body = {"current_password": password} if password else {}
+    answer = change(client, ada, name="Eve", email=new, **body)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "current_password"]
+    assert get_me(client, ada.access).json()["name"] == "Ada"
+    assert mailbox(new) == []
+
+
+def test_the_address_of_an_account_that_is_gone_does_not_change(
+    client: TestClient, ada: Account
+) -> None:
+    delete_me(client, ada.access)
+
+    assert change(client, ada, name="Eve").status_code == 401
+
+
+# Tokens
+
+
+def test_a_token_is_for_one_purpose_one_account_and_some_time(
+    client: TestClient, ada: Account, settings: Settings, app: FastAPI
+) -> None:
+    user_id, other = UUID(ada.id), Account(client)
+    resources: Resources = app.state.resources
+    assert resources.settings is settings
+    stored = "the hash of another password"
+    for_reset = [
+        links.verify_token(settings, user_id, ada.email, ada.email),
+        links.reset_token(settings, user_id, ada.email, stored, 60),
+        links.reset_token(settings, UUID(other.id), ada.email, stored, 60),
+        links.reset_token(settings, uuid4(), ada.email, stored, 60),
+        ada.access,
+        "kangaroo",
+    ]
+    for_verification = [
+        links.reset_token(settings, user_id, ada.email, stored, 60),
+        links.verify_token(settings, UUID(other.id), ada.email, ada.email),
+        links.verify_token(settings, user_id, new_email(), new_email()),
+        ada.access,
+        "kangaroo",
+    ]
+
+    assert [reset(client, token).status_code for token in for_reset] == [422] * 6
+    assert [verify(client, token).status_code for token in for_verification] == [422] * 5
+    assert log_in(client, ada.email).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["forgot", "resend"])
+def test_a_link_expires(
+    client: TestClient,
+    ada: Account,
+    mailbox: Mailbox,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    monkeypatch.setattr(links, "RESET_SECONDS", -1)
+    monkeypatch.setattr(links, "VERIFY_SECONDS", -1)
+    if path == "forgot":
+        forget(client, ada.email)
+    else:
+        resend(client, ada.email)
+    token = token_in(mailbox(ada.email)[-1])
+
+    assert (reset if path == "forgot" else verify)(client, token).status_code == 422
+
+
+# Limits
+
+
+def test_an_address_gets_few_messages_an_hour_and_nobody_learns_that(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    answers = [forget(client, ada.email, f"192.0.2.{number}") for number in range(8)]
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len(mailbox(ada.email)) == 1 + Throttle.MAILS.amount
+
+
+def test_a_client_can_ask_for_few_messages_an_hour(client: TestClient) -> None:
+    answers = [forget(client, new_email(), "198.51.100.7") for _ in range(22)]
+
+    assert [answer.status_code for answer in answers[19:]] == [202, 429, 429]
+    assert forget(client, new_email(), "198.51.100.8").status_code == 202
+
+
+def test_wrong_links_are_counted_and_logged(client: TestClient) -> None:
+    with capture_logs() as lines:
+        answers = [verify(client, "kangaroo").status_code for _ in range(101)]
+
+    assert answers[-2:] == [422, 429]
+    assert lines[0]["event"] == "wrong link"
+    assert "kangaroo" not in str(lines)
+
+
+# Settings
+
+
+@pytest.fixture
+def app_with(
+    settings_for: Callable[..., Settings], database_url: DatabaseUrl
+) -> Callable[..., TestClient]:
+    def build(**changes: object) -> TestClient:
+        return behind_proxy(main.create_app(settings_for(database_url, **changes)))
+
+    return build
+
+
+def test_links_from_real_messages_are_followed(app_with: Callable[..., TestClient]) -> None:
+    with mail_server(MailServer()) as server:
+        url = MailUrl.parse(f"smtp://127.0.0.1:{server.port}?from=todo@example.com")
+        changes = {"mail_url": url, "environment": "production", "registration": "open"}
+        with app_with(**changes, require_verified_email=True) as client:
+            email = new_email()
+            register(client, email)
+            before = log_in(client, email)
+            verify(client, token_in(server.wait()))
+            after = log_in(client, email)
+            forget(client, email)
+            reset(client, token_in(server.wait()))
+
+            assert (before.status_code, after.status_code) == (403, 200)
+            assert log_in(client, email, NEW_PASSWORD).status_code == 200
+
+
+def test_in_production_without_a_mail_server_no_link_can_be_asked_for(
+    app_with: Callable[..., TestClient],
+) -> None:
+    with (
+        capture_logs() as lines,
+        app_with(environment="production", registration="open") as client,
+    ):
+        ada = Account(client)
+        answers = [
+            forget(client, ada.email),
+            resend(client, ada.email),
+            change(client, ada, email=new_email(), current_password=PASSWORD),
+        ]
+
+        assert [answer.status_code for answer in answers] == [503] * 3
+        assert answers[0].json() == {"detail": "this server cannot send mail"}
+        assert change(client, ada, name="Eve").status_code == 200
+    assert lines[0]["event"] == "no mail is sent"
+    assert "MAIL_URL" in lines[0]["advice"]
+
+
+def test_registration_is_closed_in_production_unless_it_is_opened(
+    app_with: Callable[..., TestClient],
+) -> None:
+    with capture_logs() as lines, app_with(environment="production") as client:
+        answer = register(client, new_email())
+
+    assert (answer.status_code, answer.json()) == (403, {"detail": "registration is closed"})
+    events = [line["event"] for line in lines]
+    assert events[1:3] == ["registration is closed", "registration refused: closed"]
+
+
+def test_a_login_session_of_an_unverified_account_ends_when_that_is_required(
+    app_with: Callable[..., TestClient], ada: Account
+) -> None:
+    with app_with(require_verified_email=True) as strict:
+        assert refresh(strict, ada.refresh).status_code == 401
+        answer = log_in(strict, ada.email)
+
+        assert answer.status_code == 403
+        assert "verify your e-mail address" in answer.json()["detail"]
+        assert log_in(strict, ada.email, "not the password").status_code == 401
