@@ -52,13 +52,14 @@ def create_app(settings: Settings) -> FastAPI:
             else:
                 verifier = OwnTokens(settings)
                 say_what_is_missing(settings)
+            share = max(1, settings.db_pool_size // 3)  # of one user
             app.state.resources = Resources(
                 settings=settings,
                 engine=engine,
                 availability=availability,
                 readiness=health.Readiness(engine),
                 cursors=Cursors(settings.better_auth_secret),
-                user_limit=UserLimit(settings.db_pool_size, settings.db_queue_seconds),
+                user_limit=UserLimit(share, 2 * share, settings.db_queue_seconds),
                 quota=Quota(settings.tasks_per_user),
                 verifier=verifier,
                 passwords=stack.enter_context(closing(Passwords())),

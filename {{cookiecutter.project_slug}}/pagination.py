@@ -154,12 +154,13 @@ class UserLimit:
     """Keeps what may touch all rows of a user from taking all connections to the database.
 
     That is a list with filters, and a change of many rows. A page without filters reads no more
-    rows than it shows, so it is not limited. A third of the connections is the user's at most;
-    twice as many requests wait for one of these, and others are refused.
+    rows than it shows, so it is not limited. Of the requests of one user, `at_once` use the
+    database; up to `waiting` wait for one of these to end, and others are refused.
     """
 
-    def __init__(self, pool_size: int, wait_seconds: float) -> None:
-        self._at_once = max(1, pool_size // 3)
+    def __init__(self, at_once: int, waiting: float, wait_seconds: float) -> None:
+        self._at_once = at_once
+        self._waiting = waiting
         self._wait_seconds = wait_seconds
         self._lines: dict[str, Line] = {}  # of the users who have requests
 
@@ -169,7 +170,7 @@ class UserLimit:
         line = self._lines.get(user_id)
         if line is None:
             line = self._lines[user_id] = Line(asyncio.Semaphore(self._at_once))
-        if line.requests >= 3 * self._at_once:
+        if line.requests >= self._at_once + self._waiting:
             raise too_many()
         line.requests += 1
         try:
@@ -197,7 +198,7 @@ class Line:
 def too_many() -> HTTPException:
     return HTTPException(
         status.HTTP_429_TOO_MANY_REQUESTS,
-        "too many large requests at the same time: wait for the answers to the others",
+        "too many requests at the same time: wait for the responses to the others",
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 

@@ -3,7 +3,9 @@
 An access token outlives its account by some minutes: the tasks that it created would be nobody's.
 """
 
+import math
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
 
@@ -29,9 +31,10 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlmodel import col
 
 from auth import account_id, no_account
-from db import CompiledStatement, OneStatement, Row
+from db import USE_SECONDS, CompiledStatement, OneStatement, Row
 from errors import found
 from models import LATER, Task, User
+from pagination import UserLimit
 from resources import resources
 from routes.preconditions import Preconditions, not_excluded
 from schemas.tasks import TaskCreate, TaskPublic
@@ -115,12 +118,15 @@ class Quota:
     """The most tasks that an owner may have, and how many he may create before the next count.
 
     To count a full account takes as long as to create some tasks. So a process counts only when
-    an owner has used a tenth of the room that he had at the last count, or after a minute.
+    an owner has used a tenth of the room that he had at the last count, or after a minute. It
+    counts once at a time for an owner: whoever creates many tasks at once waits for the first
+    count, and whoever has a full account takes one connection.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._room: dict[str, tuple[int, float]] = {}  # by owner: how many, and until when
+        self._counts = UserLimit(at_once=1, waiting=math.inf, wait_seconds=USE_SECONDS)
 
     def must_count(self, owner_id: str) -> bool:
         """Return whether the owner's next task needs a count. If not, use some of his room."""
@@ -131,6 +137,10 @@ class Quota:
             return True
         self._room[owner_id] = room - 1, until
         return False
+
+    def turn(self, owner_id: str) -> AbstractAsyncContextManager[None]:
+        """Wait until nobody else counts the owner's tasks. Raises HTTPException, 429."""
+        return self._counts.turn(owner_id)
 
     def counted(self, owner_id: str, tasks: int) -> None:
         if len(self._room) >= MAX_OWNERS:
@@ -158,8 +168,8 @@ class NewTask:
 
     async def create(self, statement: OneStatement) -> Row:
         """Return COLUMNS of the new task, whose id is new, too."""
-        if self._quota.must_count(self._owner_id):
-            return await self._put(statement, NEVER_REPLACE, counts=True)
+        if row := await self._put_if_to_count(statement, NEVER_REPLACE):
+            return row
         row = await statement.first(self._statements.create, **self._values)
         if row is None:
             raise no_account()
@@ -167,8 +177,19 @@ class NewTask:
 
     async def put(self, statement: OneStatement, conditions: Preconditions) -> Row:
         """Return COLUMNS of the task, which is new if it has not changed since its creation."""
-        counts = self._quota.must_count(self._owner_id)
-        return await self._put(statement, conditions, counts=counts)
+        if row := await self._put_if_to_count(statement, conditions):
+            return row
+        return await self._put(statement, conditions, counts=False)
+
+    async def _put_if_to_count(
+        self, statement: OneStatement, conditions: Preconditions
+    ) -> Row | None:
+        """Put the task if the owner's tasks must be counted. Otherwise, return None."""
+        if self._quota.must_count(self._owner_id):
+            async with self._quota.turn(self._owner_id):
+                if self._quota.must_count(self._owner_id):  # nobody else has counted meanwhile
+                    return await self._put(statement, conditions, counts=True)
+        return None
 
     async def _put(
         self, statement: OneStatement, conditions: Preconditions, *, counts: bool

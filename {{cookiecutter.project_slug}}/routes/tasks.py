@@ -258,7 +258,7 @@ async def list_tasks(
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(401, 409, *BODY, 503) | {201: with_headers(ADDRESS | ETAG)},
+    responses=problems(401, 409, 429, *BODY, 503) | {201: with_headers(ADDRESS | ETAG)},
 )
 async def create_task(
     body: TaskCreate,
@@ -333,7 +333,7 @@ async def update_task(task: OwnTaskDep, body: TaskUpdate) -> TaskPublic:
 
 @router.put(
     "/{task_id}",
-    responses=problems(401, 404, 409, 412, *BODY, 503)
+    responses=problems(401, 404, 409, 412, 429, *BODY, 503)
     | ONE_TASK
     | {201: {"model": TaskPublic, **with_headers(ADDRESS | ETAG)}},
     openapi_extra=document_preconditions("If-Match", "If-None-Match"),

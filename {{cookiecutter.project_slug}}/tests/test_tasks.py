@@ -3,6 +3,7 @@
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from db import StatementDep
 from main import create_app
 from models import Priority, Task
 from postgres.url import DatabaseUrl
+from routes import new_tasks
 from routes.new_tasks import Quota
 from routes.tasks import TaskSort
 from tests.conftest import add_account
@@ -959,6 +961,42 @@ def test_tasks_are_counted_again_after_a_minute(monkeypatch: pytest.MonkeyPatch)
     assert quota.must_count("ada")
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_many_creations_at_once_do_not_exceed_the_quota(
+    client_with: Callable[..., TestClient], method: str
+) -> None:
+    client = client_with(tasks_per_user=9)  # so few that all are counted
+
+    with ThreadPoolExecutor(30) as threads:
+        sent = [
+            threads.submit(client.request, *new_task(method), json={"title": "x"})
+            for _ in range(30)
+        ]
+
+    assert Counter(each.result().status_code for each in sent) == {201: 9, 409: 21}
+    assert len(client.get("/tasks").json()) == 9
+
+
+def test_many_creations_at_once_wait_for_one_count(
+    client_with: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    counted = Quota.counted
+
+    def record(quota: Quota, owner_id: str, tasks: int) -> None:
+        counts.append(tasks)
+        counted(quota, owner_id, tasks)
+
+    monkeypatch.setattr(Quota, "counted", record)
+    client = client_with(tasks_per_user=1000)
+
+    with ThreadPoolExecutor(30) as threads:
+        sent = [threads.submit(create, client) for _ in range(30)]
+
+    assert len([each.result() for each in sent]) == 30
+    assert counts == [0]
+
+
 @contextmanager
 def locked_tasks(engine: Engine) -> Iterator[None]:
     """Have every list wait."""
@@ -994,6 +1032,34 @@ def test_what_touches_all_tasks_of_a_user_takes_a_third_of_the_connections(
     assert int(refused.headers["Retry-After"]) > 0
     assert succeeded == [True] * 3
     assert client.get("/tasks?q=milk").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_counts_of_an_owners_tasks_take_one_connection(
+    client_with: Callable[..., TestClient],
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    monkeypatch.setattr(new_tasks, "USE_SECONDS", 0.5)
+    client = client_with(tasks_per_user=1)
+    create(client)
+    app = client.app
+    assert isinstance(app, FastAPI)
+    with ThreadPoolExecutor(5) as threads:
+        with locked_tasks(engine):
+            sent = [
+                threads.submit(client.request, *new_task(method), json={"title": "x"})
+                for _ in range(5)
+            ]
+            time.sleep(0.3)
+            taken = app.state.resources.engine.pool.checkedout()
+            time.sleep(0.7)
+        answers = [each.result() for each in sent]
+
+    assert taken == 1
+    assert sorted(answer.status_code for answer in answers) == [409, *[429] * 4]
+    assert all("Retry-After" in answer.headers for answer in answers if answer.status_code == 429)
 
 
 def test_a_list_that_takes_too_long_is_given_up(ada: TestClient, engine: Engine) -> None:
