@@ -8,8 +8,9 @@ import asyncio
 import json
 import math
 import sys
+from collections import Counter
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 import structlog
@@ -24,7 +25,8 @@ from schemas.problem import RETRY_AFTER_SECONDS
 
 MAX_CONNECTIONS = 4000  # of one process; 2,000 clients at once are within what it answers in time
 SPARE_FILES = 100  # that a process opens besides: the database, libraries, logs
-WARNING_SECONDS = 60.0  # at most one line about too many connections
+CLIENT_SHARE = 4  # one client may have a quarter of them: several offices share an address
+WARNING_SECONDS = 60.0  # at most one line about too many connections, and one about a client's
 MAX_WARNED_PEERS = 20
 
 log = structlog.get_logger()
@@ -50,8 +52,10 @@ class LimitedProtocol(HttpToolsProtocol):
     SHUTDOWN_SECONDS = 3.0  # the same after SIGTERM
     LINGER_SECONDS = 2.0  # a client that is still sending would not read the answer otherwise
 
-    warned_at = -math.inf  # of too many connections
-    warned_peers: set[str] = set()  # noqa: RUF012  (one for the process)
+    # One of each for the process.
+    clients: ClassVar[Counter[str]] = Counter()  # connections of each that is no trusted proxy
+    warned_at: ClassVar[dict[int, float]] = {}  # by the status of a refusal
+    warned_peers: ClassVar[set[str]] = set()
 
     def __init__(
         self,
@@ -69,19 +73,26 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refusal: Refused | None = None
         self._upgrades = False  # to a WebSocket
         self._repeats = False  # the request is parsed again, as one without Upgrade
+        self._counted: str | None = None  # the client in `clients`
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.client is not None:  # IPv4 on a socket for both
             self.client = (self.client[0].removeprefix("::ffff:"), self.client[1])
+        self._count()
         if len(self.connections) > max_connections():
-            self._refuse_connection()
+            self._refuse_connection(Refused(503, "too many connections"), max_connections())
+            return
+        most = max(1, max_connections() // CLIENT_SHARE)
+        if self._counted is not None and self.clients[self._counted] > most:
+            self._refuse_connection(Refused(429, "too many connections from this address"), most)
             return
         self._due = self.loop.time() + self.HEAD_SECONDS
         self._timer = self.loop.call_at(self._due, self._check_time)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_counting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -107,6 +118,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 if self._upgrades:
+                    self._stop_counting()  # the other protocol will not tell when it ends
                     self.handle_websocket_upgrade()
                     return
                 self._repeat_without_upgrade()
@@ -153,6 +165,22 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     # Limits
+
+    def _count(self) -> None:
+        """Count the connection for its client, unless a trusted proxy shares it among clients."""
+        if self.client is not None and not self._is_trusted(self.client[0]):
+            self._counted = client_key(self.client[0])
+            self.clients[self._counted] += 1
+
+    def _stop_counting(self) -> None:
+        if self._counted is not None:
+            self.clients[self._counted] -= 1
+            if not self.clients[self._counted]:
+                del self.clients[self._counted]
+            self._counted = None
+
+    def _is_trusted(self, peer: str) -> bool:
+        return peer in getattr(self.app, "trusted_hosts", ())
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -226,13 +254,14 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _refuse_connection(self) -> None:
-        self._refusal = Refused(503, "too many connections")
+    def _refuse_connection(self, refusal: Refused, limit: int) -> None:
+        self._refusal = refusal
         now = self.loop.time()
-        if now > LimitedProtocol.warned_at + WARNING_SECONDS:
-            LimitedProtocol.warned_at = now
-            log.warning("too many connections", limit=max_connections())
-        self._answer(self._refusal)
+        if now > self.warned_at.get(refusal.status, -math.inf) + WARNING_SECONDS:
+            self.warned_at[refusal.status] = now
+            client = client_key(self.client[0]) if self.client else None
+            log.warning(refusal.detail, limit=limit, client=client)
+        self._answer(refusal)
         self.transport.close()
 
     def _answer(self, refusal: Refused) -> None:
@@ -244,7 +273,7 @@ class LimitedProtocol(HttpToolsProtocol):
             (b"cache-control", b"no-store"),
             (b"connection", b"close"),
         ]
-        if refusal.status == 503:
+        if refusal.status in {429, 503}:
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
@@ -283,7 +312,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _read_forwarded(self) -> None:
         """Prepare what uvicorn reads from trusted proxies. Warn of one that is not trusted."""
         peer = self.client[0] if self.client else ""
-        if peer not in getattr(self.app, "trusted_hosts", ()):
+        if not self._is_trusted(peer):
             if peer not in self.warned_peers and len(self.warned_peers) < MAX_WARNED_PEERS:
                 self.warned_peers.add(peer)
                 log.warning(

@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +81,13 @@ async def echo(websocket: WebSocket) -> None:
     await websocket.send_text(await websocket.receive_text())
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class Served:
     """The server, in a thread."""
 
@@ -100,10 +107,8 @@ class Served:
             return everything(connection)
 
     def wait_until_idle(self) -> None:
-        deadline = time.monotonic() + LONG
-        while (state := self.server.server_state).connections or state.tasks:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        state = self.server.server_state
+        wait_until(lambda: not (state.connections or state.tasks))
 
     def ask(self, *requests: str | bytes) -> str:
         """Send requests that the server answers without hanging up. Returns the answers."""
@@ -176,7 +181,7 @@ def running() -> Iterator[Served]:
 def served(running: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.setattr(LimitedProtocol, "LINGER_SECONDS", 0.2)
     monkeypatch.setattr(LimitedProtocol, "warned_peers", set())
-    monkeypatch.setattr(LimitedProtocol, "warned_at", -protocol.WARNING_SECONDS)
+    monkeypatch.setattr(LimitedProtocol, "warned_at", {})
     disconnected.clear()
     running.wait_until_idle()  # the last test's connections count too
     return running
@@ -451,6 +456,56 @@ def test_more_connections_than_the_limit_are_refused(
     assert [(line["event"], line["limit"]) for line in log] == [("too many connections", 2)]
 
 
+@pytest.fixture
+def without_proxy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is not trusted as a proxy."""
+    monkeypatch.setattr(served.server.config.loaded_app, "trusted_hosts", {"10.0.0.1"})
+
+
+@pytest.mark.usefixtures("without_proxy")
+def test_a_client_may_have_a_quarter_of_the_connections(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "max_connections", lambda: 8)
+    with capture_logs() as log, served.connect() as first:
+        exchange(first, COMPLETE)
+        with served.connect() as second:
+            exchange(second, COMPLETE)
+            refused = [served.send() for _ in range(3)]
+            assert exchange(first, COMPLETE).startswith("HTTP/1.1 200 ")
+        wait_until(lambda: LimitedProtocol.clients == {"127.0.0.1": 1})
+        assert served.ask(COMPLETE).startswith("HTTP/1.1 200 ")
+
+    assert [answer[:13] for answer in refused] == ["HTTP/1.1 429 "] * 3
+    assert all("retry-after: 2" in answer for answer in refused)
+    assert log == [
+        {
+            "event": "too many connections from this address",
+            "limit": 2,
+            "client": "127.0.0.1",
+            "log_level": "warning",
+        }
+    ]
+
+
+def test_a_trusted_proxy_may_have_all_connections(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "max_connections", lambda: 4)
+    with served.connect(), served.connect(), served.connect():
+        assert served.ask(COMPLETE).startswith("HTTP/1.1 200 ")
+
+
+@pytest.mark.usefixtures("without_proxy")
+def test_no_connection_stays_counted(served: Served) -> None:
+    with connect(f"ws://127.0.0.1:{served.port}/echo") as websocket:
+        websocket.send("hello")
+        websocket.recv(LONG)
+    served.ask(COMPLETE)
+
+    wait_until(lambda: LimitedProtocol.clients == {})
+
+
 def test_the_limit_of_connections_leaves_files_for_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -546,10 +601,8 @@ def test_an_ipv4_address_on_a_socket_for_both_kinds_is_one() -> None:
     assert bodies(answer) == ['["http","127.0.0.1"]']
 
 
-def test_a_proxy_that_is_not_trusted_is_logged_once(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(served.server.config.loaded_app, "trusted_hosts", {"10.0.0.1"})
+@pytest.mark.usefixtures("without_proxy")
+def test_a_proxy_that_is_not_trusted_is_logged_once(served: Served) -> None:
     request = "GET /where HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.7\r\n\r\n"
 
     with capture_logs() as log:
