@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from functools import cache
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import httptools
 import structlog
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from auth.client import client_key
+from config import get_settings
 from schemas.problem import RETRY_AFTER_SECONDS
 
 MAX_CONNECTIONS = 4000  # of one process; 2,000 clients at once are within what it answers in time
@@ -287,7 +289,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._upgrades = (
             method == b"GET"
             and super()._should_upgrade()
-            and has_websocket(self.app, httptools.parse_url(self.url).path.decode())
+            and has_websocket(self.app, unquote(httptools.parse_url(self.url).path.decode()))
         )
         self._repeats = not self._upgrades
 
@@ -341,12 +343,16 @@ def max_connections() -> int:
 
 
 def has_websocket(app: Any, path: str) -> bool:
-    """Return whether an app has a WebSocket route at a path; True if that cannot be known."""
+    """Return whether an app has a WebSocket route at a path; True if that cannot be known.
+
+    path: with or without ROOT_PATH: some proxies remove it, others do not.
+    """
     while not isinstance(app, Starlette):
         if not hasattr(app, "app"):
             return True
         app = app.app  # uvicorn's middleware
-    scope = {"type": "websocket", "path": path, "root_path": "", "headers": []}
+    root_path = get_settings().root_path
+    scope = {"type": "websocket", "path": path, "root_path": root_path, "headers": []}
     return any(
         getattr(route, "routes", [route])  # files that are mounted have no routes
         and route.matches(scope)[0] is Match.FULL

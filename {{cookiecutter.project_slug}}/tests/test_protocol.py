@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from structlog.testing import capture_logs
 from websockets.sync.client import connect
 
+from config import get_settings
 from server import protocol
 from server.protocol import LimitedProtocol
 
@@ -550,6 +551,20 @@ def test_an_upgrade_does_not_lose_the_body(served: Served, headers: str) -> None
 def test_a_websocket_route_works_and_has_no_time_limit(served: Served) -> None:
     with connect(f"ws://127.0.0.1:{served.port}/echo") as websocket:
         time.sleep(1)
+        websocket.send("hello")
+
+        assert websocket.recv(LONG) == "hello"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/echo", "/echo", "/ech%6f"])
+def test_a_websocket_route_works_under_the_path_of_a_proxy(
+    served: Served, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    settings = get_settings().model_copy(update={"root_path": "/api/v1"})
+    monkeypatch.setattr(protocol, "get_settings", lambda: settings)
+    monkeypatch.setattr(app, "root_path", "/api/v1")  # which RequestLog does in the real app
+
+    with connect(f"ws://127.0.0.1:{served.port}{path}") as websocket:
         websocket.send("hello")
 
         assert websocket.recv(LONG) == "hello"
