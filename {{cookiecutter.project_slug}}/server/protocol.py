@@ -47,6 +47,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """One connection. What is refused gets an answer in the app's shape, and a line in the log."""
 
     HEAD_BYTES = 65_536  # the request line and the headers
+    # So much is parsed at once. Which part of it belongs to the next request is not known.
+    PIECE_BYTES = 16_384
     HEAD_SECONDS = 20.0  # until they are complete; silent connections get no more either
     # Until the body is complete. For a route that takes larger bodies than errors.py allows now,
     # allow more.
@@ -103,11 +105,15 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._due is None:
             self._due = self.loop.time() + self.HEAD_SECONDS
-        self._unread += len(data)
         try:
-            self._parse(memoryview(data))
-            if self._unread > self.HEAD_BYTES:
-                raise self._too_large()
+            for start in range(0, len(data), self.PIECE_BYTES):
+                piece = memoryview(data)[start : start + self.PIECE_BYTES]
+                self._unread += len(piece)
+                self._parse(piece)
+                if self._upgrades:
+                    return
+                if self._unread > self.HEAD_BYTES:
+                    raise self._too_large()
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback raised
             self._refuse(cause if isinstance(cause, Refused) else Refused(400, "invalid HTTP"))
@@ -133,6 +139,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
+        if self._due is None:  # it begins in the same piece in which the last one ends
+            self._due = self.loop.time() + self.HEAD_SECONDS
+            self._unread = 1  # or more
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_headers:  # trailers are no headers (RFC 9110, 6.5.1)
@@ -140,7 +149,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
-        if self._unread > self.HEAD_BYTES and self._head_bytes() > self.HEAD_BYTES:
+        may_be_large = self._unread > self.HEAD_BYTES - self.PIECE_BYTES
+        if may_be_large and self._head_bytes() > self.HEAD_BYTES:
             raise self._too_large()
         self._unread = 0
         if self.parser.should_upgrade():

@@ -247,6 +247,16 @@ def test_headers_in_small_pieces_are_refused_too(served: Served) -> None:
         assert everything(connection).startswith("HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize("end", ["\r\n\r\n", "x" * 16_384], ids=["finished", "unfinished"])
+def test_larger_headers_of_the_next_request_are_refused(served: Served, end: str) -> None:
+    with capture_logs() as log:
+        answer = served.send(f"{COMPLETE}GET /where HTTP/1.1\r\nHost: x\r\nX: {'x' * 66_000}{end}")
+
+    # If the first response is not complete yet, the connection is closed after it.
+    assert re.findall(r"HTTP/1.1 (\d+)", answer) in (["200"], ["200", "431"])
+    assert [line["status"] for line in log] == [431]
+
+
 def test_the_headers_of_several_requests_are_not_added_up(served: Served) -> None:
     request = COMPLETE.replace("Host", f"X: {'x' * 10_000}\r\nHost")
 
@@ -332,6 +342,13 @@ def test_headers_that_are_late_get_a_408(served: Served, first: str, count: int)
     assert answer.count("HTTP/1.1 ") == count
     assert bodies(answer)[-1] == '{"detail":"the request did not arrive in time"}'
     assert [line["status"] for line in log] == [408]
+
+
+@pytest.mark.usefixtures("short")
+def test_headers_that_begin_with_the_last_request_are_late_too(served: Served) -> None:
+    answer = served.send(COMPLETE + "GET /where HTTP/1.1\r\nHost:")
+
+    assert re.findall(r"HTTP/1.1 (\d+)", answer) == ["200", "408"]
 
 
 @pytest.mark.usefixtures("short")
