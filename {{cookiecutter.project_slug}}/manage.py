@@ -34,6 +34,7 @@ app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion
 postgres = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_help=True)
 app.add_typer(postgres, name="postgres")
 
+EMBEDDED = "the embedded PostgreSQL"
 Local = Annotated[bool, typer.Option("--local", help="Use the embedded PostgreSQL.")]
 
 
@@ -78,7 +79,7 @@ def setup(*, local: Local = False) -> None:
             again = "uv run manage.py env, then this command again"
             typer.echo(f"  → to use another connection string: {again}", err=True)
             raise
-    except (KeyboardInterrupt, typer.Abort):  # a prompt turns Ctrl-C into Abort
+    except (KeyboardInterrupt, EOFError):  # EOFError: Ctrl-D at the question
         stopped("finished steps stay; to continue: uv run manage.py setup")
 
 
@@ -126,9 +127,9 @@ def ignore_in_shell(names: set[str]) -> None:
 
 
 def choose_database(*, local: bool) -> DatabaseUrl:
-    """Return the connection string for a new .env. An empty answer means the embedded server."""
+    """Return the connection string for a new .env."""
     try:
-        url = None if local else prompt.find_database_url(empty="the embedded PostgreSQL")
+        url = None if local else prompt.find_database_url(empty=EMBEDDED)
     except DatabaseUrlError as error:
         fail(f"settings: {error}")
     return url or new_embedded_url()
@@ -163,26 +164,31 @@ def env(
     """Change the DATABASE_URL in .env, which is created if it is missing.
 
     Asks for a connection string without showing it, or reads it from standard input if that is not
-    a terminal. An empty answer chooses the embedded PostgreSQL.
+    a terminal.
     """
     if complete_env_file():
         typer.echo("✓ .env is new, with its own BETTER_AUTH_SECRET")
     elif new_secret:
         env_file.set_value(ENV_FILE, "BETTER_AUTH_SECRET", env_file.new_secret())
         typer.echo("✓ BETTER_AUTH_SECRET is new: all users have to log in again")
-    if not new_secret:
-        url = None if local else ask_database_url(empty="the embedded PostgreSQL")
-        use_database(url or new_embedded_url())
-        typer.echo("  next: uv run manage.py migrate")
-
-
-def ask_database_url(*, empty: str) -> DatabaseUrl | None:
-    """Return what was pasted, None for an empty answer, which means `empty`."""
+    if new_secret:
+        return
+    is_set = env_file.has_database_url(ENV_FILE)
     try:
-        if sys.stdin.isatty():
-            return prompt.ask_database_url(empty=empty)
-        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        return prompt.take_database_url(text) if text.strip() else None
+        url = None if local else read_url(empty="no change" if is_set else EMBEDDED)
+    except (KeyboardInterrupt, EOFError):
+        stopped("DATABASE_URL is unchanged; to change it: uv run manage.py env")
+    if url is None and is_set and not local:
+        typer.echo("- DATABASE_URL is unchanged")
+        return
+    use_database(url or new_embedded_url())
+    typer.echo("  next: uv run manage.py migrate")
+
+
+def read_url(*, empty: str) -> DatabaseUrl | None:
+    """Return what was pasted, None for only Enter, which means `empty`."""
+    try:
+        return prompt.read_database_url(empty=empty)
     except DatabaseUrlError as error:
         fail(f"DATABASE_URL: {error}")
 
@@ -392,7 +398,7 @@ def copy(
             typer.echo("  next: uv run manage.py check")
         else:
             typer.echo("  .env names the old database; to change that: uv run manage.py env")
-    except (KeyboardInterrupt, typer.Abort):  # a prompt turns Ctrl-C into Abort
+    except (KeyboardInterrupt, EOFError, typer.Abort):  # EOFError: Ctrl-D; Abort: at the question
         stopped(outcome)
     except CopyError as error:
         if error.is_interrupted:
@@ -410,7 +416,7 @@ def show_copied(result: "CopyResult", target: DatabaseUrl) -> None:
 
 
 def stopped(outcome: str) -> NoReturn:
-    """Print what is true after Ctrl-C, and end the command."""
+    """Print what is true after Ctrl-C or Ctrl-D, and end the command."""
     typer.echo(err=True)  # the terminal shows a ^C in this line
     fail(f"stopped: {outcome}", code=130)
 
@@ -419,9 +425,9 @@ def ask_target_url() -> DatabaseUrl:
     """Return the database to copy to."""
     given = os.environ.get("TARGET_DATABASE_URL")
     try:
-        url = prompt.take_database_url(given) if given else ask_database_url(empty="stop")
+        url = prompt.take_database_url(given) if given else prompt.read_database_url(empty="stop")
     except DatabaseUrlError as error:
-        fail(f"TARGET_DATABASE_URL: {error}")
+        fail(f"TARGET_DATABASE_URL: {error}; nothing was copied")
     if url is None:
         fail("no connection string was given: nothing was copied")
     return url

@@ -15,14 +15,18 @@ from postgres.url import DatabaseUrl, DatabaseUrlError
 
 ATTEMPTS = 3
 PAUSE = 0.3  # seconds without another line after which a paste has ended
-ENDS = (b"\n", b"\r", b"\x04")  # the last is Ctrl-D
+CTRL_D = b"\x04"
+ENDS = (b"\n", b"\r", CTRL_D)
+TYPED_AHEAD = "! What you typed before this question may be visible, and is not used.\n"
 
 if sys.platform == "win32":
     import msvcrt
 
     def read_pasted(prompt: str) -> str:
-        """Read a line and what was pasted with it, without echo. Raises EOFError."""
+        """Read a line and what was pasted with it, without echo. Raises EOFError for Ctrl-D."""
         text = getpass.getpass(prompt)
+        if text in {"\x04", "\x1a"}:  # Ctrl-D and Ctrl-Z
+            raise EOFError
         rest = []
         while msvcrt.kbhit():
             rest.append(msvcrt.getwch())
@@ -33,33 +37,34 @@ else:
     import termios
 
     def read_pasted(prompt: str) -> str:
-        """Read a line and what was pasted with it, without echo. Raises EOFError."""
+        """Read a line and what was pasted with it, without echo. Raises EOFError for Ctrl-D."""
         try:
             terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError:
             return getpass.getpass(prompt)
         before = termios.tcgetattr(terminal)
         hidden = termios.tcgetattr(terminal)
-        hidden[3] &= ~termios.ECHO
+        # In canonical mode, a terminal cuts off long lines, at 1,024 or 4,096 bytes.
+        hidden[3] &= ~(termios.ECHO | termios.ICANON)
+        hidden[6][termios.VMIN], hidden[6][termios.VTIME] = 1, 0
+        keys = b""
         try:
-            termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
-            os.write(terminal, prompt.encode())
-            pasted = read_some(terminal)  # up to the end of the line
-            # What follows may end without a line end, which only Enter would let through.
-            hidden[3] &= ~termios.ICANON
-            hidden[6][termios.VMIN], hidden[6][termios.VTIME] = 1, 0
             termios.tcsetattr(terminal, termios.TCSANOW, hidden)
-            while pasted and (
-                not pasted.endswith(ENDS) or select.select([terminal], [], [], PAUSE)[0]
-            ):
-                pasted += read_some(terminal)
+            if select.select([terminal], [], [], 0)[0]:
+                termios.tcflush(terminal, termios.TCIFLUSH)
+                os.write(terminal, TYPED_AHEAD.encode())
+            os.write(terminal, prompt.encode())
+            while more := read_some(terminal):
+                keys += more
+                if keys.endswith(ENDS) and not select.select([terminal], [], [], PAUSE)[0]:
+                    break
         finally:
             termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
             os.write(terminal, b"\n")
             os.close(terminal)
-        if not pasted:
+        if not keys.strip(CTRL_D):
             raise EOFError
-        return pasted.rstrip(b"\x04").decode("utf-8", "surrogateescape")
+        return edit(keys.rstrip(CTRL_D).decode("utf-8", "surrogateescape"))
 
     def read_some(terminal: int) -> bytes:
         """Wait for input. A read that blocks would miss a Ctrl-C that came just before it."""
@@ -69,19 +74,30 @@ else:
                     return os.read(terminal, 4096)
 
 
+def edit(keys: str) -> str:
+    """Apply the keys that delete: Backspace, and Ctrl-U for everything."""
+    text: list[str] = []
+    for key in keys:
+        if key in "\b\x7f":
+            del text[-1:]
+        elif key == "\x15":
+            text.clear()
+        else:
+            text.append(key)
+    return "".join(text)
+
+
 def ask_database_url(
     read: Callable[[str], str] = read_pasted, out: TextIO | None = None, *, empty: str
 ) -> DatabaseUrl | None:
-    """Ask for a connection string. None: the answer was empty, which means `empty`.
+    """Ask for a connection string. None: only Enter was pressed, which means `empty`.
 
-    Raises DatabaseUrlError if the last attempt is as wrong as those before it.
+    Raises EOFError for Ctrl-D, and DatabaseUrlError if the last attempt is as wrong as those
+    before it.
     """
     for attempts_left in reversed(range(ATTEMPTS)):
-        try:
-            answer = read(f"Connection string (hidden; empty: {empty}): ")
-        except EOFError:
-            return None
-        if not answer.strip():
+        answer = read(f"Connection string (hidden; Enter: {empty}): ")
+        if answer in {"", "\n"}:
             return None
         try:
             return take_database_url(answer, out)
@@ -90,6 +106,13 @@ def ask_database_url(
                 raise
             print(f"  Try again: {error}", file=out or sys.stderr)
     return None
+
+
+def read_database_url(*, empty: str) -> DatabaseUrl | None:
+    """Ask on a terminal, or read standard input, which must not be empty. See ask_database_url."""
+    if sys.stdin.isatty():
+        return ask_database_url(empty=empty)
+    return take_database_url(sys.stdin.buffer.read().decode("utf-8", "surrogateescape"))
 
 
 def take_database_url(text: str, out: TextIO | None = None) -> DatabaseUrl:
@@ -101,10 +124,7 @@ def take_database_url(text: str, out: TextIO | None = None) -> DatabaseUrl:
 
 
 def find_database_url(*, empty: str) -> DatabaseUrl | None:
-    """Return what NEON_DATABASE_URL holds, or what is typed. None: nothing was typed.
-
-    empty: what an empty answer means. Raises DatabaseUrlError.
-    """
+    """Return what NEON_DATABASE_URL holds, or what is typed. See ask_database_url."""
     if given := os.environ.get("NEON_DATABASE_URL"):
         return take_database_url(given)
     if sys.stdin.isatty():

@@ -137,6 +137,18 @@ def test_env_rejects_an_invalid_connection_string(env_file: Path) -> None:
     assert env_file.read_bytes() == before
 
 
+@pytest.mark.parametrize("nothing", ["", " \n"])
+def test_env_without_a_terminal_refuses_an_empty_answer(env_file: Path, nothing: str) -> None:
+    run("env", answer="postgresql://me:pass-word@db.example.com/todo")
+    before = env_file.read_bytes()
+
+    code, output = run("env", answer=nothing)
+
+    assert code == 1
+    assert "✗ DATABASE_URL: the text is empty" in output
+    assert env_file.read_bytes() == before
+
+
 def test_check_passes_on_a_healthy_database(
     use: Callable[[DatabaseUrl], None], database_url: DatabaseUrl
 ) -> None:

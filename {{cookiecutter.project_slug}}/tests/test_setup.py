@@ -93,11 +93,14 @@ def test_repeating_setup_keeps_existing_settings(
 
 
 @pytest.mark.usefixtures("clone")
-def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def press_ctrl_c(**_empty: str) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("key", [EOFError, KeyboardInterrupt])
+def test_ctrl_c_and_ctrl_d_say_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, key: type[BaseException]
+) -> None:
+    def press(**_empty: str) -> None:
+        raise key
 
-    monkeypatch.setattr("postgres.prompt.find_database_url", press_ctrl_c)
+    monkeypatch.setattr("postgres.prompt.find_database_url", press)
 
     code, output = setup()
 

@@ -63,12 +63,25 @@ def test_three_invalid_answers_end_the_prompt() -> None:
         terminal.ask()
 
 
-@pytest.mark.parametrize("answers", [[], [""], ["  "], ["\n \n"], ["wrong"], ["wrong", ""]])
-def test_an_empty_answer_or_the_end_of_input_is_none(answers: list[str]) -> None:
+@pytest.mark.parametrize("answers", [[""], ["\n"], ["wrong", "\n"]])
+def test_only_enter_is_none(answers: list[str]) -> None:
     terminal = Terminal(*answers)
 
     assert terminal.ask() is None
     assert terminal.output.getvalue().count("Try again") == answers.count("wrong")
+
+
+@pytest.mark.parametrize("blank", ["  ", "\n \n", "\x1b[200~\x1b[201~\n", "\ufeff\n"])
+def test_a_blank_paste_is_asked_for_again(blank: str) -> None:
+    terminal = Terminal(blank, PASTED)
+
+    assert terminal.ask() == parse(PASTED)
+    assert "Try again: the text is empty" in terminal.output.getvalue()
+
+
+def test_ctrl_d_is_no_answer() -> None:
+    with pytest.raises(EOFError):
+        Terminal().ask()
 
 
 def test_ctrl_c_is_not_caught() -> None:
