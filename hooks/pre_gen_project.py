@@ -4,6 +4,11 @@ local_extensions.py applies these rules at each question. Answers from a replay 
 only here.
 """
 
+import signal
+
+if __name__ == "__main__":  # Cookiecutter says "Aborted!" at Ctrl-C, so no traceback is needed here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import os
 import re

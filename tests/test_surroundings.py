@@ -754,6 +754,18 @@ def commands(output: str) -> list[str]:
 
 
 @linux
+def test_ctrl_c_before_rendering_shows_no_traceback(offline: Machine) -> None:
+    in_the_hook = '[ -e ~/once ] || { touch ~/once; exec "$UV" "$@"; }; touch ~/now; exec sleep 60'
+    offline.environment["UV"] = offline.fake_uv(in_the_hook)
+
+    outcome = offline.interrupt((offline.home / "now").exists)
+
+    assert "Aborted!" in outcome.output
+    assert "Traceback" not in outcome.output
+    assert offline.left_in_temp() == []
+
+
+@linux
 def test_ctrl_c_in_a_step_leaves_nothing_in_the_temp_folder(interruptions: list[Mishap]) -> None:
     _, *stops, _ = interruptions
 

@@ -1,9 +1,13 @@
 """The project's commands: `uv run manage.py --help`."""
 
-import json
 import os
 import signal
 import sys
+
+if __name__ == "__main__":  # before the imports, which take a second: Ctrl-C shows no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"stopped\n") and 130))
+
+import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -22,7 +26,7 @@ from config import (
     load_settings,
 )
 from postgres import env_file, prompt
-from postgres.console import Waiting, fail, report, show_check, timed_step
+from postgres.console import Waiting, fail, report, show_check, stopped, stops, timed_step
 from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 
 if TYPE_CHECKING:
@@ -71,7 +75,7 @@ def setup(*, local: Local = False) -> None:
     """
     ignore_in_shell({name.upper() for name in Settings.model_fields})
     complete_env_file()
-    try:
+    with stops("finished steps stay; to continue: uv run manage.py setup"):
         url = complete_settings(local=local)
         try:
             prepare_database(url)
@@ -79,8 +83,6 @@ def setup(*, local: Local = False) -> None:
             again = "uv run manage.py env, then this command again"
             typer.echo(f"  → to use another connection string: {again}", err=True)
             raise
-    except (KeyboardInterrupt, EOFError):  # EOFError: Ctrl-D at the question
-        stopped("finished steps stay; to continue: uv run manage.py setup")
 
 
 def complete_settings(*, local: bool) -> DatabaseUrl:
@@ -174,10 +176,8 @@ def env(
     if new_secret:
         return
     is_set = env_file.has_database_url(ENV_FILE)
-    try:
+    with stops("DATABASE_URL is unchanged; to change it: uv run manage.py env"):
         url = None if local else read_url(empty="no change" if is_set else EMBEDDED)
-    except (KeyboardInterrupt, EOFError):
-        stopped("DATABASE_URL is unchanged; to change it: uv run manage.py env")
     if url is None and is_set and not local:
         typer.echo("- DATABASE_URL is unchanged")
         return
@@ -282,7 +282,8 @@ def migrate(
     """
     import migrations
 
-    bring_up_to_date(running_database(), timeout)
+    with stops("`uv run manage.py check` says whether the migrations are done"):
+        bring_up_to_date(running_database(), timeout)
     typer.echo(f"✓ the schema is at {migrations.head()}")
 
 
@@ -367,17 +368,17 @@ def copy(
     standard input where that is not a terminal. Stop the app first: what it writes meanwhile stays
     in the old database.
     """
-    outcome = "nothing was copied"
+    from sqlmodel import SQLModel
+
+    import migrations
+    import models  # noqa: F401  (the tables)
+    from postgres.copy_data import MAYBE_COPIED, CopyError, copy_database
+
     try:
-        from sqlmodel import SQLModel
-
-        import migrations
-        import models  # noqa: F401  (the tables)
-        from postgres.copy_data import MAYBE_COPIED, CopyError, copy_database
-
-        source, target = running_database(), ask_target_url()
-        outcome = MAYBE_COPIED  # for Ctrl-C just before or after the call; CopyError knows better
-        with Waiting("waiting for the database") as waiting:
+        with stops("nothing was copied"):
+            source, target = running_database(), ask_target_url()
+        # CopyError knows better than this, but Ctrl-C may come just before or after the call.
+        with stops(MAYBE_COPIED), Waiting("waiting for the database") as waiting:
             result = copy_database(
                 source,
                 target,
@@ -388,22 +389,20 @@ def copy(
                 on_wait=waiting.update,
                 timeout=timeout,
             )
-        outcome = f"all rows are at {target}; .env names the old database"
-        show_copied(result, target)
-        if switch is None and sys.stdin.isatty() and not os.environ.get("TARGET_DATABASE_URL"):
-            switch = typer.confirm("  Use this database from now on (as DATABASE_URL in .env)?")
-        if switch:
-            outcome = f"all rows are at {target}; see .env for the database that it names"
-            use_database(target)
-            typer.echo("  next: uv run manage.py check")
-        else:
-            typer.echo("  .env names the old database; to change that: uv run manage.py env")
-    except (KeyboardInterrupt, EOFError, typer.Abort):  # EOFError: Ctrl-D; Abort: at the question
-        stopped(outcome)
     except CopyError as error:
         if error.is_interrupted:
             stopped(error.outcome)
         fail(with_advice(str(error), error.advice, error.message))
+    with stops(f"all rows are at {target}; .env names the old database"):
+        show_copied(result, target)
+        if switch is None and sys.stdin.isatty() and not os.environ.get("TARGET_DATABASE_URL"):
+            switch = typer.confirm("  Use this database from now on (as DATABASE_URL in .env)?")
+    if not switch:
+        typer.echo("  .env names the old database; to change that: uv run manage.py env")
+        return
+    with stops(f"all rows are at {target}; see .env for the database that it names"):
+        use_database(target)
+    typer.echo("  next: uv run manage.py check")
 
 
 def show_copied(result: "CopyResult", target: DatabaseUrl) -> None:
@@ -413,12 +412,6 @@ def show_copied(result: "CopyResult", target: DatabaseUrl) -> None:
     for table, number in result.rows.items():
         typer.echo(f"✓ {table:<{width}} {number:>9,} {'row' if number == 1 else 'rows'}")
     typer.echo(f"✓ all rows are at {target}")
-
-
-def stopped(outcome: str) -> NoReturn:
-    """Print what is true after Ctrl-C or Ctrl-D, and end the command."""
-    typer.echo(err=True)  # the terminal shows a ^C in this line
-    fail(f"stopped: {outcome}", code=130)
 
 
 def ask_target_url() -> DatabaseUrl:
@@ -478,7 +471,7 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that has no ✓ shows a ?
-    for name in ("SIGHUP", "SIGTERM"):  # as Ctrl-C: each command cleans up
+    for name in ("SIGHUP", "SIGINT", "SIGTERM"):  # from now on, each command cleans up
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"

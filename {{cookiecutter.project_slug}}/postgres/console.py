@@ -19,6 +19,21 @@ def fail(*messages: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def stopped(outcome: str) -> NoReturn:
+    """Print what is true after Ctrl-C or Ctrl-D, and end the command."""
+    typer.echo(err=True)  # the terminal shows a ^C in this line
+    fail(f"stopped: {outcome}", code=130)
+
+
+@contextmanager
+def stops(outcome: str) -> Iterator[None]:
+    """End the command with this outcome when the user stops what is inside."""
+    try:
+        yield
+    except (KeyboardInterrupt, EOFError, typer.Abort):  # Typer's own questions raise Abort
+        stopped(outcome)
+
+
 @contextmanager
 def timed_step(name: str) -> Iterator[None]:
     """Print that a step is done, and how long it took; on a terminal, that it has begun."""

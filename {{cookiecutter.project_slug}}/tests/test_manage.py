@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 
 import manage
 import migrations
+from config import PROJECT_DIR
 from postgres import connect
 from postgres.check import STEPS
 from postgres.console import Waiting
@@ -379,6 +383,27 @@ def test_migrate_reports_a_database_that_is_newer_than_the_code(
     assert code == 1
     assert "the code is older" in output
     assert "9999" in output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C as a signal")
+def test_ctrl_c_while_a_command_imports_its_modules_shows_no_traceback(tmp_path: Path) -> None:
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "typer.py").write_text(slow, "utf-8")
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "check"],
+        cwd=PROJECT_DIR,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0]
+
+    assert process.returncode == 130
+    assert output == "stopped\n"
 
 
 @pytest.mark.parametrize("option", ["--local", "--new-secret"])
