@@ -356,7 +356,9 @@ def test_responses_and_logs_contain_no_secret(
     password, secret = plant(), plant()
     log = tmp_path / "log"
     variables = {"DATABASE_URL": url_with(password), "BETTER_AUTH_SECRET": secret}
+    variables["MAIL_URL"] = f"smtp://ada:{quote(password, safe='')}@127.0.0.1:1?from=ada@example.com"
     variables |= {"DEBUG": "true", "LOG_LEVEL": "DEBUG", "ENVIRONMENT": environment}
+    variables["REGISTRATION"] = "open"
 
     with served(project, log, **variables) as port:
         wait_for(port)
@@ -379,6 +381,7 @@ def test_error_messages_do_not_quote_invalid_settings(project: Project) -> None:
             **project.environment,
             "DATABASE_URL": f"mysql://ada:{password}@/",
             "BETTER_AUTH_SECRET": f"{password[:20]}",
+            "MAIL_URL": f"smtp://ada:{password}@",
             "DB_POOL_SIZE": password,
             "LOG_LEVEL": password,
         },
