@@ -11,6 +11,7 @@ import random
 import re
 import sys
 import time
+from collections.abc import Iterable
 
 import structlog
 from pydantic_core import PydanticSerializationError, to_json
@@ -25,6 +26,7 @@ from config import Settings
 PROBES = {"/health", "/ready"}
 # What every response has, unless its route says otherwise.
 SAFE_HEADERS = {b"x-content-type-options": b"nosniff", b"referrer-policy": b"no-referrer"}
+ID_HEADER = b"x-request-id"
 NO_STORE = (b"cache-control", b"no-store")
 REVALIDATE = (b"cache-control", b"private, no-cache")  # or the ETag would be of no use
 HSTS = (b"strict-transport-security", b"max-age=31536000")  # one year, browsers use only TLS
@@ -142,7 +144,7 @@ class RequestLog:
             scope = {**scope, "method": "GET"}
         start = time.perf_counter()
         status = None
-        request_id = read_request_id(scope)
+        request_id = read_request_id(scope["headers"])
         clear_contextvars()  # the requests of a connection may share a context
         bind_contextvars(request_id=request_id)
 
@@ -150,7 +152,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                headers = [*message.get("headers", ()), (ID_HEADER, request_id.encode())]
                 names = dict(headers)
                 headers += [pair for pair in SAFE_HEADERS.items() if pair[0] not in names]
                 if b"cache-control" not in names:
@@ -185,8 +187,9 @@ class RequestLog:
             )
 
 
-def read_request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+def read_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the id that came with a request, or a new one."""
+    for name, value in headers:
+        if name == ID_HEADER and REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
     return f"{random.getrandbits(128):032x}"

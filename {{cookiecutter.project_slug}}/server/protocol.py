@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from auth.client import client_key
 from config import get_settings
+from logs import ID_HEADER, NO_STORE, SAFE_HEADERS, read_request_id
 from schemas.problem import RETRY_AFTER_SECONDS
 
 MAX_CONNECTIONS = 4000  # of one process; 2,000 clients at once are within what it answers in time
@@ -175,6 +176,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._due = None
         super().on_message_complete()
+        self.headers = []  # the next request may be refused before it has its own
 
     # Limits
 
@@ -243,8 +245,14 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answer and hang up; if another answer is on its way, hang up after it."""
         self._refusal = refusal
         self._stop_timer()
-        client = client_key(self.client[0]) if self.client else None
-        log.warning("request refused", status=refusal.status, error=refusal.detail, client=client)
+        request_id = read_request_id(self.headers or ())
+        log.warning(
+            "request refused",
+            status=refusal.status,
+            error=refusal.detail,
+            client=client_key(self.client[0]) if self.client else None,
+            request_id=request_id,
+        )
         cycle = self.cycle
         if self.transport.is_closing():
             self.transport.abort()
@@ -259,7 +267,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if cycle.response_started or self.pipeline:
                 self.transport.abort()
                 return
-        self._answer(refusal)
+        self._answer(refusal, request_id)
         if refusal.status != 408 and self.transport.can_write_eof():
             self.transport.write_eof()
             self._timer = self.loop.call_later(self.LINGER_SECONDS, self.transport.abort)
@@ -273,16 +281,18 @@ class LimitedProtocol(HttpToolsProtocol):
             self.warned_at[refusal.status] = now
             client = client_key(self.client[0]) if self.client else None
             log.warning(refusal.detail, limit=limit, client=client)
-        self._answer(refusal)
+        self._answer(refusal, read_request_id(()))
         self.transport.close()
 
-    def _answer(self, refusal: Refused) -> None:
+    def _answer(self, refusal: Refused, request_id: str) -> None:
         body = json.dumps({"detail": refusal.detail}, separators=(",", ":")).encode()
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
-            (b"cache-control", b"no-store"),
+            *SAFE_HEADERS.items(),
+            NO_STORE,
+            (ID_HEADER, request_id.encode()),
             (b"connection", b"close"),
         ]
         if refusal.status in {429, 503}:

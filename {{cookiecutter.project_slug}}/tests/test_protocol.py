@@ -312,6 +312,25 @@ def test_odd_requests_are_answered(served: Served, request_: str, status: int) -
     assert served.ask(request_).startswith(f"HTTP/1.1 {status} ")
 
 
+@pytest.mark.usefixtures("short")
+def test_refusals_have_the_headers_that_every_response_has(served: Served) -> None:
+    with capture_logs() as log:
+        with served.connect() as connection:
+            exchange(connection, COMPLETE.replace("Host", "X-Request-ID: first\r\nHost"))
+            connection.sendall(b"\r\n")  # no request follows
+            own_id = everything(connection)
+        sent_id = served.send(COMPLETE.replace("Host: x", "X-Request-ID: second"))
+
+    for refusal in (own_id, sent_id):
+        assert "\r\nx-content-type-options: nosniff\r\n" in refusal
+        assert "\r\nreferrer-policy: no-referrer\r\n" in refusal
+        assert "\r\ncache-control: no-store\r\n" in refusal
+    ids = [re.findall(r"x-request-id: (\S+)", refusal)[0] for refusal in (own_id, sent_id)]
+    assert ids[1] == "second"
+    assert re.fullmatch("[0-9a-f]{32}", ids[0])
+    assert [line["request_id"] for line in log] == ids
+
+
 def test_http_1_0_needs_no_host(served: Served) -> None:
     assert served.send("GET /where HTTP/1.0\r\n\r\n").startswith("HTTP/1.1 200 ")
 
