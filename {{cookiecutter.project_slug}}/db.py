@@ -5,7 +5,6 @@ thread and no other request.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +23,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import models  # noqa: F401  (create_db_and_tables must know the tables)
-from postgres.deadline import Deadline, current_deadline, deadline, time_limit
+from postgres.deadline import Deadline, deadline, time_limit
 from postgres.engine import DatabaseBusy, OrderedPool, open_engine
 from postgres.statements import CompiledStatement, Row, execute
 from resources import resources
@@ -121,8 +120,8 @@ class OneStatement:
     failure between them would leave half of the work done, so a second one raises an error.
     """
 
-    # A stricter limit for the statement itself, without the wait for a connection. The server gets
-    # it in whole seconds: 2.5 makes it cancel after 2, in time for its answer.
+    # How long the server may work on the statement; the wait for a connection, or in a pooler's
+    # queue, does not count. From one second on, whole seconds.
     seconds: float | None = None
 
     def __init__(self, engine: AsyncEngine, limit: Deadline) -> None:
@@ -155,18 +154,18 @@ class OneStatement:
         return rows[0] if rows else None
 
 
-def stricter_limit(seconds: float | None) -> AbstractContextManager[None]:
-    """Limit what follows to so many seconds, unless the current limit is stricter."""
-    if seconds is None:
+def statement_limit(seconds: float | None) -> AbstractContextManager[None]:
+    """Limit how long the server may work on a statement of the block. There is a deadline."""
+    limit = deadline.get()
+    if seconds is None or limit is None:
         return nullcontext()
-    left = (current_deadline() or math.inf) - asyncio.get_running_loop().time()
-    return time_limit(Deadline(min(seconds, left)))
+    return time_limit(limit.with_statement_limit(seconds))
 
 
 def send(
     engine: Engine, statement: AnyStatement, parameters: Row, seconds: float | None
 ) -> list[Row]:
-    with engine.connect() as connection, stricter_limit(seconds):
+    with engine.connect() as connection, statement_limit(seconds):
         driver_connection = connection.connection.driver_connection
         assert driver_connection is not None  # noqa: S101  (until it is returned to the pool)
         driver_connection.autocommit = True  # sends nothing; check_in() switches it off

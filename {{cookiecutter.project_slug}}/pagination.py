@@ -39,7 +39,7 @@ from resources import resources
 from schemas.problem import RETRY_AFTER_SECONDS
 from schemas.text import PlainText
 
-LIST_SECONDS = 2.5  # for one statement; the server cancels it after 2
+LIST_SECONDS = 2.0  # that the server may work on one statement
 QUERY_CANCELED = "57014"  # PostgreSQL's code
 
 

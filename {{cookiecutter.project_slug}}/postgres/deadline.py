@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 
 ANSWER_SECONDS = 1.0  # the server stops this much earlier, so that its answer arrives in time
 CLOCK_SECONDS = 300.0  # clocks drift apart by a few milliseconds in that time
@@ -12,6 +13,8 @@ CLOCK_SECONDS = 300.0  # clocks drift apart by a few milliseconds in that time
 
 class Deadline:
     """When a task's database work must be done: some seconds after it began."""
+
+    statement_seconds = math.inf  # how long the server may work on one statement
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -27,6 +30,16 @@ class Deadline:
     def on_server(self) -> float:
         """Return until when the server may work, on the event loop's clock."""
         return self.at() - self._reserve
+
+    def with_statement_limit(self, seconds: float) -> "Deadline":
+        """Return the same deadline, where the server cancels a statement after so many seconds.
+
+        They count only there: time in a pooler's queue does not.
+        """
+        self.at()
+        limit = copy(self)
+        limit.statement_seconds = seconds
+        return limit
 
 
 class ServerClock:

@@ -280,7 +280,9 @@ class Cursor(psycopg2.extensions.cursor):
         loop, connection = asyncio.get_running_loop(), self.connection
         while (at := connection.clock.at(limit.on_server())) is not None:
             try:
-                super().execute(f"{set_timeout_until(at)}; {query}", values)
+                super().execute(
+                    f"{set_timeout_until(at, limit.statement_seconds)}; {query}", values
+                )
             except psycopg2.errors.InvalidParameterValue as error:
                 if "statement_timeout" not in str(error):
                     raise
@@ -306,16 +308,21 @@ def time_left(limit: Deadline) -> float:
 
 
 def set_timeout(limit: Deadline) -> str:
-    return f"SET LOCAL statement_timeout = {milliseconds(time_left(limit))}"
+    seconds = min(time_left(limit), limit.statement_seconds)
+    return f"SET LOCAL statement_timeout = {milliseconds(seconds)}"
 
 
-def set_timeout_until(moment: float) -> str:
+def set_timeout_until(moment: float, at_most: float = math.inf) -> str:
     """Return a statement that leaves the next one the time until a moment on the server's clock.
+
+    at_most: seconds, for a stricter limit.
 
     After that moment, the timeout would be negative, which is an error. The decimals keep it from
     becoming 0: that would mean no timeout.
     """
     left = f"floor(1e3 * ({moment:.3f} - date_part('epoch', clock_timestamp())))"
+    if at_most < math.inf:
+        left = f"least({left}, {milliseconds(at_most)})"
     return f"SELECT set_config('statement_timeout', concat({left}, '.9'), true)"
 
 

@@ -481,7 +481,7 @@ def test_all_statements_of_a_request_share_one_time_limit(app_of_size: AppOfSize
     assert afterwards.status_code == 200
 
 
-@pytest.mark.parametrize("way", ["session", "statement"])
+@pytest.mark.parametrize("way", ["session", "statement", "read", "change"])
 def test_a_route_can_set_a_shorter_time_limit(app_of_size: AppOfSize, way: str) -> None:
     app = app_of_size(1)
     sleep = text("SELECT pg_sleep(60)")
@@ -495,6 +495,16 @@ def test_a_route_can_set_a_shorter_time_limit(app_of_size: AppOfSize, way: str) 
     async def use_statement(statement: StatementDep) -> None:
         with time_limit(Deadline(0.2)):
             await statement.all(sleep)
+
+    @app.get("/read")
+    async def limit_on_server(statement: StatementDep) -> None:
+        statement.seconds = 0.2
+        await statement.all(sleep)
+
+    @app.get("/change")
+    async def limit_change_on_server(statement: StatementDep) -> None:
+        statement.seconds = 0.2
+        await statement.all(text("WITH done AS (SELECT pg_sleep(60)) SELECT FROM done"))
 
     start = time.monotonic()
     with TestClient(app) as client:

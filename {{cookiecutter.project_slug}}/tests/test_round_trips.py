@@ -1,6 +1,8 @@
 """How often a request goes to the database and back, as the database sees it."""
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -9,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, select
 
+import pagination
 from config import Settings
 from db import SessionDep
 from main import create_app
@@ -114,6 +117,18 @@ def test_the_server_gives_a_list_two_seconds(
     (sent,) = queries_of(proxy, caller, "GET", f"/tasks{query}")
 
     assert sent.startswith("SET LOCAL statement_timeout = 2000; SELECT")
+
+
+def test_the_time_of_a_list_counts_only_on_the_server(
+    proxy: CountingProxy, caller: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagination, "LIST_SECONDS", 0.2)
+    with ThreadPoolExecutor(1) as thread:
+        with proxy.holding_back("SELECT"):  # as in a pooler's queue
+            answer = thread.submit(caller.get, "/tasks")
+            time.sleep(0.6)
+
+        assert answer.result().status_code == 200
 
 
 def test_health_and_a_bad_token_cost_none(proxy: CountingProxy, caller: TestClient) -> None:
