@@ -88,6 +88,20 @@ class Visitor:
         self.page.get_by_role("button", name="Register").click()
         expect(self.said).to_have_text("Logged in.")
 
+    def new_tab(self, click: Locator) -> "Visitor":
+        """Click a link that opens a tab."""
+        with self.page.expect_popup() as popup:
+            click.click()
+        visitor = Visitor(popup.value, self.app, self.refusals, self.complaints)
+        visitor.watch()
+        return visitor
+
+    def follow(self, link: str, to: str) -> None:
+        """In the mailbox, click the link of the newest message to an address."""
+        message = self.page.locator("article", has_text=to).first
+        message.get_by_role("link", name=link).click()
+        self.page.wait_for_url(self.url)  # without the token
+
     def log_in(self, name: str, password: str = PASSWORD) -> None:
         self.page.get_by_label("Have an account").check(force=True)
         self.page.get_by_label("E-mail").fill(f"{name.lower()}@example.com")
@@ -290,6 +304,98 @@ def test_a_taken_address_is_reported_at_its_field(visitor: Visitor, name: str) -
     visitor.button("Register").click()
 
     expect(visitor.page.locator("#email-mistake")).to_have_text("This e-mail address is taken.")
+
+
+def test_a_forgotten_password_is_replaced_with_the_link_in_the_mailbox(
+    visitor: Visitor, name: str
+) -> None:
+    visitor.app.register(name)
+    visitor.page.get_by_label("Have an account").check(force=True)
+    visitor.button("Forgot your password?").click()
+    visitor.page.get_by_label("E-mail").fill(f"{name}@example.com")
+    visitor.button("Send the link").click()
+
+    tab = visitor.new_tab(visitor.page.get_by_role("link", name="Open the mailbox"))
+    tab.follow("Choose a new password here", f"{name}@example.com")
+    expect(tab.page.get_by_label("New password")).to_be_focused()
+    tab.page.get_by_label("New password").fill("a battery staple")
+    tab.button("Set the password").click()
+    expect(tab.said).to_have_text("The password is changed. Log in with the new one.")
+    tab.log_in(name, "a battery staple")
+
+    expect(tab.page.locator("#who")).to_have_text(f"Ada, {name}@example.com")
+    assert "battery" not in tab.page.content()
+
+
+def test_a_link_that_does_not_work_leads_to_a_new_one(visitor: Visitor) -> None:
+    visitor.refusals = {422}
+    visitor.page.goto(f"{visitor.url}#reset=used.or.expired")
+    visitor.page.get_by_label("New password").fill("a battery staple")
+
+    visitor.button("Set the password").click()
+
+    expect(visitor.problem).to_contain_text("link")
+    expect(visitor.button("Send the link")).to_be_visible()
+    expect(visitor.page.get_by_label("E-mail")).to_be_focused()
+
+
+def test_the_account_can_be_renamed_and_its_address_verified(ada: Visitor, name: str) -> None:
+    expect(ada.page.locator("#unverified")).to_be_visible()
+    ada.button("Account").click()
+    settings = ada.page.get_by_role("region", name="Account")
+    settings.get_by_label("Name").fill("Ada King")
+    settings.get_by_label("E-mail").fill(f"new-{name}@example.com")
+    ada.refusals = {422}
+    settings.get_by_label("Current password").fill("wrong horse")
+    ada.button("Save").click()
+    expect(settings.get_by_label("Current password")).to_have_attribute("aria-invalid", "true")
+    settings.get_by_label("Current password").fill(PASSWORD)
+    ada.button("Save").click()
+    expect(ada.page.locator("#who")).to_have_text(f"Ada King, {name}@example.com")
+
+    tab = ada.new_tab(ada.page.get_by_role("link", name="Open the mailbox"))
+    tab.follow("Verify the address here", f"new-{name}@example.com")
+
+    expect(tab.page.locator("#notice")).to_have_text("The address is verified.")
+    expect(ada.page.locator("#who")).to_have_text(f"Ada King, new-{name}@example.com")
+    expect(ada.page.locator("#unverified")).to_be_hidden()
+
+
+def test_login_sessions_can_be_ended(ada: Visitor, name: str, token: str) -> None:
+    def sessions() -> int:
+        return len(ada.app.request("GET", "/auth/sessions", token=token).body)
+
+    ada.app.log_in(f"{name}@example.com")
+    ada.app.log_in(f"{name}@example.com")
+    ada.button("Account").click()
+    ends = ada.page.locator("#sessions").get_by_role("button", name="End the session")
+    expect(ends).to_have_count(3)
+
+    ends.first.click()
+    expect(ada.said).to_have_text("The session is ended.")
+    expect(ends.first).to_be_focused()
+    assert sessions() == 3
+    ada.button("End all other sessions").click()
+    expect(ada.said).to_have_text("All other sessions are ended.")
+
+    assert sessions() == 1
+    expect(ada.page.locator("#sessions li")).to_contain_text("This session")
+    ada.add("Buy milk")
+
+
+def test_a_closed_registration_is_not_offered(visitor: Visitor) -> None:
+    def close(route: Route) -> None:
+        status = route.fetch().json()
+        assert status["app"]["is_registration_open"]
+        status["app"]["is_registration_open"] = False
+        route.fulfill(json=status)
+
+    visitor.page.route("**/home/status", close)
+    visitor.open()
+
+    expect(visitor.button("Log in")).to_be_visible()
+    expect(visitor.page.locator("#closed")).to_contain_text("Registration is closed")
+    expect(visitor.page.get_by_label("New here")).to_be_hidden()
 
 
 def test_a_task_can_be_completed_edited_and_deleted(ada: Visitor, token: str) -> None:
@@ -725,12 +831,15 @@ def test_markup_in_a_title_is_shown_as_text(ada: Visitor) -> None:
 
 @pytest.mark.parametrize("screen", [{"color_scheme": "light"}, {"color_scheme": "dark"}], ids=str)
 def test_the_page_passes_the_accessibility_rules_of_axe(visitor: Visitor, name: str) -> None:
-    """axe-core checks the page before, during and after an error."""
+    """axe-core checks the page before, during and after an error, and the mailbox."""
     found = violations(visitor.page)
     visitor.register(name)
+    visitor.button("Account").click()
+    expect(visitor.page.locator("#sessions li")).to_have_count(1)
     visitor.add("Buy milk", "Mend the bicycle")
     visitor.tick("Buy milk")
     found += violations(visitor.page)
+    visitor.button("Account").click()
     visitor.refusals = {422}
     visitor.button("Edit", "Mend the bicycle").click()
     visitor.page.get_by_role("textbox", name="Title").fill("")
@@ -742,12 +851,16 @@ def test_the_page_passes_the_accessibility_rules_of_axe(visitor: Visitor, name: 
     visitor.button("Add").click()
     expect(visitor.problem).not_to_be_empty()
     found += violations(visitor.page)
+    tab = visitor.new_tab(visitor.page.get_by_role("link", name="Mailbox"))
+    expect(tab.page.locator("article").first).to_be_visible()
+    found += violations(tab.page)
 
     assert found == []
 
 
 def violations(page: Page) -> list[str]:
-    results = Axe().run(page).response["violations"]
+    # The frames of messages run no scripts, so axe cannot look into them.
+    results = Axe().run(page, options={"iframes": False}).response["violations"]
     return [f"{rule['id']}: {node['html']}" for rule in results for node in rule["nodes"]]
 
 
@@ -765,18 +878,20 @@ def test_the_page_respects_dark_mode_and_reduced_motion(visitor: Visitor) -> Non
 
 @pytest.mark.parametrize(
     "screen",
-    [{"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}],
+    [{"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}],
     ids=["phone"],
 )
 def test_a_phone_shows_everything_without_scrolling_sideways(visitor: Visitor, name: str) -> None:
     width = "document.documentElement.scrollWidth"
-    assert visitor.page.evaluate(width) == 360
+    assert visitor.page.evaluate(width) == 320
 
     visitor.register(name)
     visitor.add("Buy milk", "W" * 200, "Rindfleischetikettierungsüberwachungsaufgaben")
     visitor.button("Edit", "Buy milk").tap()
+    visitor.button("Account").tap()
+    expect(visitor.page.locator("#sessions")).to_be_visible()
 
-    assert visitor.page.evaluate(width) == 360
+    assert visitor.page.evaluate(width) == 320
     buttons = visitor.page.locator("#tasks button:visible").all()
     size = "button => Math.min(button.offsetWidth, button.offsetHeight)"
     assert len(buttons) > 10
@@ -833,6 +948,7 @@ def test_with_better_auth_the_page_accepts_a_token(
         visitor.open()
         field = visitor.page.get_by_label("Access token")
         expect(visitor.page.get_by_label("E-mail")).to_be_hidden()
+        expect(visitor.page.get_by_role("link", name="Mailbox")).to_be_hidden()
         link = visitor.page.get_by_role("link", name=f"{issuer.origin}/api/auth/token")
         expect(link).to_be_visible()
 
@@ -847,6 +963,7 @@ def test_with_better_auth_the_page_accepts_a_token(
         visitor.add("Buy milk")
         visitor.sees("Buy milk")
         expect(visitor.page.locator("#who")).to_have_text("with a Better Auth token")
+        expect(visitor.button("Account")).to_be_hidden()
         assert token not in visitor.page.content()
         visitor.page.close()
 

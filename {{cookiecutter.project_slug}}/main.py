@@ -17,7 +17,7 @@ from db import open_engine, refuse_threads
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
 from mail import Mailer
-from pages import docs, home
+from pages import docs, home, mailbox
 from pagination import Cursors, UserLimit
 from postgres.outage_log import Availability
 from resources import Resources
@@ -90,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.serves_docs:
         docs.add_docs(app)
     if settings.in_development:
+        app.include_router(mailbox.router)
         app.include_router(home.router)
 
     # The middleware added last is the outermost: the log sees what the others answer.
@@ -112,7 +113,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def open_mailer(settings: Settings) -> Mailer:
-    return Mailer(settings.mail_url, settings.app_name, keeps=settings.in_development)
+    keeps = settings.in_development and not settings.better_auth_url
+    return Mailer(settings.mail_url, settings.app_name, keeps=keeps)
 
 
 def say_what_is_missing(settings: Settings) -> None:

@@ -1,1 +1,1 @@
-"""Pages for browsers: the page at / in development, and the documentation at /docs and /redoc."""
+"""Pages for browsers: / and /mailbox in development; the documentation at /docs and /redoc."""

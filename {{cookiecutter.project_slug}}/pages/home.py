@@ -89,6 +89,8 @@ async def get_status(request: Request, response: Response, engine: EngineDep) ->
         docs=settings.serves_docs,
         login="better-auth" if settings.better_auth_url else "password",
         better_auth_url=settings.better_auth_url,
+        is_registration_open=settings.is_registration_open,
+        mailbox=resources(request).mailer.mailbox is not None,
     )
     return Status(app=app, database=database, migrations=migrations)
 

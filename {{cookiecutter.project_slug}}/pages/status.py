@@ -15,6 +15,8 @@ class AppStatus(BaseModel):
     docs: bool
     login: Literal["password", "better-auth"]
     better_auth_url: str | None
+    is_registration_open: bool = False
+    mailbox: bool = False
 
 
 class DatabaseStatus(BaseModel):
