@@ -8,11 +8,12 @@ from uuid import UUID
 from sqlalchemy import (
     DDL,
     DateTime,
+    Delete,
     Enum,
     Index,
     LargeBinary,
     String,
-    Table,
+    delete,
     event,
     false,
     func,
@@ -52,10 +53,17 @@ def set_by_database(**column: Any) -> Any:
     )
 
 
-def owned_tables() -> list[Table]:
-    """Return the tables with an `owner_id`, in an order in which rows can be deleted."""
+def delete_owned(owner_id: str) -> dict[str, Delete]:
+    """Return the statements that delete all that a user owns, by table.
+
+    They are in an order that foreign keys allow.
+    """
     tables = reversed(SQLModel.metadata.sorted_tables)
-    return [table for table in tables if "owner_id" in table.columns]
+    return {
+        table.name: delete(table).where(table.c.owner_id == owner_id)
+        for table in tables
+        if "owner_id" in table.columns
+    }
 
 
 class Priority(StrEnum):

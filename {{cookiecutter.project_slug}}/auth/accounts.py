@@ -11,12 +11,12 @@ from sqlalchemy import ColumnElement, Select, select
 from sqlmodel import col
 
 from auth import CurrentUserId, account_id, no_account, refresh_tokens, unavailable
-from auth.passwords import PasswordGuard, normalize
+from auth.passwords import PasswordGuard
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, Row, get_statement
 from models import User
 from resources import resources
-from schemas.auth import TokenPair, UserPublic
+from schemas.auth import TokenPair, UserPublic, is_own_address
 
 COLUMNS = [col(getattr(User, name)) for name in UserPublic.model_fields]
 
@@ -87,8 +87,7 @@ async def require_password(guard: PasswordGuard, password: Secret[str], user: Ro
 
 def refuse_own_address(password: Secret[str], email: str, field: str) -> None:
     """Raise RequestValidationError if a new password is the e-mail address, or its first part."""
-    text = password.get_secret_value().casefold()
-    if text in {normalize(part).casefold() for part in (email, email.partition("@")[0])}:
+    if is_own_address(password.get_secret_value(), email):
         raise mistake("own_address", field, "choose a password other than the e-mail address")
 
 

@@ -29,7 +29,7 @@ from auth.passwords import PasswordGuard, PasswordGuardDep
 from config import Settings
 from db import OneStatement, SessionDep, StatementDep
 from mail import Message
-from models import User, owned_tables
+from models import User, delete_owned
 from resources import resources
 from schemas.auth import (
     AccountDeletion,
@@ -133,8 +133,8 @@ async def delete_me(
     # ON DELETE CASCADE deletes its login sessions.
     if (await session.exec(delete(User).where(same).returning(col(User.id)))).first() is None:
         raise changed_meanwhile()
-    for table in owned_tables():
-        await session.exec(delete(table).where(table.c.owner_id == str(user_id)))
+    for rows in delete_owned(str(user_id)).values():
+        await session.exec(rows)
     await session.commit()
     structlog.get_logger().info("account deleted", user_id=str(user_id), client=guard.client)
 

@@ -41,6 +41,12 @@ def check_password(password: str) -> str:
     return password
 
 
+def is_own_address(password: str, email: str) -> bool:
+    """Return whether a new password is the e-mail address of its account, or its first part."""
+    parts = (email, email.partition("@")[0])
+    return password.casefold() in {normalize(part).casefold() for part in parts}
+
+
 Email = Annotated[
     PlainText,
     Field(max_length=254, examples=["ada@example.com"], json_schema_extra={"format": "email"}),
