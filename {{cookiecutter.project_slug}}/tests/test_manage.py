@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 import manage
@@ -430,3 +431,35 @@ def test_without_the_embedded_server_the_commands_say_so(
     assert output == (
         "✗ the embedded PostgreSQL is for development only, and is not installed here\n"
     )
+
+
+@pytest.mark.usefixtures("env_file")
+@pytest.mark.parametrize("environment", ["development", "production"])
+def test_openapi_prints_the_schema_without_any_settings(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, environment: str
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", environment)
+
+    result = CliRunner().invoke(manage.app, ["openapi"])
+
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == client.get("/openapi.json").json()
+
+
+def test_openapi_writes_a_file(env_file: Path, tmp_path: Path) -> None:
+    env_file.write_text("APP_NAME=Ⓣodo\nDATABASE_URL=\n", "utf-8")
+    file = tmp_path / "openapi.json"
+
+    printed = run("openapi", "--output", str(file))
+
+    assert printed == (0, "")
+    assert json.loads(file.read_text("utf-8"))["info"]["title"] == "Ⓣodo"
+
+
+def test_openapi_says_why_it_cannot_write(env_file: Path) -> None:
+    file = env_file.parent / "nothing" / "openapi.json"
+
+    code, output = run("openapi", "--output", str(file))
+
+    assert code == 1
+    assert output == f"✗ {file} cannot be written: No such file or directory\n"
