@@ -7,6 +7,9 @@ only from these modules (tests/test_structure.py); all others may change:
 - env_file: creates and changes `.env`
 - prompt: asks for a connection string without showing it
 - console: what the commands print
+- choose: chooses the database that `.env` names
+- migrate: runs migrations, on a database that may be asleep
+- embedded_commands: `manage.py postgres`
 - embedded: the PostgreSQL server for development and tests, from a wheel
 - connect: logs in, with retries and time limits
 - check: checks the connection step by step, for `manage.py check`

@@ -1,5 +1,6 @@
 """What the commands show: steps and their times, what is waited for, what failed and what to do."""
 
+import json
 import os
 import sys
 import time
@@ -12,10 +13,12 @@ import typer
 from postgres.check import Check
 
 
-def fail(*messages: str, code: int = 1) -> NoReturn:
-    """Print what is wrong, and end the command with this exit code."""
-    for message in messages:
-        typer.secho(f"✗ {message}", fg="red", err=True)
+def fail(*problems: str, advice: str = "", error: str = "", code: int = 1) -> NoReturn:
+    """Print what is wrong, what to do, and the database's error. Ends the command."""
+    advices = [f"  → {line}" for line in advice.splitlines()]
+    errors = [f"  error: {error}"] if error else []
+    for line in [*(f"✗ {problem}" for problem in problems), *advices, *errors]:
+        typer.secho(line, fg="red", err=True)
     raise typer.Exit(code)
 
 
@@ -54,6 +57,20 @@ def show_check(check: Check) -> None:
         typer.echo(f"  {'':<9} → {check.advice}")
     if check.finding and check.finding.message:
         typer.echo(f"  {'':<9} error: {check.finding.message}")
+
+
+def show_checks(checks: Iterator[Check], waiting: "Waiting", *, as_json: bool) -> bool:
+    """Print each step as it comes, or all as JSON. Returns whether all passed."""
+    done = []
+    for check in checks:
+        done.append(check)
+        if not as_json:
+            waiting.show(check)
+    if as_json:
+        typer.echo(json.dumps(report(done), ensure_ascii=False, indent=2))
+    elif unreached := [check.name for check in done if check.ok is None]:
+        typer.echo(f"- not reached: {', '.join(unreached)}")
+    return all(check.ok for check in done)
 
 
 def report(checks: Sequence[Check]) -> dict[str, Any]:

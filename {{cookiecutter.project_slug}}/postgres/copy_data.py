@@ -5,14 +5,16 @@ The tables are those of the models, so tables that are added there are copied to
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import sqlalchemy as sa
+import typer
 
 from postgres import check, connect
 from postgres.check import Check, StepFailed, check_connection, compare_schema
 from postgres.connect import Connection, OnWait, TimeBudget
+from postgres.console import Waiting, fail, stops
 from postgres.copy_tables import (
     NOTHING_COPIED,
     CopyError,
@@ -25,69 +27,60 @@ from postgres.copy_tables import (
 )
 from postgres.url import DatabaseUrl
 
-__all__ = ["MAYBE_COPIED", "NOTHING_COPIED", "CopyError", "CopyResult", "copy_database"]
-
 MAYBE_COPIED = "perhaps all rows were copied: type the same command again to find out"
 
 type History = Callable[[], Sequence[str]]
 type OnCheck = Callable[[Check], None]
 
 
-@dataclass(frozen=True)
-class CopyResult:
-    """rows: how many were copied, by table. left_out: the source's tables that are in no model."""
-
-    rows: dict[str, int]
-    left_out: list[str]
-
-
 def copy_database(
     source: DatabaseUrl,
     target: DatabaseUrl,
     metadata: sa.MetaData,
-    *,
     history: History,
     upgrade: Callable[[DatabaseUrl, Connection], None],
-    on_check: OnCheck,
-    on_wait: Callable[[str, float], None],
     timeout: float,
-) -> CopyResult:
+) -> None:
     """Check and migrate the target, then copy all rows into it in one transaction.
 
     history: returns the code's revisions, the newest first. upgrade: migrates a database.
-    on_check: called after each step that was checked. on_wait: called once a second with what is
-    waited for, and the seconds so far. timeout: seconds for the migrations, and again for the rows.
-    Raises CopyError, for Ctrl-C too.
+    timeout: seconds for the migrations, and again for the rows. Shows the steps and what was
+    copied; ends the command with a message if it fails, or if Ctrl-C stops it.
     """
-    waiting = partial(on_wait, "waiting for the database")
     progress = Progress()
-    budget = TimeBudget(target, lambda seconds: on_wait(str(progress), seconds), timeout)
-    with interruptible(MAYBE_COPIED), ExitStack() as stack:
-        with interruptible(NOTHING_COPIED):
-            if source.is_same_database(target):
-                raise CopyError("source and target are the same database")
-            check_target(target, history, on_check, waiting)
-            new_tables = find_new_tables(target.direct, metadata, waiting)
-            migrate(target.direct, upgrade, timeout, waiting, partial(on_wait, "migrating"))
-            on_check(Check("schema", ok=True, detail=f"migrated to {history()[0]}"))
-            old = stack.enter_context(connected(source, waiting))
-            new = stack.enter_context(connected(target.direct, waiting))
-            check_source(old, history, on_check, waiting)
-            left_out = run_within(
-                timeout, budget, lambda: copy_rows(old, new, metadata, progress, new_tables)
-            )
-        with naming_database(new.url, outcome=MAYBE_COPIED):
-            budget.run(new.commit, connect.TOTAL_SECONDS)
-    return CopyResult(progress.rows, left_out)
-
-
-@contextmanager
-def interruptible(outcome: str) -> Iterator[None]:
-    """Turn Ctrl-C into a CopyError."""
     try:
-        yield
-    except KeyboardInterrupt:
-        raise CopyError("stopped", outcome=outcome, is_interrupted=True) from None
+        with (
+            stops(MAYBE_COPIED),
+            Waiting("waiting for the database") as screen,
+            ExitStack() as stack,
+        ):
+            waiting = partial(screen.update, screen.what)
+            budget = TimeBudget(target, lambda time: screen.update(str(progress), time), timeout)
+            with stops(NOTHING_COPIED):
+                if source.is_same_database(target):
+                    raise CopyError("source and target are the same database")
+                check_target(target, history, screen.show, waiting)
+                new_tables = find_new_tables(target.direct, metadata, waiting)
+                migrate(
+                    target.direct, upgrade, timeout, waiting, partial(screen.update, "migrating")
+                )
+                screen.show(Check("schema", ok=True, detail=f"migrated to {history()[0]}"))
+                old = stack.enter_context(connected(source, waiting))
+                new = stack.enter_context(connected(target.direct, waiting))
+                check_source(old, history, screen.show, waiting)
+                left_out = run_within(
+                    timeout, budget, lambda: copy_rows(old, new, metadata, progress, new_tables)
+                )
+            with naming_database(new.url, outcome=MAYBE_COPIED):
+                budget.run(new.commit, connect.TOTAL_SECONDS)
+    except CopyError as error:
+        fail(str(error), advice=error.advice, error=error.message)
+    if left_out:
+        typer.echo(f"! not copied, since no model has them: {', '.join(left_out)}")
+    width = max(map(len, progress.rows))
+    for table, number in progress.rows.items():
+        typer.echo(f"✓ {table:<{width}} {number:>9,} {'row' if number == 1 else 'rows'}")
+    typer.echo(f"✓ all rows are at {target}")
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class CopyError(Exception):
     """Why a copy failed, and what is true of it now.
 
     problem: what went wrong. outcome: whether rows were copied. advice: what to do. message: the
-    database's own error, without secrets. is_interrupted: by Ctrl-C.
+    database's own error, without secrets.
     """
 
     def __init__(
@@ -74,14 +74,12 @@ class CopyError(Exception):
         outcome: str = NOTHING_COPIED,
         advice: str = "",
         message: str = "",
-        is_interrupted: bool = False,
     ) -> None:
         super().__init__(f"{problem}; {outcome}")
         self.problem = problem
         self.outcome = outcome
         self.advice = advice
         self.message = message
-        self.is_interrupted = is_interrupted
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ SECRET = "correct-horse-battery-staple-0123456789"
 def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The .env that the commands use instead of the developer's."""
     path = tmp_path / ".env"
+    shutil.copy(PROJECT_DIR / ".env.example", tmp_path)
     monkeypatch.setattr(manage, "ENV_FILE", path)
     monkeypatch.delenv("DATABASE_URL")
     monkeypatch.delenv("BETTER_AUTH_SECRET")

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, func, update
 from sqlmodel import Session, col
 from typer.testing import CliRunner
 
+import config
 import manage
 from auth import operator
 from auth.passwords import Passwords
@@ -52,6 +53,7 @@ def fast_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
 def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Callable[..., None]:
     """Write the .env that the commands use instead of the developer's."""
     monkeypatch.setattr(manage, "ENV_FILE", tmp_path / ".env")
+    monkeypatch.setattr(config, "ENV_FILE", tmp_path / ".env")
     monkeypatch.delenv("DATABASE_URL")
     monkeypatch.delenv("BETTER_AUTH_SECRET")
 
@@ -392,8 +394,8 @@ class Terminal:
 import fcntl, sys, termios
 from pathlib import Path
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-import manage
-manage.ENV_FILE = Path({str(env_file)!r})
+import config, manage
+config.ENV_FILE = Path({str(env_file)!r})
 manage.app({["account", *arguments]!r})
 """
         self.end, other = pty.openpty()

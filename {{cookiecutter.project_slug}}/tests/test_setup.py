@@ -24,7 +24,6 @@ from postgres.url import PLACEHOLDER, DatabaseUrl, parse
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of the .env in a fresh clone, where it does not exist yet."""
     shutil.copy(PROJECT_DIR / ".env.example", tmp_path)
-    monkeypatch.setattr(manage, "PROJECT_DIR", tmp_path)
     monkeypatch.setattr(manage, "ENV_FILE", tmp_path / ".env")
     for name in ("DATABASE_URL", "BETTER_AUTH_SECRET", "NEON_DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,182 @@
+"""The commands of `manage.py account`; auth/operator.py does their work."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import config
+from postgres.console import Waiting, fail, stopped
+from postgres.explain import explain
+
+if TYPE_CHECKING:  # they load SQLAlchemy, which other commands do not need
+    from auth.operator import Account, Accounts
+
+app = typer.Typer(
+    help="Our own accounts: docs/accounts.md. Exit code 0: done, 1: no such account, or refused, 2:"
+    " wrong usage, 130: stopped by Ctrl-C.",
+    no_args_is_help=True,
+)
+
+
+def read(kind: str) -> Callable[[str | None], str | None]:
+    """Return what checks an argument as the API does."""
+
+    def check(text: str | None) -> str | None:
+        from auth import operator
+
+        try:
+            return None if text is None else operator.read(kind, text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return check
+
+
+EmailArgument = Annotated[str, typer.Argument(metavar="EMAIL", callback=read("email"))]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@contextmanager
+def our_accounts() -> Iterator["Accounts"]:
+    """Yield the accounts, and end the command with a message where that fails."""
+    from psycopg2 import Error
+    from sqlalchemy.exc import DBAPIError
+
+    from auth.operator import Accounts, Refused
+
+    try:
+        settings = config.load_settings(config.ENV_FILE)
+    except config.SettingsError as error:
+        fail(*str(error).splitlines())
+    config.clear_libpq_variables(settings)
+    if settings.better_auth_url:
+        fail(f"accounts are on the Better Auth server at {settings.better_auth_url}, not here")
+    with Waiting("waiting for the database") as waiting:
+        accounts = Accounts(settings, waiting)
+        try:
+            yield accounts
+        except (KeyboardInterrupt, EOFError, typer.Abort):  # Typer's own questions raise Abort
+            stopped(accounts.outcome)
+        except Refused as error:
+            fail(str(error))
+        except (DBAPIError, Error, TimeoutError) as error:
+            finding = explain(error, settings.database_url)
+            problem = f"{settings.database_url.address}: {finding.cause}; {accounts.outcome}"
+            fail(problem, advice=finding.advice, error=finding.message)
+
+
+def show_account(account: "Account", *lines: str, as_json: bool) -> None:
+    for line in [account.model_dump_json(indent=2)] if as_json else lines:
+        typer.echo(line)
+
+
+@app.command("list")
+def list_accounts(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The most accounts to show.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the accounts, the newest first."""
+    from auth.operator import as_table
+
+    with our_accounts() as accounts:
+        found = accounts.newest(limit + 1)
+    shown, has_more = found[:limit], len(found) > limit
+    if as_json:
+        rows = [account.model_dump(mode="json") for account in shown]
+        document = {"accounts": rows, "has_more": has_more}
+        typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        return
+    typer.echo(as_table(shown) if shown else "- there are no accounts yet")
+    if has_more:
+        typer.echo(f"- there are more: --limit {min(limit * 2, 1000)}")
+
+
+@app.command()
+def invite(
+    email: EmailArgument,
+    *,
+    name: Annotated[
+        str | None, typer.Option(callback=read("name"), help='By default what is before the "@".')
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send another link to an account that exists.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create an account, and mail a link to choose its password, which works for 7 days.
+
+    Works if REGISTRATION is closed, too. Without MAIL_URL it prints the link, which is a secret.
+    """
+    with our_accounts() as accounts:
+        invitation = accounts.invite(email, name, again=again)
+    lines = [f"✓ {email} has an account; the invitation was mailed, and works for 7 days"]
+    if invitation.link:
+        lines = [
+            f"✓ {email} has an account",
+            "! MAIL_URL is not set. Send this link yourself: it works for 7 days, and is a secret",
+            invitation.link,
+        ]
+    show_account(invitation, *lines, as_json=as_json)
+
+
+@app.command()
+def password(email: EmailArgument, *, as_json: AsJson = False) -> None:
+    """Set a new password, and end all login sessions of the account.
+
+    Asks twice, without showing it, or reads a line of standard input if that is not a terminal.
+    """
+    with our_accounts() as accounts:
+        accounts.find(email)  # first: nobody types a password in vain
+        changed = accounts.set_password(email, ask_password())
+    show_account(
+        changed,
+        f"✓ {email} has a new password, and no login sessions any more",
+        "  access tokens that were issued before work for up to 15 minutes",
+        as_json=as_json,
+    )
+
+
+def ask_password() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    answer: str = typer.prompt(
+        "New password (hidden)", hide_input=True, confirmation_prompt=True, err=True
+    )
+    return answer
+
+
+@app.command()
+def verify(email: EmailArgument, *, as_json: AsJson = False) -> None:
+    """Mark the e-mail address as verified."""
+    with our_accounts() as accounts:
+        verified = accounts.verify(email)
+    show_account(verified, f"✓ {email} is verified", as_json=as_json)
+
+
+@app.command()
+def delete(
+    email: EmailArgument,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete an account with all that it owns. Asks for its address first."""
+    with our_accounts() as accounts:
+        accounts.find(email)
+        if not yes:
+            confirm_deletion(email)
+        deletion = accounts.delete(email)
+    owned = "".join(f", {table}: {number}" for table, number in deletion.deleted.items())
+    show_account(deletion, f"✓ {email} is deleted{owned}", as_json=as_json)
+
+
+def confirm_deletion(email: str) -> None:
+    question = "Type the address to delete it with all that it owns (--yes: without this question)"
+    answer: str = typer.prompt(question, err=True)
+    if answer.strip().lower() != email:
+        fail(f"that is another address than {email}: nothing was changed")

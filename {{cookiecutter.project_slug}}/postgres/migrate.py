@@ -1,0 +1,47 @@
+"""Migrates a database that may be asleep, within a time limit."""
+
+from collections.abc import Callable
+
+import psycopg2
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
+
+from postgres.connect import TOTAL_SECONDS, Connection, TimeBudget, abort, log_in
+from postgres.console import Waiting, fail
+from postgres.explain import explain
+from postgres.url import DatabaseUrl
+
+
+def bring_up_to_date(
+    url: DatabaseUrl,
+    upgrade: Callable[[DatabaseUrl, Connection], None],
+    timeout: float = 600,
+    *,
+    named: DatabaseUrl,
+) -> None:
+    """Run the migrations that are missing, and end the command with a message where that fails.
+
+    timeout: seconds. named: DATABASE_URL, which may be a pooled host.
+    """
+    connection = None
+    try:
+        with Waiting("waiting for the database") as waiting:
+            connection = log_in(url, TimeBudget(url, waiting, TOTAL_SECONDS))
+        with Waiting("migrating") as waiting:
+            budget = TimeBudget(url, waiting, timeout)
+            budget.run(lambda: upgrade(url, connection), timeout)
+    except (CommandError, DBAPIError, psycopg2.Error, TimeoutError) as error:
+        if connection is not None and isinstance(error, TimeoutError):
+            abort(connection)
+            advice = (
+                "`uv run manage.py check` says whether it is done; --timeout gives it more time"
+            )
+            fail(f"{url.address}: given up after {timeout:.0f} s", advice=advice)
+        finding = explain(error, url)
+        problem = f"{url.address}: {finding.cause}; no migration was applied"
+        if named.is_pooled and named.direct == url:
+            problem += (
+                "; migrations use the direct host, because a transaction pooler does not keep"
+                " sessions"
+            )
+        fail(problem, advice=finding.advice, error=finding.message)
