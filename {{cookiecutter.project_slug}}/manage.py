@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from auth import commands as account_commands
+from commands import account
 from config import (
     ENV_FILE,
     PYPROJECT,
@@ -35,7 +35,7 @@ from postgres.explain import BY_NAME
 from postgres.url import DatabaseUrl
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
-app.add_typer(account_commands.app, name="account")
+app.add_typer(account.app, name="account")
 app.add_typer(embedded_commands.app, name="postgres")
 
 Local = Annotated[bool, typer.Option("--local", help="Use the embedded PostgreSQL.")]
