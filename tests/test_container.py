@@ -276,7 +276,8 @@ def test_the_context_holds_what_is_served_and_nothing_hidden(context: Path) -> N
 
     assert {"main.py", "manage.py", "pyproject.toml", "uv.lock", "routes/tasks.py"} <= files
     assert "migrations/env.py" in files
-    assert [name for name in files if re.search(r"(^|/)(\.|__pycache__|tests/)", name)] == []
+    unwanted = re.compile(r"(^|/)(\.|__pycache__|tests/)|^(deploy|docs)/|^compose\b")
+    assert [name for name in files if unwanted.search(name)] == []
 
 
 def test_no_secret_comes_into_the_image(project: Project, image: Image, context: Path) -> None:

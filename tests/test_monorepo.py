@@ -126,7 +126,7 @@ def test_the_dependabot_configuration_is_valid(root: Project) -> None:
 
     updates = read_yaml(root, ".github/dependabot.yml")["updates"]
     assert outcome.code == 0, outcome.output
-    assert [update["package-ecosystem"] for update in updates] == ["uv", "docker"]
+    assert [update["package-ecosystem"] for update in updates] == ["uv", "docker", "docker-compose"]
     assert {update["directory"] for update in updates} == {"/backend"}
     assert all(update["cooldown"] == {"default-days": 7} for update in updates)
 
