@@ -226,6 +226,13 @@ def test_containers_run_as_the_page_says(project: Project, services: dict[str, M
         assert service["cap_drop"] == ["ALL"]
 
 
+def test_mail_goes_to_the_mail_catcher(services: dict[str, Manifest]) -> None:
+    url = services["app"]["environment"]["MAIL_URL"]
+
+    assert url == "smtp://mailpit:1025?from=todo@example.com"
+    assert services["mailpit"]["ports"] == ["127.0.0.1:8025:8025"]
+
+
 def test_only_this_machine_can_reach_the_containers(
     project: Project, services: dict[str, Manifest]
 ) -> None:
@@ -252,6 +259,6 @@ def test_images_are_pinned_and_updated(project: Project, services: dict[str, Man
     images = [service["image"] for service in services.values() if "image" in service]
     updates = yaml.safe_load(project.read(".github/dependabot.yml"))["updates"]
 
-    assert len(images) >= 2
+    assert len(images) == 3
     assert all(re.fullmatch(r"\S+:v?\d+\.\d+\S*@sha256:[0-9a-f]{64}", each) for each in images)
     assert {"docker", "docker-compose"} <= {each["package-ecosystem"] for each in updates}
