@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from machine import UV, Machine, Outcome, Project
+from machine import UV, Outcome, Project
 
 STEPS = ["dependencies", "settings", "database", "schema", "connection", "setup", "git"]
 
@@ -181,16 +181,3 @@ def test_main_starts_a_stopped_embedded_server(project: Project) -> None:
 
     with serving(project) as served:
         served.wait_for("/ready", 200, seconds=10)
-
-
-def test_unusual_names_and_folders_work(machine: Machine) -> None:
-    folder = machine.work / "Ada's wörk folder"
-    folder.mkdir()
-    name = 'project_name=say "hi" \\ O’Brien 👩‍💻'
-    answers = [name, "project_slug=surprise", "--output-dir", str(folder)]
-
-    outcome = machine.generate(*answers, slug=f"{folder.name}/surprise")
-
-    assert "It is ready." in outcome.output
-    tests = outcome.project.run("uv", "run", "pytest", "tests/test_health.py")
-    assert tests.code == 0, tests.output

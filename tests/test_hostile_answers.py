@@ -596,10 +596,13 @@ json.dump(seen, sys.stdout)
 
 @pytest.fixture(scope="module")
 def nastiest(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """A project generated with the nastiest answers, including all setup steps."""
+    """A project generated with the nastiest answers in an odd folder, including all setup steps."""
     with new_machine(tmp_path_factory.mktemp("nastiest") / "machine", template) as machine:
+        folder = machine.work / "Ada's wörk folder"
+        folder.mkdir()
         answers = [f"{name}={quote(text)}" for name, text in NASTIEST.items()]
-        yield machine.generate(*answers, slug=NASTIEST["project_slug"])
+        slug = f"{folder.name}/{NASTIEST['project_slug']}"
+        yield machine.generate(*answers, "--output-dir", str(folder), slug=slug)
 
 
 def test_the_nastiest_answers_give_a_working_project(nastiest: Outcome) -> None:
