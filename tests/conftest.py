@@ -26,6 +26,37 @@ EXCUSES = {
     "sends POSIX signals",
 }
 
+# The files that take longest, in the order in which they start. The others follow, so that no
+# worker is left with a long file at the end. Those that wait alternate with those that compute.
+LONG_FILES = [
+    "test_neon",
+    "test_default_answers",
+    "test_faults",
+    "test_accounts_taken_out",
+    "test_surroundings",
+    "test_overload",
+    "test_secrets",
+    "test_api_contract",
+    "test_better_auth",
+    "test_hostile_answers",
+    "test_pgbouncer",
+    "test_bench",
+    "test_failures",
+    "test_extending",
+    "test_local_postgres",
+    "test_page",
+    "test_container",
+    "test_interrupting",
+    "test_frontend",
+    "test_life",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first: with --no-loadscope-reorder, xdist keeps this order."""
+    order = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of workers: at least two, because most tests spend their time waiting."""
