@@ -163,7 +163,7 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(1000 * value, 1) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("clients", [200, 1000, 2000])
+@pytest.mark.parametrize("clients", [200, 2000])
 @pytest.mark.parametrize("kind", ["lists", "creates", "mix"])
 def test_every_client_of_a_crowd_gets_a_response(
     app: AppServer,
