@@ -27,19 +27,19 @@ EXCUSES = {
 }
 
 # The files that take longest, in the order in which they start. The others follow, so that no
-# worker is left with a long file at the end. Those that wait alternate with those that compute.
+# worker is left with a long file at the end. Those that wait run beside those that use all cores.
 LONG_FILES = [
     "test_neon",
     "test_default_answers",
-    "test_faults",
     "test_accounts_taken_out",
-    "test_surroundings",
-    "test_overload",
-    "test_secrets",
-    "test_api_contract",
-    "test_better_auth",
-    "test_hostile_answers",
+    "test_faults",
     "test_pgbouncer",
+    "test_overload",
+    "test_better_auth",
+    "test_surroundings",
+    "test_api_contract",
+    "test_secrets",
+    "test_hostile_answers",
     "test_bench",
     "test_failures",
     "test_extending",
