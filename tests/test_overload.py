@@ -190,7 +190,7 @@ def test_every_client_of_a_crowd_gets_a_response(
 
 
 @pytest.mark.parametrize("clients", [200, 1000])
-@pytest.mark.parametrize("methods", [("GET",), ("POST",), ("GET", "POST")], ids="+".join)
+@pytest.mark.parametrize("methods", [("POST",), ("GET", "POST")], ids="+".join)
 def test_every_client_of_a_crowd_gets_a_response_from_tutorial_style_routes(
     extended_app: AppServer,
     clients: int,
