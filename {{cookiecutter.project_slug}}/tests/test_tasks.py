@@ -551,6 +551,63 @@ def test_all_tasks_of_a_filter_are_completed_at_once(
     assert bob.get("/tasks?sort=created_at").json() == others
 
 
+def waiting_for_locks(connection: Connection) -> int:
+    """Return how many connections to this database wait for a lock. It must be in no transaction:
+    that would always see the same connections.
+    """
+    waiting = text(
+        "SELECT count(DISTINCT pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND datname = current_database()"
+    )
+    return connection.scalar(waiting) or 0
+
+
+def test_changes_of_all_tasks_at_once_wait_for_each_other(
+    new_database: Callable[[], DatabaseUrl],
+    settings_for: Callable[..., Settings],
+    token_for: Callable[[str], str],
+) -> None:
+    url = new_database()
+    engine = create_engine(url.for_sqlalchemy(), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:  # so that statements lock rows as these lie on the disk
+        for scan in ("indexscan", "bitmapscan"):
+            connection.execute(text(f"ALTER DATABASE {url.database} SET enable_{scan} = off"))
+    migrations.upgrade(url)
+    add_account(engine, user_id := str(uuid4()))
+    lock = text("SELECT 1 FROM tasks WHERE title = :title FOR UPDATE")
+
+    def wait_for(number: int) -> None:
+        deadline = time.monotonic() + 10
+        while waiting_for_locks(connection) != number:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with ExitStack() as stack:
+        client = stack.enter_context(TestClient(create_app(settings_for(url))))
+        client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
+        connection, first, last = (stack.enter_context(engine.connect()) for _ in range(3))
+        threads = stack.enter_context(ThreadPoolExecutor(2))
+        create(client, title="first")
+        moved = create(client, title="second", completed=True)
+        for title in ("third", "last"):
+            create(client, title=title, completed=True)
+        for locker, title in ((first, "first"), (last, "last")):
+            locker.execution_options(isolation_level="READ COMMITTED")
+            locker.execute(lock, {"title": title})
+
+        deletion = threads.submit(client.delete, "/tasks")
+        wait_for(1)
+        client.patch(moved["url"], json={"title": "now behind the last"})
+        change = threads.submit(client.patch, "/tasks", json={"completed": False})
+        wait_for(2)
+        first.rollback()
+        wait_for(2)
+        last.rollback()
+
+        assert (deletion.result().status_code, change.result().status_code) == (204, 200)
+    engine.dispose()
+
+
 @pytest.mark.parametrize(
     ("query", "body"),
     [
