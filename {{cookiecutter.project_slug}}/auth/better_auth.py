@@ -4,7 +4,8 @@ The keys are kept in memory: a request costs one signature check and no I/O.
 
 - A token with an unknown key starts a fetch of the keys; all requests that need one wait for the
   same fetch. After it, unknown keys start no other for COOLDOWN_SECONDS: otherwise anybody could
-  make this app flood the server.
+  make this app flood the server. If the only key has no id, only a wrong signature can show that a
+  token has another key.
 - The first request after REFRESH_SECONDS starts a fetch in the background. A request after
   STALE_SECONDS waits for it: no key that the server has withdrawn is accepted for longer. There is
   no timer, so an idle app stays idle.
@@ -47,6 +48,10 @@ type Keys = dict[KeyName, jwt.PyJWK]
 logger = logging.getLogger(__name__)
 
 
+class WrongSignature(InvalidToken):
+    """The token was signed with another key."""
+
+
 class BetterAuth:
     """Verifies the access tokens that the Better Auth server at `origin` issues."""
 
@@ -69,14 +74,20 @@ class BetterAuth:
 
     async def user_id(self, token: str) -> str:
         """Return the user's id, at most 255 characters. Raises InvalidToken, AuthUnavailable."""
-        key = await self._key(read_key_name(token))
-        user_id, expires_at = self._verified(token, key)
+        name = read_key_name(token)
+        key = await self._key(name)
+        try:
+            user_id, expires_at = self._verified(token, key)
+        except WrongSignature:
+            if key.key_id is not None:
+                raise
+            user_id, expires_at = self._verified(token, await self._key(name, other_than=key))
         if expires_at + LEEWAY_SECONDS <= time.time():
             raise InvalidToken("the token has expired")
         return user_id
 
     def _verify(self, token: str, key: jwt.PyJWK) -> tuple[str, float]:
-        """Return the user's id and when the token expires. Raises InvalidToken."""
+        """Return the user's id and when the token expires. Raises InvalidToken, WrongSignature."""
         try:
             claims = jwt.decode(
                 token,
@@ -91,6 +102,8 @@ class BetterAuth:
             issuer = jwt.decode(token, options={"verify_signature": False})["iss"]
             self._log_issuer(issuer)
             raise InvalidToken("the issuer is another one") from None
+        except jwt.InvalidSignatureError as error:
+            raise WrongSignature(str(error)) from None
         except jwt.PyJWTError as error:
             raise InvalidToken(str(error)) from None
         user_id: str = claims["sub"]
@@ -115,10 +128,10 @@ class BetterAuth:
             self._fetch.cancel()
         await self._client.aclose()
 
-    async def _key(self, name: KeyName) -> jwt.PyJWK:
+    async def _key(self, name: KeyName, *, other_than: jwt.PyJWK | None = None) -> jwt.PyJWK:
         """Return a key, after a fetch if needed. Raises InvalidToken, AuthUnavailable."""
         age = time.monotonic() - self._fetched_at
-        if self._known_key(name):
+        if self._known_key(name) not in (None, other_than):
             waits_from = STALE_SECONDS
         else:
             waits_from = FETCH_RETRY_SECONDS if self._is_away else COOLDOWN_SECONDS
@@ -127,7 +140,8 @@ class BetterAuth:
             if age >= waits_from:
                 # Shielded: other requests may still wait for it if this client disconnects.
                 await asyncio.shield(self._fetch)
-        if key := self._known_key(name):
+        key = self._known_key(name)
+        if key is not None and key is not other_than:
             return key
         if self._is_away:
             raise AuthUnavailable("the Better Auth server does not answer")

@@ -33,6 +33,7 @@ from auth.better_auth import (
     REFRESH_SECONDS,
     STALE_SECONDS,
     BetterAuth,
+    WrongSignature,
 )
 from config import Settings
 from main import create_app
@@ -579,6 +580,40 @@ async def test_a_new_key_is_noticed_after_the_cooldown(
     clock.now += COOLDOWN_SECONDS
 
     assert await outcomes(verifier, map(auth_server.token, [new, old])) == {USER_ID}
+
+
+@pytest.mark.parametrize("missing", [["kid"], []], ids=["without id", "with id"])
+async def test_a_key_that_replaces_one_without_id_is_noticed_after_the_cooldown(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock, missing: list[str]
+) -> None:
+    old, new = Key.new(), Key.new()
+    auth_server.keys = [published_with_less(old, "kid")]
+    await verifier.user_id(auth_server.token(old))
+    auth_server.keys = [published_with_less(new, *missing)]
+
+    assert await outcomes(verifier, [auth_server.token(new)]) == {InvalidToken}
+    clock.now += COOLDOWN_SECONDS
+
+    assert await outcomes(verifier, [auth_server.token(new)] * 10) == {USER_ID}
+    assert await outcomes(verifier, [auth_server.token(old)]) == {InvalidToken}
+    assert len(auth_server.requests) == 2
+
+
+async def test_wrong_signatures_of_a_key_without_id_cause_one_fetch_in_a_cooldown(
+    verifier: BetterAuth, auth_server: AuthServer, clock: Clock
+) -> None:
+    key = Key.new()
+    auth_server.keys = [published_with_less(key, "kid")]
+    await verifier.user_id(auth_server.token(key))
+
+    for _ in range(3):
+        clock.now += COOLDOWN_SECONDS
+        for _ in range(2):
+            strangers = [auth_server.token(Key.new()) for _ in range(20)]
+            assert await outcomes(verifier, strangers) <= {InvalidToken, WrongSignature}
+
+    assert len(auth_server.requests) == 1 + 3
+    assert await outcomes(verifier, [auth_server.token(key)]) == {USER_ID}
 
 
 async def test_a_withdrawn_key_is_refused_soon_after_its_refresh_is_due(
