@@ -28,7 +28,7 @@ EXCLUSION_VIOLATION = "23P01"
 MAX_BODY_BYTES = 1_000_000
 MAX_MISTAKES = 20  # that are reported: a body may have 100,000
 MAX_PLACES = 10
-MAX_CHARACTERS = 200
+MAX_TEXT_CHARACTERS = 200
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -63,7 +63,7 @@ def clean(place: Any) -> Any:
     """Shorten text that may come from the client, and replace what UTF-8 cannot encode."""
     if not isinstance(place, str):
         return place  # the index of an element
-    return place[:MAX_CHARACTERS].encode(errors="replace").decode()
+    return place[:MAX_TEXT_CHARACTERS].encode(errors="replace").decode()
 
 
 async def refuse_value(_request: Request, error: Exception) -> JSONResponse:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     String,
+    TextClause,
     delete,
     event,
     false,
@@ -37,10 +38,16 @@ for extension in ("btree_gin", "pg_trgm"):
     event.listen(SQLModel.metadata, "before_create", create)
 
 TIMESTAMP = DateTime(timezone=True)
-FOREVER = "'infinity'::timestamptz"  # the sort value of tasks without a due date, as SQL
+NO_DUE_DATE = "'infinity'::timestamptz"  # the sort value of tasks without a due date, as SQL
 LAST = 2**31 - 1  # the sort value of tasks without an order
-# Later than before even if the clock is not: a task's ETag is made of it, and none may come twice.
-LATER = text("greatest(now(), tasks.updated_at + interval '1 microsecond')")
+
+
+def later_than(column: str) -> TextClause:
+    """Return the time, which is later than before even if the clock is not.
+
+    ETags are made of it, and none may come twice.
+    """
+    return text(f"greatest(now(), {column} + interval '1 microsecond')")
 
 
 def set_by_database(**column: Any) -> Any:
@@ -100,7 +107,7 @@ class Task(SQLModel, table=True):
         Index("ix_tasks_created", "owner_id", "created_at", "id"),
         Index("ix_tasks_completed", "owner_id", "completed", "created_at", "id"),
         Index("ix_tasks_priority", "owner_id", "priority", "created_at", "id"),
-        Index("ix_tasks_due", "owner_id", text(f"coalesce(due_at, {FOREVER})"), "id"),
+        Index("ix_tasks_due", "owner_id", text(f"coalesce(due_at, {NO_DUE_DATE})"), "id"),
         Index("ix_tasks_order", "owner_id", text(f'coalesce("order", {LAST})'), "id"),
         # Trigram index for substring search.
         Index(
@@ -127,7 +134,7 @@ class Task(SQLModel, table=True):
     )
     due_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)
     created_at: datetime = set_by_database()
-    updated_at: datetime = set_by_database(onupdate=LATER)
+    updated_at: datetime = set_by_database(onupdate=later_than("tasks.updated_at"))
 
 
 class RefreshToken(SQLModel, table=True):

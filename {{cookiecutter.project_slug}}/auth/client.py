@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Network, ip_address
 
 from starlette.types import Scope
 
-MAX_CHARACTERS = 45  # of an IPv6 address; a proxy may pass on anything
+MAX_KEY_CHARACTERS = 45  # as an IPv6 address has; a proxy may pass on anything
 
 
 @lru_cache(maxsize=256)
@@ -18,7 +18,7 @@ def client_key(host: str) -> str:
     try:
         address = ip_address(host)
     except ValueError:
-        return host[:MAX_CHARACTERS]
+        return host[:MAX_KEY_CHARACTERS]
     if isinstance(address, IPv4Address):
         return str(address)
     return str(address.ipv4_mapped or IPv6Network((int(address), 56), strict=False))

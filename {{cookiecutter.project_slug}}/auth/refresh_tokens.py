@@ -37,7 +37,7 @@ from sqlmodel import col
 from models import RefreshToken, User
 
 LIFETIME = timedelta(days=30)  # of each token: a session that is not used for longer ends
-LONGEST = timedelta(days=90)  # of a session, however often it is used
+MAX_SESSION_AGE = timedelta(days=90)  # of a session, however often it is used
 REPEATABLE = timedelta(seconds=60)
 MAX_SESSIONS = 100  # of one user
 LAST_USED = func.coalesce(col(RefreshToken.replaced_at), col(RefreshToken.created_at))
@@ -137,7 +137,9 @@ def replace(token: str, successor: str, *, verified_only: bool) -> Executable:
             token_hash=hash_token(successor),
             # The minute begins when the token is used for the first time.
             replaced_at=case((is_newest, func.now()), else_=col(RefreshToken.replaced_at)),
-            expires_at=func.least(func.now() + LIFETIME, col(RefreshToken.created_at) + LONGEST),
+            expires_at=func.least(
+                func.now() + LIFETIME, col(RefreshToken.created_at) + MAX_SESSION_AGE
+            ),
         )
         .returning(col(RefreshToken.user_id))
     )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 
-ANSWER_SECONDS = 1.0  # the server stops this much earlier, so that its answer arrives in time
+RESERVE_SECONDS = 1.0  # the server stops this much earlier, so that its answer arrives in time
 CLOCK_SECONDS = 300.0  # clocks drift apart by a few milliseconds in that time
 
 
@@ -18,7 +18,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._reserve = min(ANSWER_SECONDS, seconds / 10)
+        self._reserve = min(RESERVE_SECONDS, seconds / 10)
         self._at: float | None = None
 
     def at(self) -> float:

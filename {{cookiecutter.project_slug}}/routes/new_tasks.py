@@ -33,7 +33,7 @@ from sqlmodel import col
 from auth import account_id, no_account
 from db import USE_SECONDS, CompiledStatement, OneStatement, Row
 from errors import found
-from models import LATER, Task, User
+from models import Task, User, later_than
 from pagination import UserLimit
 from resources import resources
 from routes.preconditions import Preconditions, not_excluded
@@ -79,7 +79,8 @@ def put_task(account: CTE, *, counts: bool) -> Select[Any]:
     new = insert_task(account, (number < most) | with_this_id if counts else true())
     put = new.on_conflict_do_update(
         index_elements=[col(Task.id)],
-        set_={name: new.excluded[name] for name in FIELDS} | {"updated_at": LATER},
+        set_={name: new.excluded[name] for name in FIELDS}
+        | {"updated_at": later_than("tasks.updated_at")},
         where=IS_OWN & not_excluded(col(Task.updated_at)),
     )
     done = put.returning(*COLUMNS).cte("done")

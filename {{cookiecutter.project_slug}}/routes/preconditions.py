@@ -15,7 +15,7 @@ from sqlalchemy import ARRAY, Boolean, ColumnElement, SQLColumnExpression, any_,
 
 from models import TIMESTAMP
 
-MAX_CHARACTERS = 1000  # of a header
+MAX_HEADER_CHARACTERS = 1000
 MEANINGS = {
     "If-Match": "The ETag that you know. If the task has another one by now, you get a 412.",
     "If-None-Match": "Of a GET: the ETag that you know. If it is still the task's, you get a 304."
@@ -101,8 +101,8 @@ def read_tags(header: bytes, name: str, *, weak: bool) -> list[datetime] | None:
     Raises RequestValidationError.
     """
     text = header.decode("latin-1").strip()
-    if len(text) > MAX_CHARACTERS:
-        message = f"Header should have at most {MAX_CHARACTERS} characters"
+    if len(text) > MAX_HEADER_CHARACTERS:
+        message = f"Header should have at most {MAX_HEADER_CHARACTERS} characters"
         raise RequestValidationError(
             [{"type": "string_too_long", "loc": ("header", name), "msg": message}]
         )
@@ -132,7 +132,7 @@ def document_preconditions(*names: str) -> dict[str, Any]:
 
     They are no parameters of its function, because each of those costs every request time.
     """
-    schema = {"type": "string", "maxLength": MAX_CHARACTERS, "pattern": r"^[^\u0000]*$"}
+    schema = {"type": "string", "maxLength": MAX_HEADER_CHARACTERS, "pattern": r"^[^\u0000]*$"}
     return {
         "parameters": [
             {"name": name, "in": "header", "description": MEANINGS[name], "schema": schema}

@@ -26,7 +26,7 @@ from uuid_utils.compat import uuid7
 from auth import CurrentUserId
 from db import CompiledStatement, OneStatement, Row, StatementDep
 from errors import found
-from models import FOREVER, LAST, Priority, Task
+from models import LAST, NO_DUE_DATE, Priority, Task
 from pagination import PageQuery, PageReaderDep, Pages
 from resources import resources
 from routes.new_tasks import COLUMNS, NewTask
@@ -108,7 +108,7 @@ DELETE_SOME = CompiledStatement(
 
 # The sort values of tasks without a due date or an order. PostgreSQL uses an index on an expression
 # only if the query contains the same expression.
-NEVER_DUE: ColumnElement[Any] = literal_column(FOREVER)
+NEVER_DUE: ColumnElement[Any] = literal_column(NO_DUE_DATE)
 effective_due = func.coalesce(col(Task.due_at), NEVER_DUE)
 effective_order = func.coalesce(col(Task.order), literal_column(str(LAST)))
 

@@ -22,7 +22,7 @@ KEEP_ALIVE_SECONDS = 75
 # A worker first imports the app, and only then answers uvicorn's health check. With uvicorn's
 # default, 5 s, a slow or busy machine would kill every worker before it could serve.
 WORKER_SECONDS = 60
-AT_ONCE = 4  # requests that begin per turn; uvloop also accepts one new connection per turn
+REQUESTS_PER_TURN = 4  # of the event loop; uvloop also accepts one new connection per turn
 
 
 def serve() -> None:
@@ -83,7 +83,7 @@ def refuse_port_in_use(host: str, port: int) -> None:
 
 
 class Pacing:
-    """Let at most AT_ONCE requests begin per turn of the event loop, in order; probes do not wait.
+    """Let requests begin in order, at most REQUESTS_PER_TURN of the event loop; probes do not wait.
 
     The event loop runs everything that is ready before it accepts anything new. When 2,000 requests
     come at once, that takes half a second in which no probe is answered, and a platform may
@@ -105,7 +105,7 @@ class Pacing:
         loop = asyncio.get_running_loop()
         if self._begun == 0 and not self._waiting:
             loop.call_soon(self._next_turn)
-        if self._begun < AT_ONCE and not self._waiting:
+        if self._begun < REQUESTS_PER_TURN and not self._waiting:
             self._begun += 1
             return
         turn = loop.create_future()
@@ -114,7 +114,7 @@ class Pacing:
 
     def _next_turn(self) -> None:
         self._begun = 0
-        while self._waiting and self._begun < AT_ONCE:
+        while self._waiting and self._begun < REQUESTS_PER_TURN:
             turn = self._waiting.popleft()
             if not turn.done():  # it is, if the client has disconnected
                 turn.set_result(None)

@@ -54,7 +54,7 @@ class LimitedProtocol(HttpToolsProtocol):
     # Until the body is complete. For a route that takes larger bodies than errors.py allows now,
     # allow more.
     REQUEST_SECONDS = 40.0
-    SHUTDOWN_SECONDS = 3.0  # the same after SIGTERM
+    SEND_SECONDS_AT_SHUTDOWN = 3.0  # the same after SIGTERM
     LINGER_SECONDS = 2.0  # a client that is still sending would not read the answer otherwise
 
     # One of each for the process.
@@ -236,7 +236,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().shutdown()
         if self._due is not None and self._refusal is None:
             self._stop_timer()
-            self._due = min(self._due, self.loop.time() + self.SHUTDOWN_SECONDS)
+            self._due = min(self._due, self.loop.time() + self.SEND_SECONDS_AT_SHUTDOWN)
             self._timer = self.loop.call_at(self._due, self._check_time)
 
     # Answers

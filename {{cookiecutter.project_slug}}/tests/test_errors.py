@@ -24,7 +24,7 @@ from sqlalchemy import TextClause, text
 import main
 from config import Settings
 from db import SessionDep, StatementDep
-from errors import MAX_BODY_BYTES, MAX_CHARACTERS, MAX_MISTAKES
+from errors import MAX_BODY_BYTES, MAX_MISTAKES, MAX_TEXT_CHARACTERS
 from postgres.url import DatabaseUrl
 from schemas.text import MAX_FIELDS, PlainText, Strict
 
@@ -275,7 +275,7 @@ def port(settings: Settings) -> Iterator[int]:
 def refusal_of(answer: Any) -> list[Schema]:
     """Check that an answer is a 4xx in the documented shape. Returns its mistakes, if any."""
     assert 400 <= answer.status_code < 500, answer.text
-    assert SENT * (MAX_CHARACTERS // len(SENT) + 1) not in answer.text
+    assert SENT * (MAX_TEXT_CHARACTERS // len(SENT) + 1) not in answer.text
     assert len(answer.content) < 10_000
     detail = answer.json()["detail"]
     if answer.status_code != 422:

@@ -448,7 +448,7 @@ def test_a_kept_connection_stays_open_after_a_slow_answer(served: Served) -> Non
 
 
 def test_half_a_body_does_not_hold_up_the_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LimitedProtocol, "SHUTDOWN_SECONDS", 0.2)
+    monkeypatch.setattr(LimitedProtocol, "SEND_SECONDS_AT_SHUTDOWN", 0.2)
     monkeypatch.setattr(LimitedProtocol, "LINGER_SECONDS", 0.2)
     served = start()
     with served.connect() as connection:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from starlette.types import Message, Receive, Scope, Send
 
 from config import PROJECT_DIR, Settings
-from server import AT_ONCE, Pacing
+from server import REQUESTS_PER_TURN, Pacing
 
 BURST = 100
 
@@ -42,7 +42,7 @@ def test_a_probe_does_not_wait_for_a_burst_to_begin() -> None:
 
     asyncio.run(burst())
 
-    assert begun.index("/health") == AT_ONCE
+    assert begun.index("/health") == REQUESTS_PER_TURN
     begun.remove("/health")
     assert begun == [f"/tasks/{number}" for number in range(BURST)]
 
@@ -60,14 +60,17 @@ def test_a_request_that_was_given_up_costs_no_turn() -> None:
             for number in range(BURST)
         ]
         await asyncio.sleep(0)
-        for task in tasks[AT_ONCE:-1]:
+        for task in tasks[REQUESTS_PER_TURN:-1]:
             task.cancel()
         for _ in range(4):  # turns: many fewer than those that were given up would take
             await asyncio.sleep(0)
 
     asyncio.run(burst())
 
-    assert begun == [*(f"/tasks/{number}" for number in range(AT_ONCE)), f"/tasks/{BURST - 1}"]
+    assert begun == [
+        *(f"/tasks/{number}" for number in range(REQUESTS_PER_TURN)),
+        f"/tasks/{BURST - 1}",
+    ]
 
 
 def test_requests_begin_at_once_while_there_are_few() -> None:
@@ -79,7 +82,7 @@ def test_requests_begin_at_once_while_there_are_few() -> None:
     async def trickle() -> None:
         pacing = Pacing(app)
         for _ in range(3):
-            waits = [pacing(request("/tasks"), receive, send) for _ in range(AT_ONCE)]
+            waits = [pacing(request("/tasks"), receive, send) for _ in range(REQUESTS_PER_TURN)]
             for one in waits:
                 with suppress(StopIteration):
                     one.send(None)  # runs it as far as it does not wait
@@ -88,7 +91,7 @@ def test_requests_begin_at_once_while_there_are_few() -> None:
 
     asyncio.run(trickle())
 
-    assert len(begun) == 3 * AT_ONCE
+    assert len(begun) == 3 * REQUESTS_PER_TURN
 
 
 def test_every_worker_has_the_limits_of_the_protocol(settings: Settings) -> None:
