@@ -8,19 +8,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable  # noqa: TC003
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 LONGEST, TO_CLEAN_UP = 1800, 20  # timeouts of a command and of its end, in seconds
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
+INSTALL_UV = ["# No uv in that folder (pyenv has one per Python):", "python3 -m pip install uv"]
 GIT = 'git init && git add --all && git commit -m "First commit"'
 # Pasted unchanged, this is a shell syntax error, so it cannot set a wrong identity.
 NO_IDENTITY = """git does not know who you are. Type, with your own name and address:
     git config --global user.name <"NAME"> && git config --global user.email <"ADDRESS">"""
-# Variables that change what git, Python and uv do here, as git's hooks and pyenv's shims set them;
-# not those that say who commits, and where packages and Pythons come from.
+# What changes how git, Python and uv work, but not who commits and where packages come from.
 MISLEADING = re.compile(r"GIT_(DIR|INDEX_FILE|WORK_TREE)$|PYTHON|UV_(?!NO_PROG|PUBLISH|TOOL)")
 HIDDEN = re.compile(
     r"(?!GIT_(AUTHOR|COMMITTER|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|UN|UTF8)|UV_(LINK|OFFLINE))"
@@ -29,13 +29,9 @@ HIDDEN = re.compile(
 )
 
 
-def own_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not HIDDEN.match(name)}
-
-
 def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str) -> None:
     """Run a command with its output on this terminal. Raises SubprocessError if it fails."""
-    with subprocess.Popen(command, env=own_environment() | variables, stdin=stdin) as process:
+    with subprocess.Popen(command, env=os.environ | variables, stdin=stdin) as process:
         try:
             process.wait(timeout=LONGEST)
         finally:
@@ -49,7 +45,7 @@ def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str)
 def ask(*command: str, **variables: str) -> str | None:
     """Return the output of a command, or None if it fails."""
     with suppress(OSError, subprocess.SubprocessError):
-        env = own_environment() | variables
+        env = os.environ | variables
         done = subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
         return done.stdout.decode("utf-8", "replace").strip()
     return None
@@ -86,15 +82,13 @@ def commit() -> str | None:
     return None
 
 
-def find_way() -> list[str]:
+def find_way(hidden: dict[str, str]) -> list[str]:
     """Return commands that enter the project and provide uv, which pyenv has per Python version."""
     way = ["cd " + (f'"{Path.cwd()}"' if os.name == "nt" else shlex.quote(str(Path.cwd())))]
-    hidden = sorted(os.environ.keys() - own_environment().keys())
     way += [f"unset {name}" for name in hidden if MISLEADING.match(name)]
     pyenv = Path(os.environ.get("PYENV_ROOT", os.devnull), "versions")
     path = os.pathsep.join(part for part in os.get_exec_path() if pyenv not in Path(part).parents)
-    uv = shutil.which("uv", path=path)
-    return way if uv and ask(uv, "--version", PATH=path) else [*way, "python3 -m pip install uv"]
+    return way if ask("uv", "--version", PATH=path) else [*way, *INSTALL_UV]
 
 
 def main(answers: dict[str, str]) -> None:
@@ -102,38 +96,35 @@ def main(answers: dict[str, str]) -> None:
     by_cruft = "_output_dir" not in answers
     if by_cruft and here.parents[1] == temporary and re.fullmatch(r"tmp\w{8}", here.parent.name):
         return  # `cruft update` renders here only to compare
+    hidden = {name: os.environ.pop(name) for name in sorted(os.environ) if HIDDEN.match(name)}
+    way = find_way(hidden)  # before the steps: after Ctrl-C, Cookiecutter does not wait for this
     setup = "uv run manage.py setup" + (" --local" if answers["database"] == "local" else "")
     commands = {"dependencies": "uv sync --reinstall", "setup": setup, "git": GIT}
-    neon = {name: os.environ[name] for name in os.environ if name == "NEON_DATABASE_URL"}
+    neon = {name: hidden[name] for name in hidden if name == "NEON_DATABASE_URL"}
     steps: dict[str, Callable[[], str | None]] = {"dependencies": install}
     steps["setup"] = lambda: run(UV, *setup.split()[1:], stdin=None, **neon)
     steps |= {} if by_cruft else {"git": commit}  # cruft has yet to write .cruft.json
-    way = find_way()  # before the steps: after Ctrl-C, Cookiecutter does not wait for this hook
     print(f"\n{answers['project_name']}, in {here}")
     try:
         for name, step in steps.items():
             if name == "setup" and "dependencies" in commands:
                 continue
-            start = time.monotonic()
+            start = monotonic()
             try:
                 note = step()
+                print(f"- {name}: {note}" if note else f"✓ {name} ({monotonic() - start:.1f} s)")
+                del commands[name]
             except Exception as error:  # noqa: BLE001  (keep the project, whatever happens)
                 print(f"✗ {name}: {error}\n    again: {commands[name]}")
-                continue
-            print(f"- {name}: {note}" if note else f"✓ {name} ({time.monotonic() - start:.1f} s)")
-            del commands[name]
     except KeyboardInterrupt:
         print("\nStopped. Completed steps are kept. To continue, run the same command with -f.")
-    next_steps = [*way, *commands.values(), "uv run main.py", "uv run pytest"]
-    title = "To finish the project, type:" if commands else "It is ready. Type:"
-    print("\n    ".join([f"\n{title}\n", *next_steps]))
+    title = "\nTo finish the project, type:\n" if commands else "\nIt is ready. Type:\n"
+    print("\n    ".join([title, *way, *commands.values(), "uv run main.py", "uv run pytest"]))
 
 
 if __name__ == "__main__":
-    cookiecutter = json.loads(r"""{{ cookiecutter | tojson }}""")
     Path(__file__).unlink()  # Cookiecutter does not delete the rendered hook
     sys.stdout.reconfigure(errors="replace", line_buffering=True)  # type: ignore[union-attr]
-    try:
-        main(cookiecutter)
-    finally:
-        os._exit(0)  # otherwise Cookiecutter would delete the project
+    with suppress(BaseException):
+        main(json.loads(r"""{{ cookiecutter | tojson }}"""))
+    os._exit(0)  # otherwise Cookiecutter would delete the project

@@ -22,7 +22,7 @@ def python_is_installed(version: str) -> bool:
 def commands_at_the_end(output: str) -> list[str]:
     end = output.replace("\r", "").rpartition("type:\n")[2]
     commands = re.findall(r"^    (\S.*)$", end, re.MULTILINE)
-    return [command for command in commands if not command.startswith(("cd", "python3"))]
+    return [command for command in commands if not command.startswith(("cd", "#", "python3"))]
 
 
 def is_whole(project: Project) -> bool:
@@ -253,7 +253,8 @@ def test_if_a_shim_fails_in_the_new_folder_the_output_says_how_to_install_uv(
         PATH=f"{chosen}:{shims}:{offline.environment['PATH']}", PYENV_ROOT=str(offline.root)
     )
 
-    assert "\n    python3 -m pip install uv\n" in outcome.output
+    line = "# No uv in that folder (pyenv has one per Python):"
+    assert f"\n    {line}\n    python3 -m pip install uv\n" in outcome.output
 
 
 @pytest.mark.parametrize(

@@ -749,7 +749,7 @@ def commands(output: str) -> list[str]:
     return [
         command
         for command in re.findall(r"^    (\S.*)$", typed, re.MULTILINE)
-        if not command.startswith(("cd", "python3"))
+        if not command.startswith(("cd", "#", "python3"))
     ]
 
 
