@@ -65,6 +65,14 @@ def test_the_readme_of_a_project_is_short(project: Project) -> None:
     assert len(project.read("README.md").splitlines()) <= README_LINES
 
 
+def test_what_the_map_of_a_project_names_is_there(project: Project) -> None:
+    found = re.findall(r"((?:`\w+`(?: and )?)+) in `([\w/]*\.\w+)`", project.read("AGENTS.md"))
+    places = [(name, file) for names, file in found for name in re.findall(r"\w{4,}", names)]
+
+    assert len(places) > 8
+    assert [place for place in places if place[0] not in project.read(place[1])] == []
+
+
 def test_the_findings_page_matches_the_code() -> None:
     page = PAGE.read_text("utf-8")
 
