@@ -356,7 +356,7 @@ def test_responses_and_logs_contain_no_secret(
     password, secret = plant(), plant()
     log = tmp_path / "log"
     variables = {"DATABASE_URL": url_with(password), "BETTER_AUTH_SECRET": secret}
-    variables["MAIL_URL"] = f"smtp://ada:{quote(password, safe='')}@127.0.0.1:1?from=ada@example.com"
+    variables["MAIL_URL"] = f"smtp://a:{quote(password, safe='')}@127.0.0.1:1?from=ada@example.com"
     variables |= {"DEBUG": "true", "LOG_LEVEL": "DEBUG", "ENVIRONMENT": environment}
     variables["REGISTRATION"] = "open"
 

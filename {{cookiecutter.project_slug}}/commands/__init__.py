@@ -1,1 +1,1 @@
-"""Groups of manage.py's commands. What only one needs, it imports inside, so that all start fast."""
+"""Groups of manage.py's commands. What only one needs is imported there, so that all start fast."""
