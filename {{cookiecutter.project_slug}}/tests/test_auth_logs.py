@@ -21,7 +21,7 @@ EMAIL = "ada.kangaroo@example.com"
 PASSWORD = "wallaby battery staple"
 NEW_PASSWORD = "wombat battery staple"
 ACCOUNT = {"email": EMAIL, "password": PASSWORD, "name": "Ada Wallaby"}
-
+SERVER = {"DEBUG": "true", "REGISTRATION": "open"}
 
 READ_LOG = "SELECT pg_read_file(current_setting('data_directory') || '/../log')"
 
@@ -30,7 +30,7 @@ READ_LOG = "SELECT pg_read_file(current_setting('data_directory') || '/../log')"
 def run(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Run:
     """A server that logs SQL statements too."""
     with (
-        served(tmp_path_factory.mktemp("run"), settings, DEBUG="true") as run,
+        served(tmp_path_factory.mktemp("run"), settings, **SERVER) as run,
         httpx2.Client(base_url=run.url) as client,
     ):
         answers = run.answers
@@ -72,7 +72,7 @@ def run_without_database(
     settings_for: Callable[..., Settings],
 ) -> Run:
     nowhere = settings_for(database_url.replace(port=1))
-    with served(tmp_path_factory.mktemp("run"), nowhere, DEBUG="true") as run:
+    with served(tmp_path_factory.mktemp("run"), nowhere, **SERVER) as run:
         run.answers["register"] = httpx2.post(f"{run.url}/auth/register", json=ACCOUNT)
     return run
 
