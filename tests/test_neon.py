@@ -484,7 +484,7 @@ def test_an_app_can_start_while_the_compute_sleeps(
 # Tests that use no database, or one on the embedded server. Ignored, so that none is collected.
 ELSEWHERE = (
     *("asking", "auth_logs", "better_auth", "connect", "copying", "embedded", "env_file"),
-    *("explain", "headers", "logs", "openapi", "prompt", "protocol", "server", "settings"),
+    *("explain", "headers", "logs", "mail", "openapi", "prompt", "protocol", "server", "settings"),
     *("setup", "structure", "url"),
 )
 
@@ -502,8 +502,6 @@ def own_tests(
         # Two workers, not the usual four: each imports the app and collects the tests.
         command = ["uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider", "-n", "2"]
         command += [f"--ignore-glob=*/test_{name}.py" for name in ELSEWHERE]
-        # On a pooled host, other clients may hold the connections of those that leave.
-        command += ["-k", "not (test_during_a_change and deletion)"]
         yield endpoint, executor.submit(tested.run, *command, seconds=OWN_SECONDS)
 
 

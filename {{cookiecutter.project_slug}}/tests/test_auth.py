@@ -461,9 +461,13 @@ def test_during_a_change_of_the_password_the_old_one_is_good_for_nothing(
 
 
 def wait_until_somebody_waits(connection: Connection) -> None:
-    """Return as soon as another connection waits for a lock of this one."""
+    """Return as soon as another connection waits for a lock of this one.
+
+    In a transaction, pg_stat_activity would always show the connections that there were first.
+    """
     waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+        "SELECT count(*) FROM pg_locks"
+        " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     )
     deadline = time.monotonic() + 10
     while not connection.scalar(waiting):

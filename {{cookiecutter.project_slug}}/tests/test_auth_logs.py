@@ -187,7 +187,8 @@ def wait_until_cancelled(engine: Engine, role: str) -> None:
         "SELECT 1 FROM pg_stat_activity WHERE usename = :role AND wait_event = 'relation'"
     )
     deadline = time.monotonic() + 10
-    with engine.connect() as connection:
+    # In a transaction, pg_stat_activity would always show the same.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while connection.scalar(waiting, {"role": role}):
             assert time.monotonic() < deadline
             time.sleep(0.01)
