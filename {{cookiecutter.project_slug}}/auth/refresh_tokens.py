@@ -47,7 +47,8 @@ MAX_ADDRESS = 64  # the width of its column: an address of IPv6 has fewer charac
 def new_token() -> str:
     """Return the first refresh token of a new login session.
 
-    The id is random, not a UUIDv7: anybody who knows it can end the session.
+    The id is random, not a UUIDv7: anybody who knows it can end the session, by logging out or with
+    a wrong token. Only its owner sees it, in access tokens and in the list of sessions.
     """
     return f"{uuid4().hex}.{secrets.token_urlsafe(32)}"
 

@@ -14,7 +14,8 @@ from logs import PROBES
 from postgres.outage_log import look_once
 from server.protocol import LimitedProtocol
 
-# Requests take at most 15 s, and platforms kill a process 30 s after SIGTERM.
+# Requests take at most 15 s from when their body has arrived, and platforms kill a process 30 s
+# after SIGTERM.
 SHUTDOWN_SECONDS = 20
 # Longer than proxies keep idle connections (60 s): otherwise a proxy could send a request just as
 # the app closes the connection.
