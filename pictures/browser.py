@@ -23,11 +23,18 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start a browser with an empty profile."""
+def chromium(*, keeps_pages: bool = False) -> Iterator[Browser]:
+    """Start a browser with an empty profile.
+
+    keeps_pages: whether Back may show a page from memory, as browsers do, but not Playwright.
+    """
+    ignored = ["--disable-back-forward-cache"] if keeps_pages else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=find_chromium(), args=FLAGS, chromium_sandbox=False
+            executable_path=find_chromium(),
+            args=FLAGS,
+            chromium_sandbox=False,
+            ignore_default_args=ignored,
         )
         try:
             yield browser

@@ -19,7 +19,7 @@ import pytest
 
 from machine import Project
 
-PACKAGE = "better-auth@1.7.7"
+PACKAGE = "better-auth@1.7.25"
 SERVER = Path(__file__).with_name("better_auth_server.mjs")
 PASSWORD = "correct horse"
 SECONDS = 60  # timeout of an operation

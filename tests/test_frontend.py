@@ -1,125 +1,364 @@
-"""The files in docs/frontend.md compile together with the generated client of this API."""
+"""Follow docs/frontend.md with real packages, and use the app in a browser, with both accounts."""
 
-import json
+import os
 import re
+import secrets
 import shutil
-import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg2
 import pytest
+from pictures.browser import chromium, find_chromium
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
+from app_server import PASSWORD, AppServer, app_server, new_address
+from front_end import KINDS, REFUSED, FrontEnd
 from machine import Project
+from postgres_server import free_port
 
-# The packages on the page, and those that `create-next-app` installs.
-PACKAGES = {
-    "@hey-api/openapi-ts": "0.99.0",
-    "@types/node": "26.6.6",
-    "@types/pg": "8.23.1",
-    "@types/react": "19.3.0",
-    "better-auth": "1.7.7",
-    "next": "16.4.6",
-    "pg": "8.23.1",
-    "react": "19.3.1",
-    "react-dom": "19.3.1",
-    "typescript": "5.9.3",
-}
-# As `create-next-app` writes it, without the options that only its bundler reads.
-TSCONFIG = {
-    "compilerOptions": {
-        "target": "ES2017",
-        "lib": ["dom", "dom.iterable", "esnext"],
-        "skipLibCheck": True,
-        "strict": True,
-        "noEmit": True,
-        "esModuleInterop": True,
-        "module": "esnext",
-        "moduleResolution": "bundler",
-        "resolveJsonModule": True,
-        "isolatedModules": True,
-        "jsx": "react-jsx",
-        "paths": {"@/*": ["./*"]},
-    },
-    "include": ["**/*.ts", "**/*.tsx"],
-}
-# The call must be a type error: without one, `@ts-expect-error` is an error itself.
-REFUSED = """\
-import { createTask } from "@/lib/browser-api";
+SECONDS = 20  # timeout of an operation, only to detect a hang
+ENDED = "Your session has ended. Reload the page to log in."
+AWAY = "The API cannot be reached."
+END_SESSIONS = {"better-auth": "DELETE FROM session", "own": "DELETE FROM refresh_tokens"}
+LINK = re.compile(r"http://localhost:\d+/\S*reset-password\S*")
 
-// @ts-expect-error
-createTask({ body: { titel: "Buy milk" } });
-"""
-INSTALL_SECONDS = 240
-SECONDS = 90
-
-# On Windows these are scripts, found only by their full names.
-NPM, NPX = shutil.which("npm") or "npm", shutil.which("npx") or "npx"
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("node") and shutil.which("npm")), reason="needs Node.js and npm"
-)
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not find_chromium(), reason="needs Chromium"),
+    pytest.mark.skipif(
+        not (shutil.which("node") and shutil.which("npm")), reason="needs Node.js and npm"
+    ),
+]
 
 
-def run(
-    *command: str, folder: Path, seconds: float = SECONDS
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        check=False,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=seconds,
-    )
+@dataclass(frozen=True)
+class Site:
+    """The app and what it uses. log: of the app. database: the URL of the accounts' database."""
+
+    kind: str
+    front_end: FrontEnd
+    api: AppServer
+    log: Path
+    database: str
+
+    @property
+    def url(self) -> str:
+        return self.front_end.url
+
+    @property
+    def api_url(self) -> str:
+        return f"http://localhost:{self.api.port}"
+
+    def end_sessions(self, context: BrowserContext) -> None:
+        """End all login sessions, as if the access tokens in cookies had expired, too."""
+        with closing(psycopg2.connect(self.database)) as connection, connection.cursor() as cursor:
+            cursor.execute(END_SESSIONS[self.kind])
+            connection.commit()
+        context.clear_cookies(name="access_token")
+
+    def reset_link(self) -> str:
+        """Return the link of the last message about a forgotten password, from a log."""
+        log = self.log if self.kind == "better-auth" else self.api.log
+        link: str = LINK.findall(log.read_text("utf-8"))[-1]
+        return link
+
+
+class Tab:
+    """A tab of a browser, and its user."""
+
+    def __init__(self, page: Page, site: Site) -> None:
+        self.page = page
+        self.site = site
+        self.complaints: list[str] = []
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    @property
+    def problem(self) -> Locator:
+        return self.page.get_by_role("alert").and_(self.page.locator("p"))
+
+    @property
+    def rows(self) -> Locator:
+        return self.page.get_by_role("listitem")
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name).click()
+
+    def open(self, path: str) -> None:
+        self.page.goto(self.site.url + path)
+
+    def enter(self, email: str, button: str, password: str = PASSWORD) -> None:
+        """Fill in the form of /login, and press a button."""
+        self.open("/login")
+        self.page.get_by_label("E-mail").fill(email)
+        self.page.get_by_label("Password").fill(password)
+        self.press(button)
+
+    def is_at_the_tasks(self) -> None:
+        expect(self.page).to_have_url(f"{self.site.url}/tasks")
+        expect(self.page.get_by_role("button", name="Add")).to_be_visible()
+
+    def sign_up(self) -> str:
+        """Create an account. Returns its e-mail address."""
+        email = f"{secrets.token_hex(8)}@example.com"
+        self.enter(email, "Create account")
+        self.is_at_the_tasks()
+        return email
+
+    def log_out(self) -> None:
+        self.press("Log out")
+        expect(self.page).to_have_url(f"{self.site.url}/login")
+        expect(self.page.get_by_label("E-mail")).to_be_visible()
+
+    def add(self, title: str) -> None:
+        self.page.get_by_label("New task").fill(title)
+        self.press("Add")
+
+    def sees(self, *titles: str) -> None:
+        expect(self.rows).to_have_text(list(titles))
 
 
 @pytest.fixture(scope="module")
-def page(project: Project) -> str:
-    return project.read("docs/frontend.md")
+def created(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], FrontEnd]]:
+    """A function that returns the app as it is after the page's first section."""
+    workshop = tmp_path_factory.mktemp("frontend")
+    front_end = FrontEnd(workshop, project, newest=bool(os.environ.get("NEWEST_FRONT_END")))
+    for step in front_end.steps("own"):
+        if step.section == "Set up" and step.language == "shell":
+            front_end.take(step)
+    kept = shutil.ignore_patterns("node_modules")
+    shutil.copytree(front_end.folder, workshop / "created", ignore=kept)
+
+    def create() -> FrontEnd:
+        for path in front_end.folder.iterdir():
+            if path.is_dir() and path.name != "node_modules":
+                shutil.rmtree(path)
+            elif path.is_file():
+                path.unlink()
+        shutil.copytree(workshop / "created", front_end.folder, dirs_exist_ok=True)
+        return front_end
+
+    yield create
+    shutil.rmtree(workshop)
+
+
+@contextmanager
+def api_for(front_end: FrontEnd, kind: str, url: str) -> Iterator[AppServer]:
+    """Serve the API, with what the page adds to its .env."""
+    settings = {"ENVIRONMENT": "development"}
+    for step in front_end.steps(kind):
+        if step.language == "ini" and "`.env`" in step.where:
+            lines = step.code.replace("http://localhost:3000", front_end.url).splitlines()
+            settings |= dict(line.split("=", 1) for line in lines)
+    with app_server(
+        front_end.project, url, front_end.workshop / f"{kind}-api.log", settings
+    ) as api:
+        yield api
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def site(
+    request: pytest.FixtureRequest, created: Callable[[], FrontEnd], project: Project
+) -> Iterator[Site]:
+    """The app after all steps of the page, built and served."""
+    kind, front_end = request.param, created()
+    assert project.run("uv", "run", "manage.py", "postgres", "start").code == 0
+    (url,) = re.findall(r"(?m)^DATABASE_URL=(.*)$", project.read(".env"))
+    database = re.sub(r"/\w+\?", "/auth?", url) if kind == "better-auth" else url
+    # These two are described on the page: the environment goes before .env.local.
+    front_end.environment |= {"BETTER_AUTH_SECRET": secrets.token_hex(32), "DATABASE_URL": database}
+    with api_for(front_end, kind, url) as api:
+        (front_end.folder / "refused.ts").write_text(REFUSED, "utf-8")
+        for step in front_end.steps(kind):
+            is_done = step.section == "Set up" and step.language == "shell"
+            if not is_done and "`.env`" not in step.where:
+                front_end.take(step, api.port)
+        log = front_end.workshop / f"{kind}.log"
+        with front_end.served(log):
+            yield Site(kind, front_end, api, log, database)
 
 
 @pytest.fixture(scope="module")
-def frontend(project: Project, page: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A front end with the page's files, and a client generated by the page's command."""
-    folder = tmp_path_factory.mktemp("frontend")
-    package = {"private": True, "dependencies": PACKAGES}
-    (folder / "package.json").write_text(json.dumps(package), "utf-8")
-    (folder / "tsconfig.json").write_text(json.dumps(TSCONFIG), "utf-8")
-    options = ("--no-audit", "--no-fund", "--ignore-scripts", "--omit=optional")
-    installed = run(NPM, "install", *options, folder=folder, seconds=INSTALL_SECONDS)
-    assert installed.returncode == 0, installed.stdout
-
-    environment = project.environment | {"BETTER_AUTH_URL": "http://localhost:3000"}
-    print_schema = "import json, main; print(json.dumps(main.app.openapi()))"
-    printed = Project(project.path, environment).run(str(project.python), "-c", print_schema)
-    assert printed.code == 0, printed.output
-    (folder / "openapi.json").write_text(printed.output, "utf-8")
-    command = re.search(r"(?m)^npx (openapi-ts .*)$", page)
-    assert command is not None
-    arguments = command[1].replace("http://localhost:8000/openapi.json", "openapi.json").split()
-    generated = run(NPX, *arguments, folder=folder)
-    assert generated.returncode == 0, generated.stdout
-
-    for name, code in re.findall(r"(?ms)^```tsx?\n// (\S+)\n(.*?)^```$", page):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(code, "utf-8")
-    return folder
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=SECONDS * 1000)
+    with chromium(keeps_pages=True) as browser:
+        yield browser
 
 
-def test_every_file_of_the_page_is_written(page: str, frontend: Path) -> None:
-    names = re.findall(r"(?m)^// (\S+\.tsx?)$", page)
+@pytest.fixture
+def tab(browser: Browser, site: Site) -> Iterator[Tab]:
+    # Few may log in from one address.
+    context = browser.new_context(extra_http_headers={"X-Forwarded-For": new_address()})
+    context.set_default_timeout(SECONDS * 1000)
+    tab = Tab(context.new_page(), site)
+    yield tab
+    context.close()
+    assert tab.complaints == []
 
-    assert len(names) == len(re.findall(r"(?m)^```tsx?$", page)) == 8
-    assert [name for name in names if not (frontend / name).exists()] == []
+
+def send_a_stale_token(route: Route) -> None:
+    route.continue_(headers={**route.request.headers, "authorization": "Bearer stale"})
 
 
-def test_the_file_that_defines_the_tables_comes_before_their_migration(page: str) -> None:
-    assert page.index("\n// lib/auth.ts\n") < page.index("\nnpx auth@latest migrate\n")
+def answer_with_html(route: Route) -> None:
+    route.fulfill(status=200, content_type="text/html", body="<p>Welcome</p>")
 
 
-def test_the_front_end_type_checks_and_a_wrong_call_does_not(frontend: Path) -> None:
-    (frontend / "refused.ts").write_text(REFUSED, "utf-8")
+def answer_with_a_502(route: Route) -> None:
+    route.fulfill(status=502, content_type="text/html", body="<p>Bad Gateway</p>")
 
-    checked = run(NPX, "tsc", folder=frontend)
 
-    assert checked.returncode == 0, checked.stdout
+def test_a_user_signs_up_adds_ticks_reloads_and_logs_out(tab: Tab) -> None:
+    email = tab.sign_up()
+
+    tab.add("Buy milk")
+    tab.sees("Buy milk")
+    tab.add("Call Bob")
+    tab.sees("Call Bob", "Buy milk")
+    with tab.page.expect_response(lambda answer: answer.request.method == "PATCH"):
+        tab.page.get_by_role("checkbox", name="Buy milk").click()
+    tab.page.reload()
+    tab.sees("Call Bob")
+    tab.log_out()
+    tab.open("/tasks")
+    expect(tab.page).to_have_url(f"{tab.site.url}/login")
+
+    tab.enter(email, "Log in")
+    tab.sees("Call Bob")
+
+
+def test_the_next_user_of_a_tab_sees_and_changes_nothing_of_the_last_one(tab: Tab) -> None:
+    tab.sign_up()
+    tab.add("Ada's")
+    tab.sees("Ada's")
+    for query in ("again", "and again"):  # pages to go back to
+        tab.open(f"/tasks?{query}")
+        tab.sees("Ada's")
+    tab.log_out()
+    expect(tab.page.get_by_label("E-mail")).to_have_value("")
+    expect(tab.page.get_by_label("Password")).to_have_value("")
+
+    bob = tab.sign_up()
+    tab.sees()
+    tab.add("Bob's")
+    tab.sees("Bob's")
+    for _ in range(2):
+        tab.page.go_back()
+        tab.sees("Bob's")
+    tab.log_out()
+    tab.page.go_forward()
+    expect(tab.page).to_have_url(f"{tab.site.url}/login")
+    expect(tab.rows).to_have_count(0)
+
+    tab.enter(bob, "Log in")
+    tab.sees("Bob's")
+
+
+def test_a_tab_of_the_last_user_writes_nothing_for_the_next_one(tab: Tab) -> None:
+    tab.sign_up()
+    tab.add("Ada's")
+    tab.sees("Ada's")
+    other = Tab(tab.page.context.new_page(), tab.site)
+    other.open("/tasks")
+    other.log_out()
+    other.sign_up()
+
+    tab.page.route(f"{tab.site.api_url}/**", send_a_stale_token, times=1)
+    tab.add("also Ada's")
+
+    tab.sees()
+    other.page.reload()
+    other.sees()
+
+
+def test_failures_are_reported_and_nothing_typed_is_lost(tab: Tab) -> None:
+    tab.sign_up()
+    tasks = re.compile(f"{tab.site.api_url}/tasks.*")
+    title = tab.page.get_by_label("New task")
+    tab.add("x" * 200)
+    expect(tab.rows).to_have_count(1)
+
+    tab.page.route(tasks, lambda route: route.abort())
+    tab.add("Buy milk")
+    expect(tab.problem).to_have_text(AWAY)
+    expect(title).to_have_value("Buy milk")
+    tab.page.unroute(tasks)
+    for answer in (answer_with_html, answer_with_a_502):
+        tab.page.route(tasks, answer)
+        tab.press("Add")
+        expect(tab.problem).to_have_text("The API sent something else than an answer.")
+        expect(title).to_have_value("Buy milk")
+        tab.page.unroute(tasks)
+
+    tab.press("Add")
+    expect(tab.problem).to_be_empty()
+    expect(tab.rows).to_have_count(2)
+    expect(title).to_have_value("")
+
+
+def test_the_page_says_that_the_api_is_away(tab: Tab, tmp_path: Path) -> None:
+    tab.sign_up()
+    nowhere = f"http://localhost:{free_port()}"
+
+    log = tmp_path / "log"
+    with tab.site.front_end.served(log, port=free_port(), API_URL=nowhere) as url:
+        tab.page.goto(f"{url}/tasks")
+
+        expect(tab.problem).to_have_text(AWAY)
+
+
+def test_a_refused_token_is_replaced_until_the_session_has_ended(tab: Tab) -> None:
+    tab.sign_up()
+    tasks = f"{tab.site.api_url}/**"
+    tab.page.route(tasks, send_a_stale_token, times=1)
+    tab.add("Buy milk")
+    tab.sees("Buy milk")
+    expect(tab.problem).to_be_empty()
+
+    tab.site.end_sessions(tab.page.context)
+    tab.page.route(tasks, send_a_stale_token, times=1)
+    tab.add("Call Bob")
+    expect(tab.problem).to_have_text(ENDED)
+    tab.page.reload()
+
+    expect(tab.page).to_have_url(f"{tab.site.url}/login")
+
+
+def test_a_forgotten_password_is_replaced(tab: Tab) -> None:
+    email = tab.sign_up()
+    tab.log_out()
+    tab.enter(email, "Forgot password?", "")
+    expect(tab.problem).to_contain_text("sent a link")
+    tab.page.goto(tab.site.reset_link())
+    tab.page.get_by_label("New password").fill("a new horse")
+    tab.press("Save")
+    expect(tab.page).to_have_url(f"{tab.site.url}/login")
+
+    tab.enter(email, "Log in")
+    expect(tab.problem).not_to_be_empty()
+    tab.enter(email, "Log in", "a new horse")
+    tab.is_at_the_tasks()
+
+
+def test_social_login_and_a_second_factor_fit(site: Site) -> None:
+    front_end = site.front_end
+    steps = [step for step in front_end.steps(site.kind) if step.section == "More of Better Auth"]
+    lib = shutil.copytree(front_end.folder / "lib", front_end.workshop / "lib")
+
+    for step in steps:
+        front_end.take(step)
+
+    front_end.type("npx tsc --noEmit")
+    shutil.rmtree(front_end.folder / "lib")
+    lib.rename(front_end.folder / "lib")
+
+
+def test_fields_and_buttons_have_borders(tab: Tab) -> None:
+    tab.open("/login")
+
+    for element in tab.page.locator("input, button").all():
+        assert element.evaluate("element => getComputedStyle(element).borderTopWidth") == "1px"
