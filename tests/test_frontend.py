@@ -15,7 +15,7 @@ from pictures.browser import chromium, find_chromium
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from app_server import PASSWORD, AppServer, app_server, new_address
-from front_end import KINDS, REFUSED, FrontEnd
+from front_end import KINDS, MORE, REFUSED, FrontEnd
 from machine import Project
 from postgres_server import free_port
 
@@ -23,7 +23,7 @@ SECONDS = 20  # timeout of an operation, only to detect a hang
 ENDED = "Your session has ended. Reload the page to log in."
 AWAY = "The API cannot be reached."
 END_SESSIONS = {"better-auth": "DELETE FROM session", "own": "DELETE FROM refresh_tokens"}
-LINK = re.compile(r"http://localhost:\d+/\S*reset-password\S*")
+LINK = re.compile(r"http://localhost:\d+/\S*(?:reset-password|verify-email)[^\s']*")
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -59,8 +59,8 @@ class Site:
             connection.commit()
         context.clear_cookies(name="access_token")
 
-    def reset_link(self) -> str:
-        """Return the link of the last message about a forgotten password, from a log."""
+    def mailed_link(self) -> str:
+        """Return the link in the last message, from a log."""
         log = self.log if self.kind == "better-auth" else self.api.log
         link: str = LINK.findall(log.read_text("utf-8"))[-1]
         return link
@@ -333,7 +333,7 @@ def test_a_forgotten_password_is_replaced(tab: Tab) -> None:
     tab.log_out()
     tab.enter(email, "Forgot password?", "")
     expect(tab.problem).to_contain_text("sent a link")
-    tab.page.goto(tab.site.reset_link())
+    tab.page.goto(tab.site.mailed_link())
     tab.page.get_by_label("New password").fill("a new horse")
     tab.press("Save")
     expect(tab.page).to_have_url(f"{tab.site.url}/login")
@@ -344,10 +344,22 @@ def test_a_forgotten_password_is_replaced(tab: Tab) -> None:
     tab.is_at_the_tasks()
 
 
+@pytest.mark.parametrize("site", ["own"], indirect=True)
+def test_an_address_is_confirmed(tab: Tab) -> None:
+    tab.sign_up()
+
+    tab.page.goto(tab.site.mailed_link())
+    tab.press("Confirm")
+
+    expect(tab.problem).to_have_text("Your address is confirmed.")
+
+
+@pytest.mark.parametrize("site", ["better-auth"], indirect=True)
 def test_social_login_and_a_second_factor_fit(site: Site) -> None:
     front_end = site.front_end
-    steps = [step for step in front_end.steps(site.kind) if step.section == "More of Better Auth"]
+    steps = [step for step in front_end.all_steps() if step.section == MORE]
     lib = shutil.copytree(front_end.folder / "lib", front_end.workshop / "lib")
+    assert len(steps) == 2
 
     for step in steps:
         front_end.take(step)
