@@ -23,7 +23,10 @@ KEEP_ALIVE_SECONDS = 75
 # A worker first imports the app, and only then answers uvicorn's health check. With uvicorn's
 # default, 5 s, a slow or busy machine would kill every worker before it could serve.
 WORKER_SECONDS = 60
-REQUESTS_PER_TURN = 4  # of the event loop; uvloop also accepts one new connection per turn
+REQUESTS_PER_TURN = 4  # of the event loop
+# uvloop accepts one connection per turn. While they come, a request begins only in every fourth
+# turn: otherwise the last of 1,000 clients would connect after some seconds.
+TURNS_PER_REQUEST = 4
 
 
 def serve() -> None:
@@ -95,6 +98,9 @@ class Pacing:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._begun = 0  # in this turn
+        self._allowed = REQUESTS_PER_TURN  # in this turn
+        self._accepted = 0  # connections, until the last turn
+        self._accepting = 0  # turns with a new connection
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,8 +111,9 @@ class Pacing:
     async def _turn(self) -> None:
         loop = asyncio.get_running_loop()
         if self._begun == 0 and not self._waiting:
+            self._allowed = REQUESTS_PER_TURN
             loop.call_soon(self._next_turn)
-        if self._begun < REQUESTS_PER_TURN and not self._waiting:
+        if self._begun < self._allowed and not self._waiting:
             self._begun += 1
             return
         turn = loop.create_future()
@@ -115,10 +122,19 @@ class Pacing:
 
     def _next_turn(self) -> None:
         self._begun = 0
-        while self._waiting and self._begun < REQUESTS_PER_TURN:
+        self._allowed = self._allowance()
+        while self._waiting and self._begun < self._allowed:
             turn = self._waiting.popleft()
             if not turn.done():  # it is, if the client has disconnected
                 turn.set_result(None)
                 self._begun += 1
-        if self._begun:
+        if self._begun or self._waiting:
             asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _allowance(self) -> int:
+        """Return how many requests may begin in this turn."""
+        if LimitedProtocol.accepted == self._accepted:
+            return REQUESTS_PER_TURN
+        self._accepted = LimitedProtocol.accepted
+        self._accepting += 1
+        return int(self._accepting % TURNS_PER_REQUEST == 0)

@@ -59,6 +59,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # One of each for the process.
     clients: ClassVar[Counter[str]] = Counter()  # connections of each that is no trusted proxy
+    accepted = 0  # connections of this process so far
     warned_at: ClassVar[dict[int, float]] = {}  # by the status of a refusal
     warned_peers: ClassVar[set[str]] = set()
 
@@ -82,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        LimitedProtocol.accepted += 1
         if self.client is not None:  # IPv4 on a socket for both
             self.client = (self.client[0].removeprefix("::ffff:"), self.client[1])
         self._count()

@@ -9,10 +9,12 @@ import sys
 import time
 from contextlib import suppress
 
+import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from config import PROJECT_DIR, Settings
-from server import REQUESTS_PER_TURN, Pacing
+from server import REQUESTS_PER_TURN, TURNS_PER_REQUEST, Pacing
+from server.protocol import LimitedProtocol
 
 BURST = 100
 
@@ -44,6 +46,29 @@ def test_a_probe_does_not_wait_for_a_burst_to_begin() -> None:
 
     assert begun.index("/health") == REQUESTS_PER_TURN
     begun.remove("/health")
+    assert begun == [f"/tasks/{number}" for number in range(BURST)]
+
+
+def test_while_connections_come_few_requests_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LimitedProtocol, "accepted", 0)
+    begun: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        begun.append(scope["path"])
+
+    async def burst() -> None:
+        pacing = Pacing(app)
+        requests = [pacing(request(f"/tasks/{number}"), receive, send) for number in range(BURST)]
+        waiting = asyncio.gather(*requests)
+        await asyncio.sleep(0)  # the first of them begin
+        for _ in range(10 * TURNS_PER_REQUEST + 1):  # it sees the last one in the next turn
+            LimitedProtocol.accepted += 1
+            await asyncio.sleep(0)
+        assert len(begun) == REQUESTS_PER_TURN + 10
+        await waiting  # now that no more come
+
+    asyncio.run(burst())
+
     assert begun == [f"/tasks/{number}" for number in range(BURST)]
 
 
