@@ -5,7 +5,6 @@ only from these modules (tests/test_structure.py); all others may change:
 
 - url: connection strings, checked and completed: `DatabaseUrl`, `parse`
 - env_file: creates and changes `.env`
-- prompt: asks for a connection string without showing it
 - console: what the commands print
 - choose: chooses the database that `.env` names
 - migrate: runs migrations, on a database that may be asleep
@@ -23,5 +22,6 @@ only from these modules (tests/test_structure.py); all others may change:
 - statements: statements that are compiled only once
 - tests.servers, tests.scripted_server, tests.counting_proxy: for the app's tests
 
-Behind them: `pasted` parses what people paste, and `copy_tables` copies rows.
+Behind them: `prompt` asks for a connection string without showing it, `pasted` parses what people
+paste, and `copy_tables` copies rows.
 """
