@@ -127,6 +127,15 @@ def project(generated: Outcome) -> Project:
 
 
 @pytest.fixture(scope="session")
+def compiled(project: Project) -> Project:
+    """The project with its tests compiled, also for copies. Each parallel process would do it."""
+    command = (str(project.python), "-m", "pytest", "-n0", "--quiet", "--collect-only")
+    outcome = project.run(*command)
+    assert outcome.code == 0, outcome.output
+    return project
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A PostgreSQL server with TLS, like a provider's."""
     with postgres_server(tls=True) as server:

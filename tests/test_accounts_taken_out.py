@@ -74,12 +74,12 @@ def section(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def reduced(
-    project: Project, section: str, tmp_path_factory: pytest.TempPathFactory
+    compiled: Project, section: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Project]:
     """A copy of the project with its own database, after following a section."""
     folder = tmp_path_factory.mktemp("reduced") / "project"
-    shutil.copytree(project.path, folder, ignore=shutil.ignore_patterns(".postgres", ".venv"))
-    copy = replace(project, path=folder)
+    shutil.copytree(compiled.path, folder, ignore=shutil.ignore_patterns(".postgres", ".venv"))
+    copy = replace(compiled, path=folder)
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         assert copy.run("uv", "run", "manage.py", "migrate").code == 0

@@ -148,12 +148,12 @@ def test_the_projects_checks_pass(project: Project, command: str) -> None:
 
 
 @pytest.mark.timeout(660)
-def test_the_projects_tests_pass_with_new_hypothesis_examples(project: Project) -> None:
+def test_the_projects_tests_pass_with_new_hypothesis_examples(compiled: Project) -> None:
     """In a project, Hypothesis always tries the same examples. Here it looks for new ones."""
     seed = secrets.randbelow(2**32)
     search = f"--hypothesis-profile=random --hypothesis-seed={seed}"
 
-    outcome = project.run("uv", "run", "pytest", "--quiet", *search.split(), seconds=600)
+    outcome = compiled.run("uv", "run", "pytest", "--quiet", *search.split(), seconds=600)
 
     assert outcome.code == 0, f"uv run pytest {search}\n{outcome.output}"
 

@@ -98,13 +98,13 @@ def steps(project: Project) -> list[Step]:
 
 @pytest.fixture(scope="module")
 def extended(
-    project: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+    compiled: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Project]:
     """A copy of the project with its own database, after all steps."""
     folder = tmp_path_factory.mktemp("extended") / "project"
     ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
-    shutil.copytree(project.path, folder, ignore=ignored)
-    copy = replace(project, path=folder)
+    shutil.copytree(compiled.path, folder, ignore=ignored)
+    copy = replace(compiled, path=folder)
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         for step in steps:
