@@ -175,7 +175,8 @@ def site(
         (front_end.folder / "refused.ts").write_text(REFUSED, "utf-8")
         for step in front_end.steps(kind):
             is_done = step.section == "Set up" and step.language == "shell"
-            if not is_done and "`.env`" not in step.where:
+            is_for_the_api = step.language == "ini" and "`.env`" in step.where
+            if not is_done and not is_for_the_api:
                 front_end.take(step, api.port)
         log = front_end.workshop / f"{kind}.log"
         with front_end.served(log):
