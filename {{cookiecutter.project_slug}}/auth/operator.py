@@ -23,7 +23,8 @@ from config import Settings
 from mail import MailError, deliver
 from models import RefreshToken, User, delete_owned
 from postgres import connect
-from postgres.connect import OnWait, TimeBudget
+from postgres.connect import TimeBudget
+from postgres.console import Waiting
 from schemas.auth import Email, Name, NewPassword, is_own_address
 from schemas.text import Utc
 
@@ -86,9 +87,8 @@ class Accounts:
     TimeoutError. outcome: what is true of the accounts if one is raised, or after Ctrl-C.
     """
 
-    def __init__(self, settings: Settings, on_wait: OnWait) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._on_wait = on_wait
         self._connection: connect.Connection | None = None
         self.outcome = NOTHING_CHANGED
 
@@ -191,8 +191,9 @@ class Accounts:
             return result
 
         try:
-            budget = TimeBudget(url, self._on_wait, TRANSACTION_SECONDS)
-            return budget.run(transact, TRANSACTION_SECONDS)
+            with Waiting("waiting for the database") as waiting:
+                budget = TimeBudget(url, waiting, TRANSACTION_SECONDS)
+                return budget.run(transact, TRANSACTION_SECONDS)
         except (TimeoutError, KeyboardInterrupt):
             if self._connection is not None:
                 connect.abort(self._connection)  # a thread may still wait for it

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import config
-from postgres.console import Waiting, fail, stopped
+from postgres.console import fail, stopped
 from postgres.explain import explain
 
 if TYPE_CHECKING:  # they load SQLAlchemy, which other commands do not need
@@ -55,18 +55,17 @@ def our_accounts() -> Iterator["Accounts"]:
     config.clear_libpq_variables(settings)
     if settings.better_auth_url:
         fail(f"accounts are on the Better Auth server at {settings.better_auth_url}, not here")
-    with Waiting("waiting for the database") as waiting:
-        accounts = Accounts(settings, waiting)
-        try:
-            yield accounts
-        except (KeyboardInterrupt, EOFError, typer.Abort):  # Typer's own questions raise Abort
-            stopped(accounts.outcome)
-        except Refused as error:
-            fail(str(error))
-        except (DBAPIError, Error, TimeoutError) as error:
-            finding = explain(error, settings.database_url)
-            problem = f"{settings.database_url.address}: {finding.cause}; {accounts.outcome}"
-            fail(problem, advice=finding.advice, error=finding.message)
+    accounts = Accounts(settings)
+    try:
+        yield accounts
+    except (KeyboardInterrupt, EOFError, typer.Abort):  # Typer's own questions raise Abort
+        stopped(accounts.outcome)
+    except Refused as error:
+        fail(str(error))
+    except (DBAPIError, Error, TimeoutError) as error:
+        finding = explain(error, settings.database_url)
+        problem = f"{settings.database_url.address}: {finding.cause}; {accounts.outcome}"
+        fail(problem, advice=finding.advice, error=finding.message)
 
 
 def show_account(account: "Account", *lines: str, as_json: bool) -> None:
@@ -93,7 +92,7 @@ def list_accounts(
         return
     typer.echo(as_table(shown) if shown else "- there are no accounts yet")
     if has_more:
-        typer.echo(f"- there are more: --limit {min(limit * 2, 1000)}")
+        typer.echo("- there are more: --limit shows up to 1000")
 
 
 @app.command()
@@ -143,7 +142,8 @@ def password(email: EmailArgument, *, as_json: AsJson = False) -> None:
 
 def ask_password() -> str:
     if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\r\n")
+        line = sys.stdin.buffer.readline().decode("utf-8", "surrogateescape")
+        return line.rstrip("\r\n")
     answer: str = typer.prompt(
         "New password (hidden)", hide_input=True, confirmation_prompt=True, err=True
     )

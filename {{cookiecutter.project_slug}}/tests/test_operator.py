@@ -114,7 +114,7 @@ def test_accounts_are_listed_the_newest_first(client: TestClient) -> None:
 
     listed = re.findall(r"^(\S+@\S+) ", first, re.MULTILINE)
     assert listed == [emails[2], emails[1]]
-    assert "- there are more: --limit 4\n" in first
+    assert "- there are more: --limit shows up to 1000\n" in first
     assert [row["email"] for row in everything["accounts"][:3]] == emails[::-1]
     assert everything["has_more"] is False
 
@@ -279,6 +279,15 @@ def test_the_operator_keeps_the_rules_for_passwords(
 
     assert refused == (1, f"✗ this password is refused: {reason}\n")
     assert log_in(client, ada).status_code == 200
+
+
+def test_a_password_in_another_encoding_is_refused(ada: str) -> None:
+    answer = "caf\u00e9 au lait\n".encode("latin-1")
+
+    result = CliRunner().invoke(manage.app, ["account", "password", ada], input=answer)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("✗ this password is refused: Input should be a valid string")
 
 
 def test_an_address_is_verified_once(ada: str) -> None:
