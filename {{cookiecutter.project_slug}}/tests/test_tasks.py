@@ -25,6 +25,7 @@ from config import Settings
 from db import StatementDep
 from main import create_app
 from models import Priority, Task
+from postgres.tests.servers import run_alone
 from postgres.url import DatabaseUrl
 from routes import new_tasks
 from routes.new_tasks import Quota
@@ -108,24 +109,38 @@ def test_a_date_comes_back_in_utc(ada: TestClient) -> None:
     assert create(ada, due_at="2030-01-31T12:00:00+05:30")["due_at"] == "2030-01-31T06:30:00Z"
 
 
-def test_a_date_is_in_utc_regardless_of_the_databases_time_zone(
+@pytest.fixture
+def client_of_database(
+    server: DatabaseUrl,
     new_database: Callable[[], DatabaseUrl],
     settings_for: Callable[..., Settings],
     token_for: Callable[[str], str],
-) -> None:
-    url = new_database()
-    migrations.upgrade(url)
-    engine = create_engine(url.for_sqlalchemy())
-    with engine.begin() as connection:
-        connection.execute(text(f"ALTER DATABASE {url.database} SET timezone = 'Asia/Tokyo'"))
-    user_id = str(uuid4())
-    add_account(engine, user_id)
-    engine.dispose()
-    app = create_app(settings_for(url))
+) -> Iterator[Callable[..., TestClient]]:
+    """Return a client, with a new account, of an app on a new database with settings of its own."""
+    with ExitStack() as stack:
 
-    with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
-        task = create(client, due_at=MOMENT)
+        def start(**parameters: str) -> TestClient:
+            url = new_database()
+            for name, value in parameters.items():
+                run_alone(server, f"ALTER DATABASE {url.database} SET {name} = '{value}'")
+            migrations.upgrade(url)
+            engine = create_engine(url.for_sqlalchemy())
+            user_id = str(uuid4())
+            add_account(engine, user_id)
+            engine.dispose()
+            client = stack.enter_context(TestClient(create_app(settings_for(url))))
+            client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
+            return client
+
+        yield start
+
+
+def test_a_date_is_in_utc_regardless_of_the_databases_time_zone(
+    client_of_database: Callable[..., TestClient],
+) -> None:
+    client = client_of_database(timezone="Asia/Tokyo")
+
+    task = create(client, due_at=MOMENT)
 
     assert task["due_at"] == MOMENT
     assert task["created_at"].endswith("Z")
@@ -551,57 +566,44 @@ def test_all_tasks_of_a_filter_are_completed_at_once(
     assert bob.get("/tasks?sort=created_at").json() == others
 
 
-def waiting_for_locks(connection: Connection) -> int:
-    """Return how many connections to this database wait for a lock. It must be in no transaction:
-    that would always see the same connections.
-    """
+def test_changes_of_all_tasks_at_once_wait_for_each_other(
+    client_of_database: Callable[..., TestClient],
+) -> None:
+    # So that statements lock rows in the order in which they lie on the disk.
+    client = client_of_database(enable_indexscan="off", enable_bitmapscan="off")
+    app = client.app
+    assert isinstance(app, FastAPI)
+    engine = create_engine(app.state.resources.settings.database_url.for_sqlalchemy())
+    lock = text("SELECT 1 FROM tasks WHERE title = :title FOR UPDATE")
     waiting = text(
         "SELECT count(DISTINCT pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
         " WHERE NOT granted AND datname = current_database()"
     )
-    return connection.scalar(waiting) or 0
 
-
-def test_changes_of_all_tasks_at_once_wait_for_each_other(
-    new_database: Callable[[], DatabaseUrl],
-    settings_for: Callable[..., Settings],
-    token_for: Callable[[str], str],
-) -> None:
-    url = new_database()
-    engine = create_engine(url.for_sqlalchemy(), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:  # so that statements lock rows as these lie on the disk
-        for scan in ("indexscan", "bitmapscan"):
-            connection.execute(text(f"ALTER DATABASE {url.database} SET enable_{scan} = off"))
-    migrations.upgrade(url)
-    add_account(engine, user_id := str(uuid4()))
-    lock = text("SELECT 1 FROM tasks WHERE title = :title FOR UPDATE")
-
-    def wait_for(number: int) -> None:
+    def wait_until_waiting(number: int) -> None:
         deadline = time.monotonic() + 10
-        while waiting_for_locks(connection) != number:
+        while watcher.scalar(waiting) != number:
             assert time.monotonic() < deadline
+            watcher.rollback()  # in a transaction, it would always see the same
             time.sleep(0.01)
 
     with ExitStack() as stack:
-        client = stack.enter_context(TestClient(create_app(settings_for(url))))
-        client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
-        connection, first, last = (stack.enter_context(engine.connect()) for _ in range(3))
+        watcher, first, last = (stack.enter_context(engine.connect()) for _ in range(3))
         threads = stack.enter_context(ThreadPoolExecutor(2))
         create(client, title="first")
         moved = create(client, title="second", completed=True)
         for title in ("third", "last"):
             create(client, title=title, completed=True)
-        for locker, title in ((first, "first"), (last, "last")):
-            locker.execution_options(isolation_level="READ COMMITTED")
-            locker.execute(lock, {"title": title})
+        first.execute(lock, {"title": "first"})
+        last.execute(lock, {"title": "last"})
 
         deletion = threads.submit(client.delete, "/tasks")
-        wait_for(1)
+        wait_until_waiting(1)
         client.patch(moved["url"], json={"title": "now behind the last"})
         change = threads.submit(client.patch, "/tasks", json={"completed": False})
-        wait_for(2)
+        wait_until_waiting(2)
         first.rollback()
-        wait_for(2)
+        wait_until_waiting(2)
         last.rollback()
 
         assert (deletion.result().status_code, change.result().status_code) == (204, 200)
