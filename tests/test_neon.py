@@ -269,46 +269,58 @@ def test_the_consoles_connection_string_can_be_pasted(
     assert check.code == 0, check.output
 
 
-# The generator
+# The generator, and the command with which it sets a project up
+
+
+STATES = {
+    "healthy": [],
+    "waking": [],
+    "unsteady": [Reply("Couldn't connect to compute node", times=1)],
+    "wrong password": [Reply("password authentication failed for user 'ada'")],
+    "quota": [Reply(QUOTA)],
+    "not allowed": [Reply(ALLOW_LIST, before_login=True)],
+}
+GENERATED = {"healthy", "quota"}
+Setups = dict[str, tuple[Endpoint, Outcome]]
 
 
 @pytest.fixture(scope="module")
-def generations(
-    template: Path, neon: NeonProxy, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Endpoint, Outcome]]:
-    """Projects generated for databases in different states, by state."""
-    states = {
-        "healthy": [],
-        "waking": [],
-        "unsteady": [Reply("Couldn't connect to compute node", times=1)],
-        "wrong password": [Reply("password authentication failed for user 'ada'")],
-        "quota": [Reply(QUOTA)],
-        "not allowed": [Reply(ALLOW_LIST, before_login=True)],
-    }
+def setups(
+    project: Project, template: Path, neon: NeonProxy, tmp_path_factory: pytest.TempPathFactory
+) -> Setups:
+    """Projects set up on databases in different states, by state.
 
-    def generate(state: str) -> tuple[Endpoint, Outcome]:
+    Those in GENERATED are generated. The others are copies in which `manage.py setup` ran.
+    """
+
+    def set_up(state: str) -> tuple[Endpoint, Outcome]:
         endpoint = neon.new_endpoint(wake_seconds=5 if state == "waking" else 0)
-        endpoint.reply(*states[state])
-        folder = tmp_path_factory.mktemp("machine") / "machine"
-        with new_machine(folder, template) as machine:
-            url = endpoint.url()
-            return endpoint, machine.generate("database=neon", NEON_DATABASE_URL=url, seconds=240)
+        endpoint.reply(*STATES[state])
+        url = endpoint.url()
+        folder = tmp_path_factory.mktemp("setup")
+        if state in GENERATED:
+            with new_machine(folder / "machine", template) as machine:
+                answer = "database=neon"
+                return endpoint, machine.generate(answer, NEON_DATABASE_URL=url, seconds=240)
+        not_copied = shutil.ignore_patterns(".env", ".git", ".postgres", ".venv")
+        shutil.copytree(project.path, folder / "copy", ignore=not_copied)
+        copy = Project(folder / "copy", {**project.environment, "NEON_DATABASE_URL": url})
+        return endpoint, copy.run(str(project.python), "manage.py", "setup", seconds=240)
 
-    found = side_by_side([partial(generate, state) for state in states])
-    return dict(zip(states, found, strict=True))
+    found = side_by_side([partial(set_up, state) for state in STATES])
+    return dict(zip(STATES, found, strict=True))
 
 
 @pytest.mark.parametrize("state", ["healthy", "waking", "unsteady"])
-def test_a_project_is_generated_on_neon(
-    generations: dict[str, tuple[Endpoint, Outcome]], state: str
-) -> None:
-    endpoint, outcome = generations[state]
+def test_a_project_is_set_up_on_neon(setups: Setups, state: str) -> None:
+    endpoint, outcome = setups[state]
 
-    assert outcome.code == 0
+    assert outcome.code == 0, outcome.output
     assert "✓ schema" in outcome.output
     assert "✓ connection" in outcome.output
-    assert "It is ready" in outcome.output
+    assert ("It is ready" in outcome.output) == (state in GENERATED)
     assert endpoint.password not in outcome.output
+    assert f"DATABASE_URL={endpoint.url()}\n" in outcome.project.read(".env")
 
 
 @pytest.mark.parametrize(
@@ -319,19 +331,24 @@ def test_a_project_is_generated_on_neon(
         ("not allowed", "not allowed"),
     ],
 )
-def test_if_the_database_refuses_the_project_is_complete_and_the_output_says_what_to_do(
-    generations: dict[str, tuple[Endpoint, Outcome]], state: str, message: str
+def test_if_the_database_refuses_the_output_says_what_to_do(
+    setups: Setups, state: str, message: str
 ) -> None:
-    endpoint, outcome = generations[state]
+    endpoint, outcome = setups[state]
 
-    assert outcome.code == 0
+    assert outcome.code == (0 if state in GENERATED else 1)
     assert re.search(r"✗ ep-.*\n  → .*\n  error: .*\n  → to use another .*: uv run", outcome.output)
-    assert re.search(r"✗ setup: .*\n    again: uv run manage.py setup\n", outcome.output)
     assert message in outcome.output
     assert "migrations use the direct host" in outcome.output
-    assert "\n    uv run manage.py setup\n" in outcome.output
     assert endpoint.password not in outcome.output
     assert f"DATABASE_URL={endpoint.url()}\n" in outcome.project.read(".env")
+
+
+def test_if_the_database_refuses_a_new_project_is_complete(setups: Setups) -> None:
+    _, outcome = setups["quota"]
+
+    assert re.search(r"✗ setup: .*\n    again: uv run manage.py setup\n", outcome.output)
+    assert "\n    uv run manage.py setup\n" in outcome.output
 
 
 # Scale to zero
