@@ -87,6 +87,16 @@ def repositories_with(folder: Path, needles: set[bytes]) -> list[Path]:
     return found
 
 
+def read(path: str) -> bytes:
+    with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123  (fast)
+        return file.read()
+    return b""
+
+
+# What a program that this process starts looks like until it executes.
+OWN_COMMAND = read("/proc/self/cmdline")
+
+
 @dataclass
 class Watch:
     """Command lines and environments of a machine's programs, recorded while watching."""
@@ -120,18 +130,12 @@ class Watch:
             environment = read(f"/proc/{pid}/environ")
             if f"HOME={self.machine.home}".encode() in environment.split(b"\0"):
                 self.seen.add((command, environment))
-            elif environment:  # otherwise it is starting, or has ended
+            elif environment and command != OWN_COMMAND:  # otherwise it is starting, or has ended
                 foreign.add(pid)
 
 
 def shown(command: bytes) -> str:
     return command.replace(b"\0", b" ").decode("utf-8", "replace").strip()
-
-
-def read(path: str) -> bytes:
-    with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123  (fast)
-        return file.read()
-    return b""
 
 
 def may_know(command: str) -> bool:

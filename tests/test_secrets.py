@@ -101,12 +101,22 @@ def test_the_search_covers_command_lines_and_environments(machine: Machine) -> N
     secret = plant()
     environment = machine.environment
 
-    with watching(machine) as watch:
-        subprocess.run(["sleep", "1"], check=True, env=environment | {"A": url_with(secret)})
-        command = ["sh", "-c", 'sleep 1; echo "$@" >/dev/null', "sh", secret]
-        subprocess.run(command, check=True, env=environment)
+    variables = environment | {"A": url_with(secret)}
+    command = ["sh", "-c", "read line", "sh", secret]
+    expected = {"the environment of sleep 60", "the command line of sh"}
 
-    assert watch.leaks(secret) == {"the environment of sleep 1", "the command line of sh"}
+    with (
+        watching(machine) as watch,
+        subprocess.Popen(["sleep", "60"], env=variables) as sleep,
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as shell,
+    ):
+        limit = time.monotonic() + 20
+        while watch.leaks(secret) != expected and time.monotonic() < limit:
+            time.sleep(0.05)
+        sleep.kill()
+        shell.kill()
+
+    assert watch.leaks(secret) == expected
 
 
 # After success
