@@ -45,6 +45,7 @@ LONG_FILES = [
     "test_extending",
     "test_local_postgres",
     "test_page",
+    "test_growing",
     "test_container",
     "test_interrupting",
     "test_frontend",
