@@ -142,6 +142,15 @@ class Settings(BaseSettings):
             raise ValueError("is the one from .env.example, which everybody knows")
         return secret
 
+    @field_validator("mail_url")
+    @classmethod
+    def require_secure_links(cls, url: MailUrl | None, info: ValidationInfo) -> MailUrl | None:
+        origin = info.data.get("frontend_url", ("",))[0]
+        in_production = info.data.get("environment") == "production"
+        if url and in_production and origin.startswith("http:") and not is_loopback(origin):
+            raise ValueError("mails links to the first origin of FRONTEND_URL: it must be https")
+        return url
+
     @field_validator("require_verified_email")
     @classmethod
     def require_mail(cls, wanted: bool, info: ValidationInfo) -> bool:

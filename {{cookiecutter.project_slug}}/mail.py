@@ -4,32 +4,37 @@ Without MAIL_URL, an app in development keeps its messages in memory, and /mailb
 """
 
 import asyncio
-import re
+import random
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import localtime, make_msgid
 from html import escape
+from ipaddress import ip_address
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
+from email_validator import EmailNotValidError, validate_email
 
 PORTS = {"smtp": 587, "smtps": 465}
-SECONDS = 15.0  # to deliver a message: connecting, TLS, logging in, sending
+DELIVERY_SECONDS = 15.0  # connecting, TLS, logging in, sending
 RETRY_SECONDS = 5.0  # before the second and last attempt
-AT_ONCE = 4  # connections to the mail server
-MAX_WAITING = 1000  # messages, of some kilobytes each
-CLOSE_SECONDS = 8.0  # for those that wait when the app ends
-KEPT = 100  # in the mailbox of development
-EXAMPLE = "smtp://USER:PASSWORD@HOST:587?from=todo@example.com"
+# Before a message is made: otherwise the next response on a connection would come later, and tell
+# that an address has an account.
+DELAY_SECONDS = (0.2, 1.0)
+CLOSE_SECONDS = 4.0  # for messages that wait when the app ends
+MAX_CONNECTIONS = 4  # to the mail server
+MAX_WAITING = 1000  # messages
+MAILBOX_SIZE = 100  # messages that development keeps
+EXAMPLE_URL = "smtp://USER:PASSWORD@HOST:587?from=todo@example.com"
 BUTTON = (
     "display:inline-block;padding:10px 18px;border-radius:6px;background:#1f5fbf;color:#ffffff;"
     "text-decoration:none"
 )
-ADDRESS = re.compile(r"[^\s@<>\",;:\\]+@[^\s@<>\",;:\\]+")
 
 log = structlog.get_logger()
 
@@ -55,31 +60,47 @@ class MailUrl:
 
     @classmethod
     def parse(cls, text: str) -> "MailUrl":
-        """Read a URL as in EXAMPLE. Raises ValueError, without a part of the text."""
+        """Read a URL as in EXAMPLE_URL. Raises ValueError, without a part of the text."""
         try:
             url = urlsplit(text.strip())
             port = url.port
         except ValueError:
-            raise ValueError(f"is not a URL such as {EXAMPLE}") from None
-        if url.scheme not in PORTS or not url.hostname or url.path not in {"", "/"}:
-            raise ValueError(f"is not a URL such as {EXAMPLE}; encode special characters as %40")
+            raise ValueError(f"is not a URL such as {EXAMPLE_URL}") from None
+        if url.scheme not in PORTS or not url.hostname or url.path not in {"", "/"} or url.fragment:
+            raise ValueError(
+                f"is not a URL such as {EXAMPLE_URL}; in user and password, @ is %40, / is %2F and"
+                " # is %23"
+            )
+        if (url.scheme, port) == ("smtp", PORTS["smtps"]):
+            raise ValueError(f"has the port of smtps://, with smtp://: write {EXAMPLE_URL}")
         user = unquote(url.username) if url.username else None
         password = unquote(url.password) if url.password else None
         if (user is None) != (password is None):
-            raise ValueError(f"has a user without a password: write {EXAMPLE}")
-        options = parse_qs(url.query)
-        if set(options) - {"from"}:
-            raise ValueError(f"has an option other than from: write {EXAMPLE}")
+            raise ValueError(f"has a user without a password: write {EXAMPLE_URL}")
+        options = parse_qs(url.query.replace("+", "%2B"))  # it is no form: + is no space
+        if set(options) - {"from"} or len(options.get("from", [])) > 1:
+            raise ValueError(f"has an option other than one from: write {EXAMPLE_URL}")
         sender = options.get("from", [user or ""])[0]
-        if not ADDRESS.fullmatch(sender):
-            raise ValueError(f"does not say the sender's address: write {EXAMPLE}")
+        try:
+            validate_email(sender, check_deliverability=False)
+        except EmailNotValidError:
+            raise ValueError(f"does not say the sender's address: write {EXAMPLE_URL}") from None
         tls = url.scheme == "smtps"
         return cls(url.hostname, port or PORTS[url.scheme], sender, tls, user, password)
+
+    @property
+    def requires_tls(self) -> bool:
+        """Whether messages need TLS: not to a relay on this machine or in the same network."""
+        try:
+            is_near = ip_address(self.host).is_private
+        except ValueError:
+            is_near = "." not in self.host
+        return self.user is not None or not is_near
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message to one person, as plain text and as HTML. paragraphs: with the link in between."""
+    """A message to one person, as text and as HTML. before, after: paragraphs around the link."""
 
     to: str
     subject: str
@@ -92,7 +113,7 @@ class Message:
         name = " ".join(app_name.split())
         email = EmailMessage(SMTP)
         email["From"] = Address(name, *sender.rsplit("@", 1))
-        email["To"] = Address("", *self.to.rsplit("@", 1))
+        email["To"] = Address("", *ascii_domain(self.to).rsplit("@", 1))
         email["Subject"] = self.subject
         email["Date"] = localtime()
         email["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
@@ -108,13 +129,8 @@ class Message:
         )
         button = ""
         if self.link:
-            style = (
-                "display:inline-block;padding:10px 18px;border-radius:6px;background:#1f5fbf;"
-                "color:#ffffff;text-decoration:none"
-            )
-            button = (
-                f'<p><a href="{escape(self.link)}" style="{style}">{escape(self.label)}</a></p>'
-            )
+            href, label = escape(self.link), escape(self.label)
+            button = f'<p><a href="{href}" style="{BUTTON}">{label}</a></p>'
         return (
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             f"<title>{escape(self.subject)}</title>"
@@ -123,28 +139,37 @@ class Message:
         )
 
 
+def ascii_domain(address: str) -> str:
+    """Return an address with its domain in ASCII (xn--…), which every mail server takes."""
+    parsed = validate_email(address, check_deliverability=False)
+    return f"{parsed.local_part}@{parsed.ascii_domain}"
+
+
 async def deliver(url: MailUrl, email: EmailMessage) -> None:
     """Hand a message over to the mail server. Raises MailError.
 
-    A password is only sent over TLS, and a certificate that does not fit is refused.
+    A password is only sent over TLS, and so is a message, except to a relay nearby that offers
+    none. A certificate that does not fit is refused.
     """
     import aiosmtplib  # noqa: PLC0415  (an app that sends no mail starts without it)
 
+    client = aiosmtplib.SMTP(
+        hostname=url.host,
+        port=url.port,
+        username=url.user,
+        password=url.password,
+        use_tls=url.tls,
+        start_tls=True if url.requires_tls and not url.tls else None,  # None: if it is offered
+        timeout=DELIVERY_SECONDS,
+    )
     try:
-        async with asyncio.timeout(SECONDS):
-            await aiosmtplib.send(
-                email,
-                hostname=url.host,
-                port=url.port,
-                username=url.user,
-                password=url.password,
-                use_tls=url.tls,
-                # None: if the server offers it, as a relay in the same network may not.
-                start_tls=None if url.tls or url.user is None else True,
-                timeout=SECONDS,
-            )
+        async with asyncio.timeout(DELIVERY_SECONDS):
+            await client.connect()
+            await client.send_message(email)
+            with suppress(aiosmtplib.SMTPException):  # it has taken the message
+                await client.quit()
     except TimeoutError:
-        raise MailError(f"{url.host} did not take it within {SECONDS:.0f} s") from None
+        raise MailError(f"{url.host} did not take it within {DELIVERY_SECONDS:.0f} s") from None
     except aiosmtplib.SMTPRecipientsRefused as error:
         codes = [recipient.code for recipient in error.recipients]
         raise MailError(
@@ -156,7 +181,10 @@ async def deliver(url: MailUrl, email: EmailMessage) -> None:
             f"{url.host} refused it: {error.code} {error.message}", is_final=error.code >= 500
         ) from None
     except (aiosmtplib.SMTPException, OSError) as error:
-        raise MailError(f"{url.host} cannot be used: {error}") from None
+        is_final = isinstance(error, aiosmtplib.SMTPNotSupported)
+        raise MailError(f"{url.host} cannot be used: {error}", is_final=is_final) from None
+    finally:
+        client.close()
 
 
 class Mailer:
@@ -168,21 +196,17 @@ class Mailer:
         self._app_name = app_name
         self._sender = url.sender if url else "todo@localhost.example"
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = asyncio.Semaphore(AT_ONCE)
+        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
         self.mailbox: deque[EmailMessage] | None = None
         if url is None and keeps:
-            self.mailbox = deque(maxlen=KEPT)
+            self.mailbox = deque(maxlen=MAILBOX_SIZE)
 
     @property
     def can_send(self) -> bool:
         return self._url is not None or self.mailbox is not None
 
     def send(self, make: Callable[[], Message]) -> None:
-        """Make a message and send it in a task of its own, with one more attempt if it fails.
-
-        To make one takes time, and a client could learn from that whether an address is known: so
-        it is made in the task too.
-        """
+        """Make a message and send it in a task of its own, with one more attempt if it fails."""
         if len(self._tasks) >= MAX_WAITING:
             log.error("message dropped", error=f"{MAX_WAITING} wait for the mail server")
             return
@@ -191,30 +215,37 @@ class Mailer:
         task.add_done_callback(self._tasks.discard)
 
     async def _send(self, make: Callable[[], Message]) -> None:
-        message = make()
-        email = message.as_email(self._app_name, self._sender)
-        if self.mailbox is not None:
-            self.mailbox.append(email)
-            log.info("message kept", subject=message.subject, link=message.link, page="/mailbox")
-        if self._url is None:
-            return
-        async with self._connections:
-            try:
-                await self._deliver(self._url, email)
-            except MailError as error:
-                log.error("message not sent", subject=message.subject, error=str(error))
-            else:
-                log.info("message sent", subject=message.subject)
-
-    async def _deliver(self, url: MailUrl, email: EmailMessage) -> None:
         try:
-            await deliver(url, email)
+            if self._url is not None:
+                await self._deliver(self._url, make)
+            elif self.mailbox is not None:
+                message = make()
+                self.mailbox.append(message.as_email(self._app_name, self._sender))
+                log.info(
+                    "message kept", subject=message.subject, link=message.link, page="/mailbox"
+                )
         except MailError as error:
-            if error.is_final:
-                raise
-            log.warning("message delayed", error=str(error))
-            await asyncio.sleep(RETRY_SECONDS)
+            log.error("message not sent", error=str(error))
+        except Exception:
+            log.exception("message not sent")
+
+    async def _deliver(self, url: MailUrl, make: Callable[[], Message]) -> None:
+        await asyncio.sleep(random.uniform(*DELAY_SECONDS))  # noqa: S311  (no secret)
+        async with self._connections:
+            email = make().as_email(self._app_name, self._sender)  # its link is not old yet
+            try:
+                await deliver(url, email)
+            except MailError as error:
+                if error.is_final:
+                    raise
+                log.warning("message delayed", error=str(error))
+            else:
+                log.info("message sent", subject=email["Subject"])
+                return
+        await asyncio.sleep(RETRY_SECONDS)
+        async with self._connections:
             await deliver(url, email)
+        log.info("message sent", subject=email["Subject"])
 
     async def aclose(self) -> None:
         """Wait for the messages that are being sent, but not for long."""

@@ -12,7 +12,7 @@ from auth import TokenVerifier, document_bearer_tokens
 from auth.better_auth import BetterAuth
 from auth.passwords import Passwords, Throttle
 from auth.tokens import OwnTokens
-from config import VERSION, Settings, get_settings
+from config import VERSION, Settings, get_settings, is_loopback
 from db import open_engine, refuse_threads
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
@@ -21,7 +21,7 @@ from pages import docs, home, mailbox
 from pagination import Cursors, UserLimit
 from postgres.outage_log import Availability
 from resources import Resources
-from routes import account, auth, health, tasks
+from routes import account, auth, health, mail_links, tasks
 from routes.new_tasks import Quota
 from server import Pacing, serve
 
@@ -87,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
     else:
         app.include_router(auth.router)
         app.include_router(account.router)
+        app.include_router(mail_links.router)
     if settings.serves_docs:
         docs.add_docs(app)
     if settings.in_development:
@@ -119,10 +120,15 @@ def open_mailer(settings: Settings) -> Mailer:
 
 def say_what_is_missing(settings: Settings) -> None:
     """Log what our own accounts cannot do in production with these settings."""
-    if settings.mail_url is None and not settings.in_development:
+    if settings.in_development:
+        return
+    if settings.mail_url is None:
         advice = "set MAIL_URL, or nobody can replace a forgotten password"
         structlog.get_logger().warning("no mail is sent", advice=advice)
-    if settings.registration is None and not settings.in_development:
+    elif is_loopback(settings.frontend_url[0]):
+        advice = "set FRONTEND_URL to the address of your front end"
+        structlog.get_logger().warning("links in mail lead to this machine", advice=advice)
+    if settings.registration is None:
         advice = "set REGISTRATION to open, or to closed to remove this line"
         structlog.get_logger().warning("registration is closed", advice=advice)
 

@@ -1,8 +1,8 @@
 """The links that our own accounts mail: to choose a new password, to confirm an address.
 
-Their tokens are signed and stored nowhere. Each is bound to what it changes, so it works once, and
-not after another change: a reset to the address and the present password hash, a confirmation to
-the present address. Each purpose has a key of its own.
+Their tokens are signed and stored nowhere. Each is bound to what it changes: a reset, and a new
+address, to the present address and the present password hash. So it works once, and not after
+another change. Each purpose has a key of its own.
 """
 
 import base64
@@ -37,9 +37,16 @@ def reset_token(
     return issue(settings, RESET, {"sub": str(user_id), "state": state}, seconds)
 
 
-def verify_token(settings: Settings, user_id: UUID, email: str, current_email: str) -> str:
-    """Return a token that confirms an address: of an account, or a new one for it."""
-    state = fingerprint(settings, current_email)
+def verify_token(settings: Settings, user_id: UUID, email: str) -> str:
+    """Return a token that confirms the address of an account. It may be used again."""
+    return issue(settings, VERIFY, {"sub": str(user_id), "email": email}, VERIFY_SECONDS)
+
+
+def new_address_token(
+    settings: Settings, user_id: UUID, email: str, current_email: str, password_hash: str
+) -> str:
+    """Return a token that confirms a new address, which then replaces the one of the account."""
+    state = fingerprint(settings, current_email, password_hash)
     claims = {"sub": str(user_id), "email": email, "state": state}
     return issue(settings, VERIFY, claims, VERIFY_SECONDS)
 
@@ -62,7 +69,7 @@ def read(settings: Settings, purpose: str, token: str) -> tuple[UUID, dict[str, 
             token,
             signing_key(settings, purpose),
             algorithms=[ALGORITHM],
-            options={"require": ["exp", "sub", "state"]},
+            options={"require": ["exp", "sub"]},
         )
     except jwt.PyJWTError as error:
         raise InvalidLink(str(error)) from None
@@ -77,12 +84,12 @@ def reset_message(settings: Settings, email: str, token: str) -> Message:
     return Message(
         to=email,
         subject=f"Choose a new password for {settings.app_name}",
-        before=("Somebody, probably you, has forgotten the password of your account.",),
+        before=("Somebody, probably you, asked to reset the password of your account.",),
         link=link(settings, settings.frontend_reset_path, token),
         label="Choose a new password",
         after=(
-            "The link works once, for an hour. It logs you out everywhere.",
-            "If it was not you, ignore this message: your password stays as it is.",
+            "This link works once, within an hour. A new password logs you out on all devices.",
+            "If this was not you, ignore this message: your password stays as it is.",
         ),
     )
 
@@ -94,7 +101,7 @@ def invitation_message(settings: Settings, email: str, token: str) -> Message:
         before=(f"An account at {settings.app_name} was created for you.",),
         link=link(settings, settings.frontend_reset_path, token),
         label="Choose a password",
-        after=("The link works once, for a week.",),
+        after=("This link works once, within a week.",),
     )
 
 
@@ -102,10 +109,10 @@ def verify_message(settings: Settings, email: str, token: str) -> Message:
     return Message(
         to=email,
         subject=f"Confirm your address for {settings.app_name}",
-        before=(f"Is this the address for your account at {settings.app_name}?",),
+        before=("Please confirm that this is the e-mail address of your account.",),
         link=link(settings, settings.frontend_verify_path, token),
         label="Confirm this address",
-        after=("The link works for a day. If you have no account there, ignore this message.",),
+        after=("This link works for one day. If you have no account there, do not follow it.",),
     )
 
 
@@ -115,17 +122,18 @@ def taken_message(settings: Settings, email: str) -> Message:
         subject=f"Your account at {settings.app_name}",
         before=(
             "Somebody wanted to use this address for another account.",
-            "It belongs to this account already, so nothing was changed.",
+            "It belongs to your account already, so nothing was changed.",
         ),
     )
 
 
-def changed_message(settings: Settings, email: str) -> Message:
+def changed_message(settings: Settings, email: str, what: str) -> Message:
+    """Return a message to an account's owner. what: `password` or `e-mail address`."""
     return Message(
         to=email,
-        subject=f"The address of your account at {settings.app_name} has changed",
+        subject=f"The {what} of your account at {settings.app_name} has changed",
         before=(
-            "Your account has a new e-mail address. Messages go there from now on.",
-            "If it was not you, answer this message at once.",
+            f"Your account has a new {what}.",
+            "If this was not you, somebody else has access to it: contact us at once.",
         ),
     )

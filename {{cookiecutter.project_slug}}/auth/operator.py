@@ -117,6 +117,11 @@ class Accounts:
             if not again and not connection.execute(new).rowcount:
                 raise Refused(f"{email} has an account\n  → {SEND_AGAIN.format(email)}")
             account = find(connection, email)
+            if account.email_verified_at or account.sessions:
+                raise Refused(
+                    f"{email} is in use: its owner can ask for a link to choose a new password\n"
+                    f"  → uv run manage.py account password {email}"
+                )
             stored = select(col(User.password_hash)).where(col(User.id) == account.id)
             return account, connection.execute(stored).scalar_one()
 

@@ -120,7 +120,7 @@ class Passwords:
 
 
 class Throttle:
-    """Limits logins and registrations: past a limit, a 429 until its window ends.
+    """Limits logins, registrations and mail: past a limit, a 429 until its window ends.
 
     Nobody can lock out the owner of an account: guesses at it are counted for each client, and
     those of all clients together leave out the clients from which the owner has logged in before.
@@ -138,7 +138,7 @@ class Throttle:
     LOGINS = RateLimitItemPerHour(60, 1, "logins")
     # From one address. Those that fail count too: they reveal which e-mail addresses are taken.
     REGISTRATIONS = RateLimitItemPerHour(20, 1, "registrations")
-    # Messages that one client asks for, and those to one address.
+    # Messages that one client asks for, and those of one kind to one address.
     MAIL_REQUESTS = RateLimitItemPerHour(20, 1, "mail requests")
     MAILS = RateLimitItemPerHour(5, 1, "mails to an address")
     # Not a limit: reached where an account has logged in during the last 30 days.
@@ -169,22 +169,32 @@ class Throttle:
         await self.require_below_limit(client)
         await self._count(client, self.REGISTRATIONS, client)
 
-    async def begin_mail(self, address: str, client: str) -> bool:
-        """Count a message that a client asks for. Raises HTTPException, a 429.
-
-        Returns whether the address may get one more, which the client must not learn.
-        """
+    async def begin_mail_request(self, client: str) -> None:
+        """Count a message that a client asks for. Raises HTTPException, a 429."""
         await self.require_below_limit(client)
         await self._count(client, self.MAIL_REQUESTS, client)
-        return await self._limiter.hit(self.MAILS, address)
+
+    async def may_mail(self, purpose: str, address: str, client: str) -> bool:
+        """Count a message, and return whether the address may get it. The client must not learn it.
+
+        Call it only when there is something to send: otherwise anybody could use up the limit.
+        """
+        may = await self._limiter.hit(self.MAILS, purpose, address)
+        if not may:
+            log_limit(self.MAILS.namespace, client)
+        return may
 
     async def fail(self, client: str) -> None:
         await self._limiter.hit(self.PER_ADDRESS, client)
 
     async def succeed(self, account: str, client: str) -> None:
         """Reset the account's count. The client's stays: a guesser may have an account too."""
-        await self._limiter.clear(self.PER_ACCOUNT, account, client)
+        await self.prove(account, client)
         await self._limiter.hit(self.LOGINS, account, client)
+
+    async def prove(self, account: str, client: str) -> None:
+        """Let the owner of an account log in from there, whoever has guessed at its password."""
+        await self._limiter.clear(self.PER_ACCOUNT, account, client)
         await self._limiter.hit(self.KNOWN, account, client)
 
     async def _count(self, client: str, limit: RateLimitItem, *key: str) -> None:
@@ -197,9 +207,13 @@ class Throttle:
         return too_many(limit.namespace, client, seconds)
 
 
+def log_limit(limit: str, client: str) -> None:
+    structlog.get_logger().warning("rate limit reached", limit=limit, client=client)
+
+
 def too_many(limit: str, client: str, seconds: int) -> HTTPException:
     """Log that a client has reached a limit, and return a 429."""
-    structlog.get_logger().warning("rate limit reached", limit=limit, client=client)
+    log_limit(limit, client)
     return HTTPException(
         status.HTTP_429_TOO_MANY_REQUESTS,
         "too many attempts, try again later",
@@ -243,9 +257,17 @@ class PasswordGuard:
         """Do the same as `Throttle.require_below_limit`."""
         await self._throttle.require_below_limit(self.client)
 
-    async def begin_mail(self, address: str) -> bool:
-        """Do the same as `Throttle.begin_mail`."""
-        return await self._throttle.begin_mail(address, self.client)
+    async def begin_mail_request(self) -> None:
+        """Do the same as `Throttle.begin_mail_request`."""
+        await self._throttle.begin_mail_request(self.client)
+
+    async def may_mail(self, purpose: str, address: str) -> bool:
+        """Do the same as `Throttle.may_mail`."""
+        return await self._throttle.may_mail(purpose, address, self.client)
+
+    async def prove(self, email: str) -> None:
+        """Do the same as `Throttle.prove`."""
+        await self._throttle.prove(email, self.client)
 
     async def hash(self, password: str) -> str:
         """Return what to store. Raises HTTPException, a 429 or a 503."""

@@ -143,7 +143,7 @@ def password(email: EmailArgument, *, as_json: AsJson = False) -> None:
 def ask_password() -> str:
     if not sys.stdin.isatty():
         line = sys.stdin.buffer.readline().decode("utf-8", "surrogateescape")
-        return line.rstrip("\r\n")
+        return line.rstrip("\r\n").removeprefix("\ufeff")  # that of a file from Windows
     answer: str = typer.prompt(
         "New password (hidden)", hide_input=True, confirmation_prompt=True, err=True
     )

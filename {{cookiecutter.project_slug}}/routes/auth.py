@@ -31,7 +31,7 @@ from db import StatementDep
 from errors import found
 from models import User
 from resources import resources
-from routes.account import mail_verification
+from routes.mail_links import mail_verification
 from schemas.auth import (
     LoginForm,
     LoginSession,
@@ -76,7 +76,7 @@ async def register(
         raise HTTPException(status.HTTP_409_CONFLICT, "this e-mail address is taken")
     structlog.get_logger().info("account created", user_id=str(user["id"]), client=guard.client)
     if resources(request).mailer.can_send:
-        mail_verification(request, user["id"], body.email, body.email)
+        mail_verification(request, user["id"], body.email)
     return UserPublic(**user)
 
 

@@ -103,7 +103,7 @@ class AccountUpdate(Strict):
 
     name: Name = Field(default_factory=left_out)
     email: Annotated[
-        Email, Field(description="It counts once the link that is mailed to it was followed")
+        Email, Field(description="It takes effect once the link that is mailed to it is followed")
     ] = Field(default_factory=left_out)
     current_password: Annotated[
         OldPassword, Field(description="Required to change the address")

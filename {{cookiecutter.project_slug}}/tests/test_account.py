@@ -7,17 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
 from uuid import UUID, uuid4
 
+import jwt
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from sqlalchemy import Engine
+from sqlmodel import Session, select
 from structlog.testing import capture_logs
 
+import mail
 import main
 from auth import links
 from auth.passwords import Passwords, Throttle
 from config import Settings
 from mail import MailUrl
+from models import User
 from postgres.url import DatabaseUrl
 from resources import Resources
 from tests.accounts import (
@@ -43,6 +48,7 @@ SLOW = Passwords.HASHER
 @pytest.fixture(autouse=True)
 def fast_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Passwords, "HASHER", FAST)
+    monkeypatch.setattr(mail, "DELAY_SECONDS", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -84,7 +90,8 @@ def forget(client: TestClient, email: str, address: str = "192.0.2.1") -> Respon
 
 def reset(client: TestClient, token: str, password: str = NEW_PASSWORD) -> Response:
     body = {"token": token, "new_password": password}
-    return client.post("/auth/password/reset", json=body)
+    headers = {"X-Forwarded-For": "192.0.2.1"}
+    return client.post("/auth/password/reset", json=body, headers=headers)
 
 
 def verify(client: TestClient, token: str) -> Response:
@@ -290,6 +297,36 @@ def test_only_the_newest_address_can_be_replaced(
     assert verify(client, token_in(mailbox(second)[-1])).status_code == 422
 
 
+@pytest.mark.parametrize("kind", ["reset", "change"])
+def test_a_new_password_ends_the_link_of_a_new_address(
+    client: TestClient, ada: Account, mailbox: Mailbox, kind: str
+) -> None:
+    thief = new_email()
+    change(client, ada, email=thief, current_password=PASSWORD)
+    if kind == "reset":
+        forget(client, ada.email)
+        reset(client, token_in(mailbox(ada.email)[-1]))
+    else:
+        change_password(client, ada.access, PASSWORD, NEW_PASSWORD)
+
+    assert verify(client, token_in(mailbox(thief)[-1])).status_code == 422
+    assert log_in(client, ada.email, NEW_PASSWORD).status_code == 200
+    assert "password" in mailbox(ada.email)[-1]["Subject"]  # the owner is told
+
+
+def test_a_link_that_is_followed_twice_at_once_works(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    new = new_email()
+    change(client, ada, email=new, current_password=PASSWORD)
+    token = token_in(mailbox(new)[-1])
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: verify(client, token), range(4)))
+
+    assert [answer.status_code for answer in answers] == [204] * 4
+
+
 def test_the_name_changes_without_a_password(client: TestClient, ada: Account) -> None:
     answer = change(client, ada, name="Ada Lovelace")
 
@@ -322,32 +359,45 @@ def test_the_address_of_an_account_that_is_gone_does_not_change(
 # Tokens
 
 
-def test_a_token_is_for_one_purpose_one_account_and_some_time(
-    client: TestClient, ada: Account, settings: Settings, app: FastAPI
+def test_a_token_is_for_one_purpose_and_one_account(
+    client: TestClient, ada: Account, settings: Settings, engine: Engine
 ) -> None:
-    user_id, other = UUID(ada.id), Account(client)
-    resources: Resources = app.state.resources
-    assert resources.settings is settings
-    stored = "the hash of another password"
-    for_reset = [
-        links.verify_token(settings, user_id, ada.email, ada.email),
-        links.reset_token(settings, user_id, ada.email, stored, 60),
-        links.reset_token(settings, UUID(other.id), ada.email, stored, 60),
-        links.reset_token(settings, uuid4(), ada.email, stored, 60),
+    user_id, bob = UUID(ada.id), Account(client)
+    with Session(engine) as session:
+        stored = session.exec(select(User.password_hash).where(User.id == user_id)).one()
+    of_ada = (settings, user_id, ada.email, stored, 60)
+    right = {
+        "reset": links.reset_token(*of_ada),
+        "verify": links.verify_token(settings, user_id, ada.email),
+    }
+    claims = jwt.decode(right["reset"], options={"verify_signature": False})
+    wrong_reset = [
+        right["verify"],
         ada.access,
+        links.issue(settings, links.VERIFY, claims, 60),  # another purpose
+        links.reset_token(settings, UUID(bob.id), ada.email, stored, 60),
+        links.reset_token(settings, uuid4(), ada.email, stored, 60),
+        links.reset_token(settings, user_id, bob.email, stored, 60),
+        links.reset_token(settings, user_id, ada.email, "another hash", 60),
+        links.reset_token(*of_ada[:-1], -1),
         "kangaroo",
     ]
-    for_verification = [
-        links.reset_token(settings, user_id, ada.email, stored, 60),
-        links.verify_token(settings, UUID(other.id), ada.email, ada.email),
-        links.verify_token(settings, user_id, new_email(), new_email()),
+    claims = jwt.decode(right["verify"], options={"verify_signature": False})
+    wrong_verify = [
+        right["reset"],
         ada.access,
+        links.issue(settings, links.RESET, claims, 60),  # another purpose
+        links.verify_token(settings, UUID(bob.id), ada.email),
+        links.verify_token(settings, uuid4(), ada.email),
+        links.new_address_token(settings, user_id, new_email(), ada.email, "another hash"),
+        links.new_address_token(settings, user_id, new_email(), bob.email, stored),
         "kangaroo",
     ]
 
-    assert [reset(client, token).status_code for token in for_reset] == [422] * 6
-    assert [verify(client, token).status_code for token in for_verification] == [422] * 5
-    assert log_in(client, ada.email).status_code == 200
+    assert {reset(client, token).status_code for token in wrong_reset} == {422}
+    assert {verify(client, token).status_code for token in wrong_verify} == {422}
+    assert verify(client, right["verify"]).status_code == 204
+    assert reset(client, right["reset"]).status_code == 204
 
 
 @pytest.mark.parametrize("path", ["forgot", "resend"])
@@ -370,6 +420,30 @@ def test_a_link_expires(
 
 
 # Limits
+
+
+def test_requests_that_mail_nothing_do_not_use_up_the_limit_of_an_address(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    verify(client, token_in(mailbox(ada.email)[-1]))
+    for _ in range(Throttle.MAILS.amount + 1):
+        resend(client, ada.email)
+    forget(client, ada.email)
+
+    assert "password" in mailbox(ada.email)[-1]["Subject"]
+
+
+def test_who_has_reset_the_password_can_log_in_whoever_has_guessed_at_it(
+    client: TestClient, ada: Account, mailbox: Mailbox
+) -> None:
+    for _ in range(Throttle.PER_ACCOUNT.amount):
+        log_in(client, ada.email, "not the password")
+    before = log_in(client, ada.email)
+    forget(client, ada.email)
+    reset(client, token_in(mailbox(ada.email)[-1]))
+
+    assert before.status_code == 429
+    assert log_in(client, ada.email, NEW_PASSWORD).status_code == 200
 
 
 def test_an_address_gets_few_messages_an_hour_and_nobody_learns_that(
@@ -425,6 +499,22 @@ def test_links_from_real_messages_are_followed(app_with: Callable[..., TestClien
 
             assert (before.status_code, after.status_code) == (403, 200)
             assert log_in(client, email, NEW_PASSWORD).status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["slow", "refusing", "dead"])
+def test_no_response_depends_on_the_mail_server(
+    app_with: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(mail, "CLOSE_SECONDS", 0.0)
+    with mail_server(MailServer(replies=["554 no"] * 9, delay=9.0 * (fault == "slow"))) as server:
+        port = 9 if fault == "dead" else server.port
+        url = MailUrl.parse(f"smtp://127.0.0.1:{port}?from=todo@example.com")
+        with app_with(mail_url=url) as client:
+            ada = Account(client)
+            answers = [forget(client, ada.email), forget(client, new_email())]
+
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert all(answer.elapsed.total_seconds() < 5 for answer in answers)
 
 
 def test_in_production_without_a_mail_server_no_link_can_be_asked_for(

@@ -17,7 +17,7 @@ from mail import Mailer, MailError, MailUrl, Message, deliver
 from tests.mail_server import HOST, PASSWORD, USER, MailServer, mail_server, make_certificate
 
 MESSAGE = Message(
-    to="jörg@example.com",
+    to="jörg@exämple.com",
     subject="Grüße",
     before=("Is this <you>?",),
     link="https://app.example.com/x?token=a&b=c",
@@ -28,6 +28,7 @@ MESSAGE = Message(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mail, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(mail, "DELAY_SECONDS", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_message_arrives_as_plain_text_and_as_html(server: MailServer) -> None
 
     received = server.wait()
     plain, html = (part.get_content() for part in received.iter_parts())
-    assert (received["To"], received["Subject"]) == (MESSAGE.to, MESSAGE.subject)
+    assert (received["To"], received["Subject"]) == ("jörg@xn--exmple-cua.com", MESSAGE.subject)
     assert received["From"] == "Ada's Todo App <todo@example.com>"
     assert "Is this <you>?" in plain
     assert MESSAGE.link in plain.splitlines()
@@ -134,11 +135,25 @@ def test_a_message_that_is_refused_is_not_sent_again(server: MailServer) -> None
 def test_a_server_that_does_not_answer_is_given_up(
     server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mail, "SECONDS", 0.2)
+    monkeypatch.setattr(mail, "DELIVERY_SECONDS", 0.2)
     server.delay = 5
 
     with pytest.raises(MailError, match="within"):
         asyncio.run(deliver(url_of(server), email()))
+
+
+def test_a_message_that_cannot_be_made_costs_a_line_in_the_log() -> None:
+    with capture_logs() as lines:
+        send(None, replace(MESSAGE, to="nobody"), keeps=True)
+
+    assert [line["event"] for line in lines] == ["message not sent"]
+
+
+@pytest.mark.parametrize("near", ["localhost", "mailpit", "10.0.0.7", "[::1]"])
+def test_only_a_relay_nearby_may_do_without_tls(near: str) -> None:
+    assert not MailUrl.parse(f"smtp://{near}?from=a@b.co").requires_tls
+    assert MailUrl.parse(f"smtp://ada:pw@{near}?from=a@b.co").requires_tls
+    assert MailUrl.parse("smtp://smtp.example.com?from=a@b.co").requires_tls
 
 
 def test_a_dead_server_costs_two_lines_in_the_log() -> None:
@@ -174,7 +189,7 @@ def test_more_messages_than_can_wait_are_dropped(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_a_server_a_mailbox_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mail, "KEPT", 2)
+    monkeypatch.setattr(mail, "MAILBOX_SIZE", 2)
     with capture_logs() as lines:
         mailer = send(None, *[MESSAGE] * 3, keeps=True)
 
@@ -186,11 +201,11 @@ def test_without_a_server_a_mailbox_keeps_the_newest(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("smtp://h?from=a@b.c", MailUrl("h", 587, "a@b.c", tls=False)),
-        ("smtps://h/?from=a@b.c", MailUrl("h", 465, "a@b.c", tls=True)),
-        ("smtp://a%40b.c:p%2Fw@h:25", MailUrl("h", 25, "a@b.c", False, "a@b.c", "p/w")),
-        ("smtp://key:pw@h?from=a%40b.c", MailUrl("h", 587, "a@b.c", False, "key", "pw")),
-        ("smtp://[::1]:1025?from=a@b.c", MailUrl("::1", 1025, "a@b.c", tls=False)),
+        ("smtp://h?from=a@b.co", MailUrl("h", 587, "a@b.co", tls=False)),
+        ("smtps://h/?from=a@b.co", MailUrl("h", 465, "a@b.co", tls=True)),
+        ("smtp://a%40b.co:p%2Fw@h:25", MailUrl("h", 25, "a@b.co", False, "a@b.co", "p/w")),
+        ("smtp://key:pw@h?from=a%40b.co", MailUrl("h", 587, "a@b.co", False, "key", "pw")),
+        ("smtp://[::1]:1025?from=a+x@b.co", MailUrl("::1", 1025, "a+x@b.co", tls=False)),
     ],
 )
 def test_a_url_names_server_login_and_sender(text: str, expected: MailUrl) -> None:
@@ -201,13 +216,17 @@ def test_a_url_names_server_login_and_sender(text: str, expected: MailUrl) -> No
     "text",
     [
         "mail.example.com",
-        "http://kangaroo:kangaroo@h?from=a@b.c",
-        "smtp://kangaroo@h?from=a@b.c",
+        "http://kangaroo:kangaroo@h?from=a@b.co",
+        "smtp://kangaroo@h?from=a@b.co",
         "smtp://kangaroo:kangaroo@h",  # no sender
-        "smtp://kangaroo:kangaroo@h?from=a@b.c&tls=no",
-        "smtp://kangaroo:kangaroo@h:kangaroo?from=a@b.c",
-        "smtp://kangaroo:kangaroo@h?from=a@b.c%0d%0aBcc:+x",
-        "smtp://a:kangaroo/kangaroo@h?from=a@b.c",  # a slash that is not encoded
+        "smtp://kangaroo:kangaroo@h?from=a@b.co&tls=no",
+        "smtp://kangaroo:kangaroo@h:kangaroo?from=a@b.co",
+        "smtp://kangaroo:kangaroo@h?from=a@b.co%0d%0aBcc:+x",
+        "smtp://a:kangaroo/kangaroo@h?from=a@b.co",  # a slash that is not encoded
+        "smtp://a:kangaroo#kangaroo@h?from=a@b.co",
+        "smtp://a:kangaroo@h:465?from=a@b.co",  # TLS from the start
+        "smtp://a:kangaroo@h?from=a@b.co&from=kangaroo@b.co",
+        "smtp://a:kangaroo@h?from=kangaroo@b..co",
     ],
 )
 def test_other_urls_are_refused_without_a_word_of_them(text: str) -> None:

@@ -209,18 +209,28 @@ def test_the_name_of_an_invited_account_can_be_chosen() -> None:
     assert invited["name"] == "Ada Lovelace"
 
 
-def test_an_account_is_invited_again_only_on_request(client: TestClient, ada: str) -> None:
-    code, output = account("invite", ada.upper())
-    again = account_json("invite", ada, "--again", "--name", "Eve")
+def test_an_account_is_invited_again_only_on_request() -> None:
+    email = new_email()
+    account_json("invite", email, "--name", "Ada")
+    code, output = account("invite", email.upper())
+    again = account_json("invite", email, "--again", "--name", "Eve")
 
     assert code == 1
     assert output == (
-        f"✗ {ada} has an account\n"
-        f"  → to send another link: uv run manage.py account invite {ada} --again\n"
+        f"✗ {email} has an account\n"
+        f"  → to send another link: uv run manage.py account invite {email} --again\n"
     )
     assert "?token=" in again["link"]
     assert again["name"] == "Ada"
-    assert log_in(client, ada).status_code == 200
+
+
+def test_an_account_that_is_in_use_is_not_invited_again(client: TestClient, ada: str) -> None:
+    log_in(client, ada)
+
+    code, output = account("invite", ada, "--again")
+
+    assert code == 1
+    assert f"→ uv run manage.py account password {ada}\n" in output
 
 
 def test_an_invitation_that_cannot_be_mailed_can_be_sent_again(
