@@ -16,7 +16,7 @@ from machine import Project
 from test_extending import Step, take
 
 SECTIONS = ["Remove our own accounts", "Remove Better Auth"]
-TEST_SECONDS = 240
+TEST_SECONDS = 360
 # All tests are collected. These have nothing to do with who has an account.
 AFFECTED = "not (test_copying or test_plans or test_protocol or test_server or test_setup)"
 DELETION = re.compile(
