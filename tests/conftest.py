@@ -31,8 +31,9 @@ EXCUSES = {
 LONG_FILES = [
     "test_neon",
     "test_default_answers",
-    "test_accounts_taken_out",
+    "test_frontend",
     "test_faults",
+    "test_accounts_taken_out",
     "test_pgbouncer",
     "test_overload",
     "test_better_auth",
@@ -45,10 +46,9 @@ LONG_FILES = [
     "test_extending",
     "test_local_postgres",
     "test_page",
-    "test_growing",
     "test_container",
+    "test_growing",
     "test_interrupting",
-    "test_frontend",
     "test_life",
 ]
 

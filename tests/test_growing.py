@@ -17,12 +17,12 @@ TOUCHED = "test_plans or test_round_trips or test_tasks and put"
 
 
 @pytest.fixture(scope="module")
-def partitioned(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def partitioned(compiled: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A copy of the project with its own database, whose tasks are partitioned."""
     folder = tmp_path_factory.mktemp("partitioned") / "project"
     ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
-    shutil.copytree(project.path, folder, ignore=ignored)
-    copy = replace(project, path=folder)
+    shutil.copytree(compiled.path, folder, ignore=ignored)
+    copy = replace(compiled, path=folder)
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         steps = [
