@@ -167,10 +167,11 @@ def test_postgresqls_log_has_a_statement_that_timed_out_unless_it_is_told(
         owner.execute(text(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"))
         if hidden:  # as in docs/database.md
             owner.execute(text(f"ALTER ROLE {role} SET log_min_error_statement = panic"))
-    monkeypatch.setattr(db, "USE_SECONDS", 0.5)
     app = create_app(settings_for(url.replace(user=role, password=PASSWORD), db_queue_seconds=0.1))
 
     with TestClient(app) as client, engine.connect() as owner:
+        assert client.get("/ready").status_code == 200  # with a connection, for the next request
+        monkeypatch.setattr(db, "USE_SECONDS", 0.5)
         owner.execute(text("BEGIN; LOCK TABLE users"))
         answer = client.post("/auth/register", json=ACCOUNT | {"email": email})
         wait_until_cancelled(engine, role)
