@@ -1,4 +1,8 @@
-"""Follow docs/frontend.md with real packages, and use the app in a browser, with both accounts."""
+"""Follow docs/frontend.md with real packages, and use the app in a browser.
+
+With our own accounts each time, with Better Auth once a week (`-m ""`): tests/test_better_auth.py
+is about its tokens.
+"""
 
 import os
 import re
@@ -15,7 +19,7 @@ from pictures.browser import chromium, find_chromium
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from app_server import PASSWORD, AppServer, app_server, new_address
-from front_end import KINDS, MORE, REFUSED, FrontEnd
+from front_end import MORE, REFUSED, FrontEnd
 from machine import Project
 from postgres_server import free_port
 
@@ -24,6 +28,8 @@ ENDED = "Your session has ended. Reload the page to log in."
 AWAY = "The API cannot be reached."
 END_SESSIONS = {"better-auth": "DELETE FROM session", "own": "DELETE FROM refresh_tokens"}
 LINK = re.compile(r"http://localhost:\d+/\S*(?:reset-password|verify-email)[^\s']*")
+
+WEEKLY = pytest.param("better-auth", marks=pytest.mark.weekly)  # both take two minutes
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -160,7 +166,7 @@ def api_for(front_end: FrontEnd, kind: str, url: str) -> Iterator[AppServer]:
         yield api
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=[WEEKLY, "own"])
 def site(
     request: pytest.FixtureRequest, created: Callable[[], FrontEnd], project: Project
 ) -> Iterator[Site]:
@@ -355,7 +361,7 @@ def test_an_address_is_confirmed(tab: Tab) -> None:
     expect(tab.problem).to_have_text("Your address is confirmed.")
 
 
-@pytest.mark.parametrize("site", ["better-auth"], indirect=True)
+@pytest.mark.parametrize("site", [WEEKLY], indirect=True)
 def test_social_login_and_a_second_factor_fit(site: Site) -> None:
     front_end = site.front_end
     steps = [step for step in front_end.all_steps() if step.section == MORE]
