@@ -96,8 +96,12 @@ class Tab:
         self.page.goto(self.site.url + path)
 
     def enter(self, email: str, button: str, password: str = PASSWORD) -> None:
-        """Fill in the form of /login, and press a button."""
-        self.open("/login")
+        """Fill in the form of /login, and press a button.
+
+        Without loading the form again, which would clear the memory of the page.
+        """
+        if self.page.url != f"{self.site.url}/login":
+            self.open("/login")
         self.page.get_by_label("E-mail").fill(email)
         self.page.get_by_label("Password").fill(password)
         self.press(button)
