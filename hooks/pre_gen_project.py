@@ -45,7 +45,7 @@ PACKAGES = frozenset(
     librt limits mako markdown-it-py markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api
     packaging pathspec platformdirs pluggy poethepoet pre-commit psutil psycopg2-binary pwdlib
     pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout
-    pytest-xdist python-discovery python-dotenv python-multipart pyyaml rich ruff shellingham
+    pytest-xdist python-discovery python-dotenv python-multipart pyyaml redis rich ruff shellingham
     sortedcontainers sqlalchemy sqlmodel starlette structlog truststore typer types-psutil
     types-psycopg2 typing-extensions typing-inspection uuid-utils uvicorn uvloop virtualenv
     watchfiles websockets wrapt

@@ -392,6 +392,7 @@ def test_error_messages_do_not_quote_invalid_settings(project: Project) -> None:
             "DATABASE_URL": f"mysql://ada:{password}@/",
             "BETTER_AUTH_SECRET": f"{password[:20]}",
             "MAIL_URL": f"smtp://ada:{password}@",
+            "THROTTLE_URL": f"redis://ada:{password}@",
             "DB_POOL_SIZE": password,
             "LOG_LEVEL": password,
         },

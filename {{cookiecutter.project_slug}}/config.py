@@ -4,9 +4,11 @@ import os
 import re
 import tomllib
 from functools import lru_cache
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +31,9 @@ PYPROJECT: dict[str, Any] = tomllib.loads((PROJECT_DIR / "pyproject.toml").read_
 VERSION: str = PYPROJECT["project"]["version"]
 # A host with other letters than these is sent in its ASCII form, xn--….
 ORIGIN = re.compile(r"(?P<scheme>https?)://([a-z\d.-]+|\[[a-f\d:.]+\])(:[1-9]\d{0,4})?", re.ASCII)
+
+REDIS_SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+REDIS_TLS_OPTIONS = {"ssl_ca_certs", "ssl_cert_reqs"}
 
 
 class SettingsError(Exception):
@@ -90,6 +95,29 @@ def read_mail_url(value: object) -> object:
     return MailUrl.parse(value) if isinstance(value, str) else value
 
 
+def read_throttle_url(value: object) -> object:
+    """Return the URL of a Redis or Valkey server the way `limits` reads it.
+
+    Raises ValueError, without a part of the URL.
+    """
+    if not isinstance(value, str):
+        return value
+    example = "write redis://:PASSWORD@HOST:6379/0"
+    try:
+        url = urlsplit(value.strip())
+        host = url.netloc if url.port else f"{url.netloc.removesuffix(':')}:6379"
+    except ValueError:
+        raise ValueError(f"is not a URL: {example}; encode special characters as %40") from None
+    scheme = REDIS_SCHEMES.get(url.scheme)
+    if not (scheme and url.hostname and re.fullmatch(r"/?\d*", url.path)) or url.fragment:
+        raise ValueError(f"is not the URL of a Redis or Valkey server: {example}")
+    if set(parse_qs(url.query)) - (REDIS_TLS_OPTIONS if scheme == "rediss" else set()):
+        raise ValueError("has an option other than ssl_ca_certs and ssl_cert_reqs of rediss://")
+    if find_spec("redis") is None:
+        raise ValueError("needs a package; run: uv sync --group redis")
+    return urlunsplit((scheme, host, url.path, url.query, ""))
+
+
 def read_log_level(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -99,6 +127,7 @@ Origin = Annotated[str, BeforeValidator(read_origin)]
 UrlPath = Annotated[str, BeforeValidator(read_path)]
 Mail = Annotated[MailUrl, NoDecode, BeforeValidator(read_mail_url)]
 BetterAuthUrl = Annotated[Origin, AfterValidator(require_tls)]
+RedisUrl = Annotated[SecretStr, BeforeValidator(read_throttle_url)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(read_origins)]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(read_log_level)
@@ -123,6 +152,7 @@ class Settings(BaseSettings):
     mail_url: Mail | None = None
     registration: Literal["open", "closed"] | None = None
     require_verified_email: bool = False
+    throttle_url: RedisUrl | None = None
     app_name: str = PYPROJECT["tool"]["todo"]["title"]
     api_docs: bool | None = None
     debug: bool = False

@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from auth import TokenVerifier, document_bearer_tokens
 from auth.better_auth import BetterAuth
 from auth.passwords import Passwords, Throttle
+from auth.shared_counts import open_counts
 from auth.tokens import OwnTokens
 from config import VERSION, Settings, get_settings, is_loopback
 from db import open_engine, refuse_threads
@@ -63,7 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
                 quota=Quota(settings.tasks_per_user),
                 verifier=verifier,
                 passwords=stack.enter_context(closing(Passwords())),
-                throttle=Throttle(),
+                throttle=Throttle(
+                    await stack.enter_async_context(open_counts(settings.throttle_url))
+                ),
                 mailer=await stack.enter_async_context(aclosing(open_mailer(settings))),
             )
             spare_garbage_collector()

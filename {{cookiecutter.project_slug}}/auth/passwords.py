@@ -1,8 +1,7 @@
 """Password hashing with bounded concurrency, and rate limits on logging in and registering.
 
 Attempts are counted in this process's memory: N processes allow up to N times as many, and a
-restart forgets them. If that matters to you, give `Throttle` a storage that all processes share:
-`limits.storage.storage_from_string("async+redis://…")`, with the package `limits[async-redis]`.
+restart forgets them. With THROTTLE_URL, all processes share their counts: see shared_counts.py.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from limits import (
     RateLimitItemPerHour,
     RateLimitItemPerMinute,
 )
-from limits.aio.storage import MemoryStorage, Storage
+from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
@@ -144,8 +143,8 @@ class Throttle:
     # Not a limit: reached where an account has logged in during the last 30 days.
     KNOWN = RateLimitItemPerDay(1, 30, "known")
 
-    def __init__(self, storage: Storage | None = None) -> None:
-        self._limiter = FixedWindowRateLimiter(storage or MemoryStorage())
+    def __init__(self, storage: Storage) -> None:
+        self._limiter = FixedWindowRateLimiter(storage)
 
     async def require_below_limit(self, client: str) -> None:
         """Raise HTTPException, a 429, after too many failures of this client."""
