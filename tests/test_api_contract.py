@@ -141,6 +141,7 @@ def api(project: Project, tmp_path: Path) -> Iterator[Api]:
         "ENVIRONMENT": "production",
         "API_DOCS": "true",
         "REGISTRATION": "open",
+        "MAIL_URL": "smtp://127.0.0.1:1?from=todo@example.com",  # nothing is there
     }
     with (
         log.open("w", encoding="utf-8") as output,
