@@ -173,12 +173,15 @@ class Throttle:
         await self.require_below_limit(client)
         await self._count(client, self.MAIL_REQUESTS, client)
 
-    async def may_mail(self, purpose: str, address: str, client: str) -> bool:
+    async def may_mail(self, purpose: str, address: str, client: str, *, is_due: bool) -> bool:
         """Count a message, and return whether the address may get it. The client must not learn it.
 
-        Call it only when there is something to send: otherwise anybody could use up the limit.
+        is_due: whether there is something to send. Otherwise it counts for nobody, so that nobody
+        can use up the limit of an address, and takes the same time.
         """
-        may = await self._limiter.hit(self.MAILS, purpose, address)
+        may = await self._limiter.hit(self.MAILS, purpose, address if is_due else "nobody")
+        if not is_due:
+            return False
         if not may:
             log_limit(self.MAILS.namespace, client)
         return may
@@ -260,9 +263,9 @@ class PasswordGuard:
         """Do the same as `Throttle.begin_mail_request`."""
         await self._throttle.begin_mail_request(self.client)
 
-    async def may_mail(self, purpose: str, address: str) -> bool:
+    async def may_mail(self, purpose: str, address: str, *, is_due: bool = True) -> bool:
         """Do the same as `Throttle.may_mail`."""
-        return await self._throttle.may_mail(purpose, address, self.client)
+        return await self._throttle.may_mail(purpose, address, self.client, is_due=is_due)
 
     async def prove(self, email: str) -> None:
         """Do the same as `Throttle.prove`."""

@@ -45,7 +45,8 @@ async def forgot_password(
     structlog.get_logger().info(
         "password forgotten", user_id=str(user["id"]) if user else None, client=guard.client
     )
-    if user is None or not await guard.may_mail("password", body.email):
+    may_mail = await guard.may_mail("password", body.email, is_due=user is not None)
+    if user is None or not may_mail:
         return
     settings = resources(request).settings
 
@@ -120,7 +121,8 @@ async def resend_verification(
     await guard.begin_mail_request()
     unverified = (col(User.email) == body.email) & col(User.email_verified_at).is_(None)
     user = await statement.first(select(col(User.id)).where(unverified))
-    if user is not None and await guard.may_mail("verification", body.email):
+    may_mail = await guard.may_mail("verification", body.email, is_due=user is not None)
+    if user is not None and may_mail:
         mail_verification(request, user["id"], body.email)
 
 

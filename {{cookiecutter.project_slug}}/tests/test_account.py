@@ -12,6 +12,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
+from limits import RateLimitItem
+from limits.aio.strategies import FixedWindowRateLimiter
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 from structlog.testing import capture_logs
@@ -453,6 +455,29 @@ def test_an_address_gets_few_messages_an_hour_and_nobody_learns_that(
 
     assert {answer.status_code for answer in answers} == {202}
     assert len(mailbox(ada.email)) == 1 + Throttle.MAILS.amount
+
+
+@pytest.mark.parametrize("ask", [forget, resend])
+def test_what_is_counted_takes_as_long_for_an_address_without_an_account(
+    client: TestClient,
+    ada: Account,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[TestClient, str], Response],
+) -> None:
+    questions: list[str] = []  # each may be a round trip, with THROTTLE_URL
+    count = FixedWindowRateLimiter.hit
+
+    async def hit(limiter: FixedWindowRateLimiter, item: RateLimitItem, *key: str) -> bool:
+        questions.append(item.namespace)
+        return await count(limiter, item, *key)
+
+    monkeypatch.setattr(FixedWindowRateLimiter, "hit", hit)
+    ask(client, ada.email)
+    with_account = questions.copy()
+    questions.clear()
+    ask(client, new_email())
+
+    assert with_account == questions == [Throttle.MAIL_REQUESTS.namespace, Throttle.MAILS.namespace]
 
 
 def test_a_client_can_ask_for_few_messages_an_hour(client: TestClient) -> None:
