@@ -93,8 +93,8 @@ class Accounts:
         self.outcome = NOTHING_CHANGED
 
     def newest(self, limit: int) -> list[Account]:
-        """Return the accounts, the newest first: ids are UUIDv7, which sort by time."""
-        query = ACCOUNTS.order_by(col(User.id).desc()).limit(limit)
+        """Return the accounts, the newest first."""
+        query = ACCOUNTS.order_by(col(User.created_at).desc(), col(User.id).desc()).limit(limit)
         return self._run(lambda connection: [as_account(row) for row in connection.execute(query)])
 
     def find(self, email: str) -> Account:

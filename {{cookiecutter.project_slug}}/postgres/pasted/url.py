@@ -146,12 +146,11 @@ def add(
         value = re.sub(r"^(/.*)/\.s\.PGSQL\.\d+$", r"\1", value)  # libpq wants the directory
         if value.startswith("/") and settings.get("host") == "localhost":
             del settings["host"]  # Prisma's documentation puts it before a socket
-    if settings.get(keyword, value) != value and value and settings[keyword]:
+    if settings.get(keyword) and settings[keyword] != value:  # blank is a value too
         raise DatabaseUrlError(
             f"there are two different values for the {PARTS.get(keyword, keyword)}: {PASTE}"
         )
-    if value or keyword not in settings:
-        settings[keyword] = value
+    settings[keyword] = value
 
 
 def spell_mode(keyword: str, value: str, changes: list[str]) -> str:
@@ -211,7 +210,8 @@ def read_url(text: str, settings: dict[str, str], changes: list[str], *, jdbc: b
     query = parts.pop("query")
     parts["host"] = parts["host"].strip("[]")
     for name, value in parts.items():
-        add(settings, name, value, changes, encoded=True)
+        if value or name not in settings:  # a part that is missing is no second value
+            add(settings, name, value, changes, encoded=True)
     for pair in query.split("&") if query or match[0].endswith("?") else ():
         name, equals, value = pair.partition("=")
         if not (name and equals) or "=" in value:

@@ -490,6 +490,10 @@ REFUSED = {
         "two different values for the host",
     ),
     "a variable twice": ("PGHOST=h1\nPGHOST=h2\nPGUSER=ann", "two different values for the host"),
+    "a blank keyword": (
+        "host=h1 user=ann password=s3 password=",
+        "two different values for the password",
+    ),
     "two modes": (f"{LOCAL}?ssl=true&sslmode=disable", "two different values for the sslmode"),
     # parts of two connections
     "two databases": (f"{STRING}\npostgresql://ann:s3@localhost/other", SEVERAL),
