@@ -320,6 +320,9 @@ def test_the_page_says_that_the_api_is_away(tab: Tab, tmp_path: Path) -> None:
         tab.page.goto(f"{url}/tasks")
 
         expect(tab.problem).to_have_text(AWAY)
+        tab.page.context.clear_cookies(name="access_token")  # as if it had expired
+        tab.page.goto(f"{url}/tasks")
+        expect(tab.page.get_by_text("The API cannot be reached")).to_be_visible()
 
 
 def test_a_refused_token_is_replaced_until_the_session_has_ended(tab: Tab) -> None:

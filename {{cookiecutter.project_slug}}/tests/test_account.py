@@ -9,22 +9,25 @@ from uuid import UUID, uuid4
 
 import jwt
 import pytest
+from alembic import command
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from limits import RateLimitItem
 from limits.aio.strategies import FixedWindowRateLimiter
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine, text
 from sqlmodel import Session, select
 from structlog.testing import capture_logs
 
 import mail
 import main
+import migrations
 from auth import links
 from auth.passwords import Passwords, Throttle
 from config import Settings
 from mail import MailUrl
 from models import User
+from postgres.tests.counting_proxy import counting_proxy
 from postgres.url import DatabaseUrl
 from resources import Resources
 from tests.accounts import (
@@ -540,6 +543,41 @@ def test_no_response_depends_on_the_mail_server(
 
     assert [answer.status_code for answer in answers] == [202, 202]
     assert all(answer.elapsed.total_seconds() < 5 for answer in answers)
+
+
+def test_a_request_for_a_link_is_one_round_trip_for_any_address(
+    embedded_url: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> None:
+    with counting_proxy(embedded_url) as proxy:
+        settings = settings_for(embedded_url.replace(port=proxy.port))
+        with behind_proxy(main.create_app(settings)) as client:
+            ada = Account(client)
+            sent = []
+            for ask in (forget, resend):
+                for email in (ada.email, new_email()):
+                    proxy.queries.clear()
+                    ask(client, email)
+                    sent.append(len(proxy.queries))
+
+    assert sent == [1] * 4
+
+
+def test_accounts_of_before_can_log_in_and_are_not_verified(
+    new_database: Callable[[], DatabaseUrl], settings_for: Callable[..., Settings]
+) -> None:
+    url = new_database()
+    command.upgrade(migrations.alembic_config(url), "0002")
+    engine = create_engine(url.for_sqlalchemy())
+    with engine.begin() as connection:
+        new = text("INSERT INTO users VALUES (gen_random_uuid(), 'ada@example.com', :hash, 'Ada')")
+        connection.execute(new, {"hash": FAST.hash(PASSWORD)})
+    engine.dispose()
+
+    migrations.upgrade(url)
+
+    with behind_proxy(main.create_app(settings_for(url))) as client:
+        token = log_in(client, "ada@example.com").json()["access_token"]
+        assert get_me(client, token).json()["email_verified_at"] is None
 
 
 def test_in_production_without_a_mail_server_no_link_can_be_asked_for(
