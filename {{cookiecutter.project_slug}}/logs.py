@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 
 import structlog
+from opentelemetry import trace
 from pydantic_core import PydanticSerializationError, to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars, merge_contextvars
@@ -66,13 +67,25 @@ def redact_errors(logger: WrappedLogger, method: str, event: EventDict) -> Event
     return redact(logger, method, event) if "exception" in event or "error" in event else event
 
 
-def configure_logging(settings: Settings) -> None:
-    """Send the lines of the app, uvicorn and SQLAlchemy to standard output, in one format."""
+def add_trace_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+        event["span_id"] = trace.format_span_id(context.span_id)
+    return event
+
+
+def configure_logging(settings: Settings, *, has_traces: bool = False) -> None:
+    """Send the lines of the app, uvicorn and SQLAlchemy to standard output, in one format.
+
+    has_traces: whether lines that are written during a request get the ids of its trace.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # no text can make a line, or its route, fail
         sys.stdout.reconfigure(errors="backslashreplace")
     level = logging.getLevelNamesMapping()[settings.log_level]
     common: list[Processor] = [
         merge_contextvars,
+        *([add_trace_ids] if has_traces else []),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,  # without the values of variables

@@ -24,7 +24,7 @@ from postgres.outage_log import Availability
 from resources import Resources
 from routes import account, auth, health, mail_links, tasks
 from routes.new_tasks import Quota
-from server import Pacing, serve
+from server import Pacing, serve, telemetry
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -45,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
             )
             availability = Availability(settings.database_url, known_schema)
             availability.listen_to(engine)
+            await stack.enter_async_context(telemetry.observing(engine))
             verifier: TokenVerifier
             if settings.better_auth_url:
                 verifier = await stack.enter_async_context(
@@ -82,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # some clients lose the body in a redirect
         # Client generators name their functions after these: get_health, getHealth.
         generate_unique_id_function=lambda route: route.name,
+        telemetry=telemetry.options(),
     )
     app.include_router(tasks.router)  # first: routers are searched in this order
     app.include_router(health.router)
@@ -154,7 +156,7 @@ def spare_garbage_collector() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
-configure_logging(get_settings())
+configure_logging(get_settings(), has_traces=telemetry.has_traces())
 app = create_app(get_settings())
 
 if __name__ == "__main__":

@@ -1,0 +1,276 @@
+"""Traces and metrics, as a collector receives them after docs/observing.md was followed exactly."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from app_server import PASSWORD, AppServer, app_server
+from machine import Project
+from postgres_server import Server
+from test_extending import Step, read_steps, take
+
+TITLE = "Quinquagesima"
+EMAIL = "ada@example.com"
+SECRET = "of all workers and replicas, for tests only"
+SAMPLE = "http://127.0.0.1:4318"  # the address of a collector in the page
+PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter", "prometheus_client", "sentry_sdk")
+# Starts the app and ends it, without a request, and prints which of the packages it imported.
+START = f"""
+import asyncio, sys, main
+async def start():
+    async with main.app.router.lifespan_context(main.app):
+        print("imported:", [name for name in {PACKAGES} if name in sys.modules])
+asyncio.run(start())
+"""
+TRACE = "0af7651916cd43dd8448eb211c80319c"  # of a caller, and its span
+PARENT = "b7ad6b7169203331"
+
+
+@dataclass
+class Collector:
+    """Takes OTLP over HTTP, as protobuf. bodies: as they came, by their path."""
+
+    url: str = ""
+    bodies: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def messages(self, path: str, kind: type[Any]) -> list[Any]:
+        return [kind.FromString(body) for to, body in self.bodies if to == path]
+
+    @property
+    def spans(self) -> list[Any]:
+        return [
+            span
+            for message in self.messages("/v1/traces", ExportTraceServiceRequest)
+            for resource in message.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    @property
+    def services(self) -> set[str]:
+        return {
+            attributes(resource.resource)["service.name"]
+            for message in self.messages("/v1/traces", ExportTraceServiceRequest)
+            for resource in message.resource_spans
+        }
+
+
+def attributes(thing: Any) -> dict[str, Any]:
+    return {
+        pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in thing.attributes
+    }
+
+
+@contextmanager
+def new_collector() -> Iterator[Collector]:
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            collector.bodies.append((self.path, body))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        collector.url = f"http://127.0.0.1:{server.server_port}"
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield collector
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def steps(project: Project) -> list[Step]:
+    return read_steps(project.read("docs/observing.md"))
+
+
+@pytest.fixture(scope="module")
+def equipped(
+    project: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+) -> Project:
+    """A copy of the project with the packages that the page installs."""
+    folder = tmp_path_factory.mktemp("equipped") / "project"
+    ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
+    shutil.copytree(project.path, folder, ignore=ignored)
+    copy = replace(project, path=folder)
+    for step in steps:
+        if step.language in {"shell", "diff"}:
+            take(step, copy)
+    return copy
+
+
+def variables(steps: list[Step], section: str, collector: Collector) -> dict[str, str]:
+    """Return the environment of a section, with the address of this collector."""
+    (text,) = [step.code for step in steps if (step.section, step.language) == (section, "ini")]
+    pairs = [line.split("=", 1) for line in text.replace(SAMPLE, collector.url).splitlines()]
+    return dict(pairs)
+
+
+@dataclass
+class Run:
+    """What a collector, and the log, got from an app."""
+
+    collector: Collector
+    lines: list[dict[str, Any]]
+    spans: dict[str, list[Any]]  # by trace
+    token: str
+
+
+@pytest.fixture(scope="module")
+def run(
+    equipped: Project,
+    steps: list[Step],
+    server: Server,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Run]:
+    database = server.new_database()
+    url = server.url(database=database)
+    with new_collector() as collector:
+        settings = variables(steps, "Traces", collector) | {"DB_POOL_SIZE": "1"}
+        migrated = replace(equipped, environment={**equipped.environment, "DATABASE_URL": url})
+        outcome = migrated.run(str(equipped.python), "manage.py", "migrate")
+        assert outcome.code == 0, outcome.output
+        log = tmp_path_factory.mktemp("log") / "app.log"
+        with app_server(equipped, url, log, settings) as app:
+            token = use(app)
+            app.stop()
+        spans: dict[str, list[Any]] = {}
+        for span in collector.spans:
+            spans.setdefault(span.trace_id.hex(), []).append(span)
+        yield Run(collector, app.lines(), spans, token)
+
+
+def use(app: AppServer) -> str:
+    """Send requests of each kind, also such as fail."""
+    token = app.register(EMAIL.partition("@")[0])
+    created = app.request("POST", "/tasks", {"title": TITLE}, token=token)
+    assert created.status == 201
+    traced = {"traceparent": f"00-{TRACE}-{PARENT}-01", "Authorization": f"Bearer {token}"}
+    url = f"http://127.0.0.1:{app.port}/tasks?q={quote(TITLE)}"
+    with urlopen(Request(url, headers=traced), timeout=20) as response:
+        assert response.status == 200
+    assert app.request("GET", f"/tasks/{created.body['id']}", token=token).status == 200
+    assert app.request("GET", "/tasks/1", token=token).status == 422
+    assert app.request("GET", f"/{EMAIL}").status == 404
+    assert app.delete_account(token).status == 204
+    assert app.request("GET", "/ready").status == 200
+    assert app.request("GET", "/health").status == 200
+    return token
+
+
+def of_request(run: Run, name: str) -> list[Any]:
+    """Return the spans of the one trace whose request has this name, and a status below 400."""
+    (trace,) = [
+        spans
+        for spans in run.spans.values()
+        if any(
+            span.name == name and attributes(span)["http.response.status_code"] < 400
+            for span in spans
+        )
+    ]
+    return trace
+
+
+def test_a_request_is_a_trace_with_its_one_statement(run: Run) -> None:
+    spans = {span.name: span for span in of_request(run, "GET /tasks/{task_id}")}
+
+    assert set(spans) == {
+        "GET /tasks/{task_id}",
+        "SELECT tasks",
+        "fastapi.dependencies",
+        "fastapi.endpoint",
+        "fastapi.serialization",
+    }
+    request, statement = attributes(spans["GET /tasks/{task_id}"]), spans["SELECT tasks"]
+    assert (request["http.route"], request["http.response.status_code"]) == (
+        "/tasks/{task_id}",
+        200,
+    )
+    assert statement.parent_span_id == spans["fastapi.endpoint"].span_id
+    assert attributes(statement)["db.system.name"] == "postgresql"
+    assert "WHERE tasks.id = %(task_id)s" in attributes(statement)["db.query.text"]
+    assert statement.end_time_unix_nano > statement.start_time_unix_nano
+    assert run.collector.services == {"todo"}
+
+
+def test_the_time_until_a_connection_was_there_is_a_span(run: Run) -> None:
+    names = [span.name for span in of_request(run, "POST /auth/register")]
+
+    assert "wait for a connection" in names  # which this request opened
+
+
+def test_a_transaction_has_a_span_for_its_end(run: Run) -> None:
+    names = [span.name for span in of_request(run, "DELETE /auth/me")]
+
+    assert names.count("COMMIT") == 1
+
+
+def test_a_request_belongs_to_its_callers_trace(run: Run) -> None:
+    (request,) = [span for span in run.spans[TRACE] if span.name == "GET /tasks"]
+
+    assert request.parent_span_id.hex() == PARENT
+
+
+def test_lines_of_the_log_name_the_trace(run: Run) -> None:
+    (line,) = [line for line in run.lines if line.get("trace_id") == TRACE]
+
+    assert line["event"] == "request"
+    assert line["span_id"] in {span.span_id.hex() for span in run.spans[TRACE]}
+
+
+def test_probes_have_no_trace(run: Run) -> None:
+    assert {"GET /health", "GET /ready"}.isdisjoint(span.name for span in run.collector.spans)
+    roots = {span.name for span in run.collector.spans if not span.parent_span_id}
+    assert roots == {  # and of those spans of the database that no request caused
+        "DELETE /auth/me",
+        "GET",
+        "GET /tasks/{task_id}",
+        "POST /auth/login",
+        "POST /auth/register",
+        "POST /tasks",
+    }
+
+
+def test_nothing_that_is_sent_has_a_secret_an_address_or_a_title(run: Run, server: Server) -> None:
+    sent = b"".join(body for _, body in run.collector.bodies)
+
+    assert b"/tasks/{task_id}" in sent
+    for private in (TITLE, EMAIL, "Ada", PASSWORD, SECRET, server.password, run.token):
+        assert private.encode() not in sent, private
+
+
+def start(project: Project, **variables: str) -> str:
+    """Start and end the app, in production. Returns its output."""
+    needed = {
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+        "BETTER_AUTH_SECRET": SECRET,
+        "ENVIRONMENT": "production",
+    }
+    environment = {**project.environment, **needed, **variables}
+    outcome = replace(project, environment=environment).run(str(project.python), "-c", START)
+    assert outcome.code == 0, outcome.output
+    return outcome.output
+
+
+def test_without_its_variables_nothing_is_imported(equipped: Project) -> None:
+    assert "imported: []\n" in start(equipped)
+
+
+def test_missing_packages_are_reported_and_the_app_starts(project: Project) -> None:
+    output = start(project, OTEL_EXPORTER_OTLP_ENDPOINT=SAMPLE)
+
+    assert "no telemetry is sent" in output
+    assert "install its packages: uv sync --group telemetry" in output

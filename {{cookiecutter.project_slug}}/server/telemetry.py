@@ -1,0 +1,233 @@
+"""Traces and metrics by OpenTelemetry, and errors to Sentry: on if their variables are set.
+
+FastAPI makes the spans and metrics of requests, this module those of the database. It wraps the
+functions that reach the database when the app starts, so telemetry that is off costs nothing. The
+packages that send it are in the dependency group `telemetry`, and imported only when it is on.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import lru_cache, wraps
+from os import environ
+from typing import Any
+
+import structlog
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import metrics, trace
+from opentelemetry.trace import SpanKind, StatusCode
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
+from sqlalchemy import PoolProxiedConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from config import PYPROJECT, VERSION
+from logs import PROBES, SECRETS
+from postgres.dialect import Connection, Cursor
+from postgres.engine import OrderedPool
+
+INSTALL = "install its packages: uv sync --group telemetry"
+WAIT_SECONDS = 0.001  # getting a connection has a span only if it takes longer
+LONGEST_STATEMENT = 4000  # characters; the rest of its text is left out
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# The first word of a statement, and its first table.
+SUMMARY = re.compile(r"\s*(\w+)(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?([\w.]+))?", re.DOTALL)
+
+type Attributes = dict[str, str | int]
+
+
+def destination(signal: str) -> str:
+    """Return where TRACES or METRICS go, by the standard variables: otlp, prometheus or none."""
+    wanted = (environ.get(f"OTEL_{signal}_EXPORTER") or "otlp").strip().lower()
+    urls = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+    is_off = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if is_off or (wanted == "otlp" and not any(environ.get(name) for name in urls)):
+        return "none"
+    return wanted
+
+
+def has_traces() -> bool:
+    return destination("TRACES") != "none"
+
+
+def options() -> TelemetryConfig:
+    """Return what FastAPI has to know before it uses the providers that `observing` sets.
+
+    Its log records would contain the texts of errors, and so user data: the app's own log has the
+    same without them.
+    """
+    return {"auto_configure": False, "logs": False, "exclude": is_probe}
+
+
+def is_probe(scope: Any) -> bool:
+    return scope.get("path") in PROBES
+
+
+@asynccontextmanager
+async def observing(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Send the traces and metrics of the app, and of an engine, until the block ends."""
+    if destination("TRACES") == destination("METRICS") == "none":
+        yield
+        return
+    try:
+        providers = set_providers()
+    except (ImportError, ValueError, OSError) as error:
+        advice = INSTALL if isinstance(error, ImportError) else "correct the OTEL_… variables"
+        structlog.get_logger().warning("no telemetry is sent", error=str(error), advice=advice)
+        yield
+        return
+    try:
+        with observing_database(engine):
+            yield
+    finally:
+        await asyncio.gather(*(asyncio.to_thread(provider.shutdown) for provider in providers))
+
+
+def set_providers() -> list[Any]:
+    """Have OpenTelemetry send what it is given. Raises ImportError, ValueError and OSError."""
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415
+        OTLPMetricExporter,
+    )
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+        OTLPSpanExporter,
+    )
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    if protocol != "http/protobuf":
+        raise ValueError("OTEL_EXPORTER_OTLP_PROTOCOL: write http/protobuf, or remove it")
+    defaults = {"service.name": PYPROJECT["project"]["name"], "service.version": VERSION}
+    resource = Resource.create(defaults).merge(OTELResourceDetector().detect())
+    providers: list[Any] = []
+    match destination("TRACES"):
+        case "otlp":
+            tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+            redactor = type("Redactor", (SpanProcessor,), {"on_start": redact})
+            tracers.add_span_processor(redactor())
+            tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+            trace.set_tracer_provider(tracers)
+            providers.append(tracers)
+        case "none":
+            pass
+        case _:
+            raise ValueError("OTEL_TRACES_EXPORTER: write otlp or none")
+    match destination("METRICS"):
+        case "otlp":
+            reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        case "none":
+            return providers
+        case _:
+            raise ValueError("OTEL_METRICS_EXPORTER: write otlp or none")
+    meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+    metrics.set_meter_provider(meters)
+    providers.append(meters)
+    return providers
+
+
+def redact(_processor: Any, span: Any, parent_context: Any = None) -> None:  # noqa: ARG001
+    """Remove what clients write into URLs: what they search for, cursors, perhaps an address."""
+    if "url.query" in span.attributes:
+        span.set_attribute("url.query", "REDACTED")
+    if "url.path" in span.attributes:
+        span.set_attribute("url.path", SECRETS.sub("***", span.attributes["url.path"]))
+
+
+@contextmanager
+def observing_database(engine: AsyncEngine) -> Iterator[None]:
+    """Wrap the functions that wait for a connection, or for the server, inside the block."""
+    url = engine.url
+    database: Attributes = {
+        "db.system.name": "postgresql",
+        "db.namespace": url.database or "",
+        "server.address": url.host or "",
+        "server.port": url.port or 5432,
+    }
+    tracer = trace.get_tracer("database")
+    meter = metrics.get_meter("database")
+    durations = meter.create_histogram(
+        "db.client.operation.duration",
+        unit="s",
+        description="Duration of statements.",
+        explicit_bucket_boundaries_advisory=SECONDS,
+    )
+
+    def observe(query: str, send: Callable[..., None], *arguments: Any) -> None:
+        """Send a statement. Its span has the placeholders of values, and no text of an error."""
+        name = summarize(query)
+        attributes: Attributes = {**database, "db.query.summary": name}
+        span: trace.Span = trace.INVALID_SPAN
+        if trace.get_current_span().is_recording():
+            span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+            span.set_attribute("db.query.text", query[:LONGEST_STATEMENT])
+        start = time.perf_counter()
+        try:
+            send(*arguments)
+        except BaseException as error:
+            attributes["error.type"] = getattr(error, "pgcode", None) or type(error).__name__
+            span.set_attribute("error.type", attributes["error.type"])
+            span.set_status(StatusCode.ERROR)
+            raise
+        finally:
+            durations.record(time.perf_counter() - start, attributes)
+            span.end()
+
+    def observe_execute(execute: Callable[..., None]) -> Callable[..., None]:
+        def observed(self: Cursor, query: Any, vars: Any = None) -> None:  # noqa: A002
+            observe(query if isinstance(query, str) else "", execute, self, query, vars)
+
+        return observed
+
+    def observe_commit(commit: Callable[..., None]) -> Callable[..., None]:
+        def observed(self: Connection) -> None:
+            if self.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
+                observe("COMMIT", commit, self)
+            else:  # it sends nothing
+                commit(self)
+
+        return observed
+
+    def observe_connect(
+        connect: Callable[..., PoolProxiedConnection],
+    ) -> Callable[..., PoolProxiedConnection]:
+        def observed(self: OrderedPool) -> PoolProxiedConnection:
+            start = time.time_ns()
+            try:
+                return connect(self)
+            finally:
+                end = time.time_ns()
+                seconds = (end - start) / 1e9
+                if seconds > WAIT_SECONDS and trace.get_current_span().is_recording():
+                    tracer.start_span(
+                        "wait for a connection", start_time=start, attributes=database
+                    ).end(end)
+
+        return observed
+
+    with ExitStack() as stack:
+        stack.enter_context(wrapped(Cursor, "execute", observe_execute))
+        stack.enter_context(wrapped(Connection, "commit", observe_commit))
+        stack.enter_context(wrapped(OrderedPool, "connect", observe_connect))
+        yield
+
+
+@contextmanager
+def wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Replace a method inside the block."""
+    method = getattr(owner, name)
+    setattr(owner, name, wraps(method)(wrapper(method)))
+    try:
+        yield
+    finally:
+        setattr(owner, name, method)
+
+
+@lru_cache
+def summarize(query: str) -> str:
+    """Return the kind of a statement, and its first table: SELECT tasks."""
+    match = SUMMARY.match(query)
+    return " ".join(filter(None, match.groups())) if match else "SQL"
