@@ -1,21 +1,24 @@
 """Traces and metrics, as a collector receives them after docs/observing.md was followed exactly."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from app_server import PASSWORD, AppServer, app_server
 from machine import Project
-from postgres_server import Server
+from postgres_server import Server, free_port
 from test_extending import Step, read_steps, take
 
 TITLE = "Quinquagesima"
@@ -54,6 +57,17 @@ class Collector:
             for scope in resource.scope_spans
             for span in scope.spans
         ]
+
+    @property
+    def metrics(self) -> dict[str, list[Any]]:
+        """The data points of the last message, by the metric's name."""
+        last = self.messages("/v1/metrics", ExportMetricsServiceRequest)[-1]
+        return {
+            metric.name: list(getattr(metric, metric.WhichOneof("data")).data_points)
+            for resource in last.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
 
     @property
     def services(self) -> set[str]:
@@ -112,11 +126,13 @@ def equipped(
     return copy
 
 
-def variables(steps: list[Step], section: str, collector: Collector) -> dict[str, str]:
-    """Return the environment of a section, with the address of this collector."""
+def variables(steps: list[Step], section: str, changes: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a section, with other addresses than those of the page."""
     (text,) = [step.code for step in steps if (step.section, step.language) == (section, "ini")]
-    pairs = [line.split("=", 1) for line in text.replace(SAMPLE, collector.url).splitlines()]
-    return dict(pairs)
+    for sample, ours in changes.items():
+        assert sample in text
+        text = text.replace(sample, ours)
+    return dict(line.split("=", 1) for line in text.splitlines())
 
 
 @dataclass
@@ -139,7 +155,7 @@ def run(
     database = server.new_database()
     url = server.url(database=database)
     with new_collector() as collector:
-        settings = variables(steps, "Traces", collector) | {"DB_POOL_SIZE": "1"}
+        settings = variables(steps, "Traces", {SAMPLE: collector.url}) | {"DB_POOL_SIZE": "1"}
         migrated = replace(equipped, environment={**equipped.environment, "DATABASE_URL": url})
         outcome = migrated.run(str(equipped.python), "manage.py", "migrate")
         assert outcome.code == 0, outcome.output
@@ -250,6 +266,57 @@ def test_nothing_that_is_sent_has_a_secret_an_address_or_a_title(run: Run, serve
     assert b"/tasks/{task_id}" in sent
     for private in (TITLE, EMAIL, "Ada", PASSWORD, SECRET, server.password, run.token):
         assert private.encode() not in sent, private
+
+
+def test_metrics_count_requests_by_route_and_status(run: Run) -> None:
+    points = run.collector.metrics["http.server.request.duration"]
+
+    counts = {
+        (labels.get("http.route"), labels["http.response.status_code"]): point.count
+        for point in points
+        if (labels := attributes(point))["http.request.method"] == "GET"
+    }
+    assert counts == {
+        ("/tasks", 200): 1,
+        ("/tasks/{task_id}", 200): 1,
+        ("/tasks/{task_id}", 422): 1,
+        (None, 404): 1,
+    }
+
+
+def test_metrics_have_the_connections_the_queue_and_the_statements(run: Run) -> None:
+    metrics = run.collector.metrics
+    statements = metrics["db.client.operation.duration"]
+    connections = metrics["db.client.connection.count"]
+
+    assert {"SELECT tasks", "COMMIT"} <= {
+        attributes(point)["db.query.summary"] for point in statements
+    }
+    assert {
+        attributes(point)["db.client.connection.state"]: point.as_int for point in connections
+    } == {
+        "used": 0,
+        "idle": 1,
+    }
+    assert metrics["db.client.connection.max"][0].as_int == 1
+    assert metrics["db.client.connection.pending_requests"][0].as_int == 0
+    assert metrics["db.client.connection.wait_time"][0].count > 5
+
+
+def test_a_finding_is_counted_and_prometheus_can_scrape_it(
+    equipped: Project, steps: list[Step], tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = variables(steps, "Metrics", {"9464": str(port)})
+    nothing = f"postgresql://ada@127.0.0.1:{free_port()}/nothing?sslmode=disable"
+    with app_server(equipped, nothing, tmp_path / "app.log", settings) as app:
+        assert app.request("GET", "/ready").status == 503
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as response:
+            text = response.read().decode()
+
+    assert re.search(
+        r'^database_findings_total\{.*finding="nothing-listens".*\} [1-9]', text, re.MULTILINE
+    )
 
 
 def start(project: Project, **variables: str) -> str:

@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
             )
             availability = Availability(settings.database_url, known_schema)
             availability.listen_to(engine)
-            await stack.enter_async_context(telemetry.observing(engine))
+            await stack.enter_async_context(telemetry.observing(engine, availability))
             verifier: TokenVerifier
             if settings.better_auth_url:
                 verifier = await stack.enter_async_context(

@@ -179,6 +179,11 @@ class OrderedPool(AsyncAdaptedQueuePool):
         """Whether all connections are still being opened. Then requests may wait longer."""
         return self.connecting >= self.size()
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a connection."""
+        return len(self._pool._line)
+
     def recreate(self) -> "OrderedPool":
         pool = super().recreate()
         assert isinstance(pool, OrderedPool)  # noqa: S101  (of the class of this one)

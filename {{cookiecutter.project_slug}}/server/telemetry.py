@@ -9,32 +9,39 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache, wraps
+from importlib.metadata import entry_points
 from os import environ
 from typing import Any
 
 import structlog
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import SpanKind, StatusCode
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
-from sqlalchemy import PoolProxiedConnection
+from sqlalchemy import ExceptionContext, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from config import PYPROJECT, VERSION
 from logs import PROBES, SECRETS
 from postgres.dialect import Connection, Cursor
-from postgres.engine import OrderedPool
+from postgres.engine import DatabaseBusy, OrderedPool
+from postgres.outage_log import Availability
+
+type Attributes = dict[str, str | int]
+type Wrapped = Callable[..., Any]
+type Wrapper = Callable[[Wrapped], Wrapped]
 
 INSTALL = "install its packages: uv sync --group telemetry"
+WAIT = "wait for a connection"
 WAIT_SECONDS = 0.001  # getting a connection has a span only if it takes longer
 LONGEST_STATEMENT = 4000  # characters; the rest of its text is left out
+POOL: Attributes = {"db.client.connection.pool.name": "app"}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # The first word of a statement, and its first table.
 SUMMARY = re.compile(r"\s*(\w+)(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?([\w.]+))?", re.DOTALL)
-
-type Attributes = dict[str, str | int]
 
 
 def destination(signal: str) -> str:
@@ -65,7 +72,7 @@ def is_probe(scope: Any) -> bool:
 
 
 @asynccontextmanager
-async def observing(engine: AsyncEngine) -> AsyncIterator[None]:
+async def observing(engine: AsyncEngine, availability: Availability) -> AsyncIterator[None]:
     """Send the traces and metrics of the app, and of an engine, until the block ends."""
     if destination("TRACES") == destination("METRICS") == "none":
         yield
@@ -78,7 +85,7 @@ async def observing(engine: AsyncEngine) -> AsyncIterator[None]:
         yield
         return
     try:
-        with observing_database(engine):
+        with observing_database(engine, availability):
             yield
     finally:
         await asyncio.gather(*(asyncio.to_thread(provider.shutdown) for provider in providers))
@@ -104,6 +111,17 @@ def set_providers() -> list[Any]:
     defaults = {"service.name": PYPROJECT["project"]["name"], "service.version": VERSION}
     resource = Resource.create(defaults).merge(OTELResourceDetector().detect())
     providers: list[Any] = []
+    readers: list[Any] = []
+    match destination("METRICS"):
+        case "otlp":
+            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        case "prometheus":  # serves them on a port of its own, as its variables say
+            (prometheus,) = entry_points(group="opentelemetry_metrics_exporter", name="prometheus")
+            readers.append(prometheus.load()())
+        case "none":
+            pass
+        case _:
+            raise ValueError("OTEL_METRICS_EXPORTER: write otlp, prometheus or none")
     match destination("TRACES"):
         case "otlp":
             tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -116,16 +134,10 @@ def set_providers() -> list[Any]:
             pass
         case _:
             raise ValueError("OTEL_TRACES_EXPORTER: write otlp or none")
-    match destination("METRICS"):
-        case "otlp":
-            reader = PeriodicExportingMetricReader(OTLPMetricExporter())
-        case "none":
-            return providers
-        case _:
-            raise ValueError("OTEL_METRICS_EXPORTER: write otlp or none")
-    meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
-    metrics.set_meter_provider(meters)
-    providers.append(meters)
+    if readers:
+        meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+        metrics.set_meter_provider(meters)
+        providers.append(meters)
     return providers
 
 
@@ -138,8 +150,22 @@ def redact(_processor: Any, span: Any, parent_context: Any = None) -> None:  # n
 
 
 @contextmanager
-def observing_database(engine: AsyncEngine) -> Iterator[None]:
+def observing_database(engine: AsyncEngine, availability: Availability) -> Iterator[None]:
     """Wrap the functions that wait for a connection, or for the server, inside the block."""
+    meter = metrics.get_meter("database")
+    observe_pool(engine, meter)
+    count_findings(engine, availability, meter)
+    wrap_execute, wrap_commit = statement_wrappers(engine, meter)
+    with (
+        wrapped(Cursor, "execute", wrap_execute),
+        wrapped(Connection, "commit", wrap_commit),
+        wrapped(OrderedPool, "connect", connect_wrapper(meter)),
+    ):
+        yield
+
+
+def statement_wrappers(engine: AsyncEngine, meter: metrics.Meter) -> tuple[Wrapper, Wrapper]:
+    """Return what makes spans and metrics of statements, and of the ends of transactions."""
     url = engine.url
     database: Attributes = {
         "db.system.name": "postgresql",
@@ -148,11 +174,10 @@ def observing_database(engine: AsyncEngine) -> Iterator[None]:
         "server.port": url.port or 5432,
     }
     tracer = trace.get_tracer("database")
-    meter = metrics.get_meter("database")
     durations = meter.create_histogram(
         "db.client.operation.duration",
         unit="s",
-        description="Duration of statements.",
+        description="The time of statements in the database, and on the way there.",
         explicit_bucket_boundaries_advisory=SECONDS,
     )
 
@@ -176,13 +201,13 @@ def observing_database(engine: AsyncEngine) -> Iterator[None]:
             durations.record(time.perf_counter() - start, attributes)
             span.end()
 
-    def observe_execute(execute: Callable[..., None]) -> Callable[..., None]:
+    def wrap_execute(execute: Wrapped) -> Wrapped:
         def observed(self: Cursor, query: Any, vars: Any = None) -> None:  # noqa: A002
             observe(query if isinstance(query, str) else "", execute, self, query, vars)
 
         return observed
 
-    def observe_commit(commit: Callable[..., None]) -> Callable[..., None]:
+    def wrap_commit(commit: Wrapped) -> Wrapped:
         def observed(self: Connection) -> None:
             if self.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
                 observe("COMMIT", commit, self)
@@ -191,32 +216,94 @@ def observing_database(engine: AsyncEngine) -> Iterator[None]:
 
         return observed
 
-    def observe_connect(
-        connect: Callable[..., PoolProxiedConnection],
-    ) -> Callable[..., PoolProxiedConnection]:
-        def observed(self: OrderedPool) -> PoolProxiedConnection:
+    return wrap_execute, wrap_commit
+
+
+def connect_wrapper(meter: metrics.Meter) -> Wrapper:
+    """Return what makes spans and metrics of the wait for a connection."""
+    tracer = trace.get_tracer("database")
+    waits = meter.create_histogram(
+        "db.client.connection.wait_time",
+        unit="s",
+        description="How long requests waited for a connection.",
+        explicit_bucket_boundaries_advisory=SECONDS,
+    )
+    timeouts = meter.create_counter(
+        "db.client.connection.timeouts",
+        unit="{timeout}",
+        description="Requests that got no connection: the queue was full, or they waited too long.",
+    )
+
+    def wrap_connect(connect: Wrapped) -> Wrapped:
+        def observed(self: OrderedPool) -> Any:
             start = time.time_ns()
             try:
                 return connect(self)
+            except DatabaseBusy:
+                timeouts.add(1, POOL)
+                raise
             finally:
                 end = time.time_ns()
                 seconds = (end - start) / 1e9
+                waits.record(seconds, POOL)
                 if seconds > WAIT_SECONDS and trace.get_current_span().is_recording():
-                    tracer.start_span(
-                        "wait for a connection", start_time=start, attributes=database
-                    ).end(end)
+                    tracer.start_span(WAIT, start_time=start, attributes=POOL).end(end)
 
         return observed
 
-    with ExitStack() as stack:
-        stack.enter_context(wrapped(Cursor, "execute", observe_execute))
-        stack.enter_context(wrapped(Connection, "commit", observe_commit))
-        stack.enter_context(wrapped(OrderedPool, "connect", observe_connect))
-        yield
+    return wrap_connect
+
+
+def observe_pool(engine: AsyncEngine, meter: metrics.Meter) -> None:
+    """Report the connections and the queue whenever metrics are collected."""
+
+    def pool() -> OrderedPool:
+        assert isinstance(engine.pool, OrderedPool)  # noqa: S101  (that of open_engine)
+        return engine.pool
+
+    def count(_: CallbackOptions) -> list[Observation]:
+        counts = {"used": pool().checkedout(), "idle": pool().checkedin()}
+        return [
+            Observation(number, POOL | {"db.client.connection.state": state})
+            for state, number in counts.items()
+        ]
+
+    meter.create_observable_up_down_counter(
+        "db.client.connection.count",
+        [count],
+        unit="{connection}",
+        description="Connections to the database.",
+    )
+    meter.create_observable_up_down_counter(
+        "db.client.connection.max",
+        [lambda _: [Observation(pool().size(), POOL)]],
+        unit="{connection}",
+        description="The most connections that this process opens.",
+    )
+    meter.create_observable_up_down_counter(
+        "db.client.connection.pending_requests",
+        [lambda _: [Observation(pool().waiting, POOL)]],
+        unit="{request}",
+        description="Requests that wait for a connection.",
+    )
+
+
+def count_findings(engine: AsyncEngine, availability: Availability, meter: metrics.Meter) -> None:
+    findings = meter.create_counter(
+        "database.findings",
+        unit="{failure}",
+        description="Failures of the database, by the name that `manage.py check` gives them.",
+    )
+
+    def count(context: ExceptionContext) -> None:
+        if finding := availability.explain(context.original_exception):
+            findings.add(1, {"finding": finding.name})
+
+    event.listen(engine.sync_engine, "handle_error", count)
 
 
 @contextmanager
-def wrapped(owner: type, name: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+def wrapped(owner: type, name: str, wrapper: Wrapper) -> Iterator[None]:
     """Replace a method inside the block."""
     method = getattr(owner, name)
     setattr(owner, name, wraps(method)(wrapper(method)))
