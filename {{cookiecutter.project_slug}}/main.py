@@ -157,6 +157,7 @@ def spare_garbage_collector() -> None:
 
 
 configure_logging(get_settings(), has_traces=telemetry.has_traces())
+telemetry.report_errors(get_settings())
 app = create_app(get_settings())
 
 if __name__ == "__main__":

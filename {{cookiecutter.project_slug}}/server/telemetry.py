@@ -23,8 +23,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from sqlalchemy import ExceptionContext, event
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.contextvars import get_contextvars
 
-from config import PYPROJECT, VERSION
+from config import PYPROJECT, VERSION, Settings
 from logs import PROBES, SECRETS
 from postgres.dialect import Connection, Cursor
 from postgres.engine import DatabaseBusy, OrderedPool
@@ -62,13 +63,46 @@ def options() -> TelemetryConfig:
     """Return what FastAPI has to know before it uses the providers that `observing` sets.
 
     Its log records would contain the texts of errors, and so user data: the app's own log has the
-    same without them.
+    same without them. Its spans of dependencies, the endpoint and the serialization would take as
+    much processor time again as the others.
     """
-    return {"auto_configure": False, "logs": False, "exclude": is_probe}
+    return {"auto_configure": False, "logs": False, "exclude": is_probe, "operation_spans": False}
 
 
 def is_probe(scope: Any) -> bool:
     return scope.get("path") in PROBES
+
+
+def report_errors(settings: Settings) -> None:
+    """Send unexpected exceptions to Sentry, if there is a SENTRY_DSN."""
+    if not environ.get("SENTRY_DSN"):
+        return
+    try:
+        import sentry_sdk  # noqa: PLC0415
+    except ImportError as error:
+        structlog.get_logger().warning("no errors are reported", error=str(error), advice=INSTALL)
+        return
+    # What uvicorn logs is reported: the exceptions that were answered with a 500. The SDK's
+    # integrations would add requests with their query strings, and variables with their values.
+    sentry_sdk.init(
+        environment=environ.get("SENTRY_ENVIRONMENT") or settings.environment,
+        release=environ.get("SENTRY_RELEASE") or VERSION,
+        auto_enabling_integrations=False,
+        include_local_variables=False,
+        max_breadcrumbs=0,
+        send_default_pii=False,
+        before_send=redact_report,
+    )
+
+
+def redact_report(report: Any, _hint: Any) -> Any:
+    """Remove secrets from the texts of errors, and name the request, which the log has too."""
+    for error in report.get("exception", {}).get("values", ()):
+        error["value"] = SECRETS.sub("***", str(error.get("value")))
+    if message := report.get("logentry"):
+        report["logentry"] = {"message": SECRETS.sub("***", str(message.get("message")))}
+    report.setdefault("tags", {})["request_id"] = get_contextvars().get("request_id", "")
+    return report
 
 
 @asynccontextmanager
