@@ -36,6 +36,7 @@ type Wrapped = Callable[..., Any]
 type Wrapper = Callable[[Wrapped], Wrapped]
 
 INSTALL = "install its packages: uv sync --group telemetry"
+TIMEOUT_SECONDS = "4"  # for a batch, with all attempts; OpenTelemetry's default is 10
 WAIT = "wait for a connection"
 WAIT_SECONDS = 0.001  # getting a connection has a span only if it takes longer
 LONGEST_STATEMENT = 4000  # characters; the rest of its text is left out
@@ -142,6 +143,8 @@ def set_providers() -> list[Any]:
     protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     if protocol != "http/protobuf":
         raise ValueError("OTEL_EXPORTER_OTLP_PROTOCOL: write http/protobuf, or remove it")
+    # While the app ends, it waits as long for a collector that is away.
+    environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", TIMEOUT_SECONDS)
     defaults = {"service.name": PYPROJECT["project"]["name"], "service.version": VERSION}
     resource = Resource.create(defaults).merge(OTELResourceDetector().detect())
     providers: list[Any] = []
