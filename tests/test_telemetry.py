@@ -227,6 +227,18 @@ def test_a_request_is_a_trace_with_its_one_statement(run: Run) -> None:
     assert run.collector.services == {"todo"}
 
 
+def test_a_request_that_is_traced_is_one_round_trip_as_before(equipped: Project) -> None:
+    """The project's own test says so, which counts what goes over the wire."""
+    test = ("tests/test_round_trips.py", "-k", "test_a_request_is_one_round_trip")
+    with new_collector() as collector:
+        traced = {**equipped.environment, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+        copy = replace(equipped, environment=traced)
+        outcome = copy.run(str(equipped.python), "-m", "pytest", "-n0", "--quiet", *test)
+
+    assert outcome.code == 0, outcome.output
+    assert "SELECT tasks" in {span.name for span in collector.spans}
+
+
 def test_the_time_until_a_connection_was_there_is_a_span(run: Run) -> None:
     names = [span.name for span in of_request(run, "POST /auth/register")]
 
