@@ -49,6 +49,7 @@ LONG_FILES = [
     "test_container",
     "test_growing",
     "test_interrupting",
+    "test_telemetry",
     "test_life",
 ]
 
