@@ -143,8 +143,10 @@ def add(
     if keyword in MODES and value:
         value = spell_mode(keyword, value, changes)
     if keyword == "host":
-        value = re.sub(r"^(/.*)/\.s\.PGSQL\.\d+$", r"\1", value)  # libpq wants the directory
-        if value.startswith("/") and settings.get("host") == "localhost":
+        if socket := re.fullmatch(r"(/.*)/\.s\.PGSQL\.(\d+)", value):  # libpq wants the directory
+            value = socket[1]
+            add(settings, "port", socket[2], changes)
+        if value.startswith("/") and settings.get("host") == "localhost" and encoded:
             del settings["host"]  # Prisma's documentation puts it before a socket
     if settings.get(keyword) and settings[keyword] != value:  # blank is a value too
         raise DatabaseUrlError(
@@ -228,7 +230,15 @@ def join(lines: list[str]) -> str:
     lengths = [len(line) for line in lines[:-1]]
     if len(set(lengths[1:])) > 1 or lengths != sorted(lengths):
         raise DatabaseUrlError(f"the text has several lines: {PASTE}, in one line")
-    return "".join(lines)
+    text = "".join(lines)
+    # A line that ends before the database may be cut off, and the next one another text: its words
+    # would become the password's, or the host. Only a parameter shows that they belong together.
+    at = text.partition("?")[0].rfind("@")
+    path = text.find("/", max(at, text.find("://") + 3))
+    is_whole = text[:at].count("@") == 0 and re.search(r"\?\w+=", text[path:])
+    if "://" in text and len(lines[0]) <= max(path, at) and not is_whole:
+        raise DatabaseUrlError(f"the text has several lines: {PASTE}, in one line")
+    return text
 
 
 def is_password(text: str) -> bool:

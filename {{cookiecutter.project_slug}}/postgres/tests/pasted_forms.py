@@ -481,6 +481,15 @@ REFUSED = {
     "cut off in a parameter": (f"{LOCAL}?sslmode=require&channel_b", "perhaps it is cut off"),
     "a host alone": (HOST, "the text is only a host"),
     "a password alone": (PASSWORD, "only a password or an API key"),
+    # a URL that is cut off, and another text in the next line
+    "cut off, and an address": (
+        "postgresql://ann:s3@db.example.com\ngit@github.com/todo",
+        "perhaps it is cut off",
+    ),
+    "cut off, and a prompt": (f"postgresql://ann:s3@{HOST}\nada@mac/todo", "perhaps it is cut off"),
+    "cut off in the login": ("postgresql://ann:s3\nbob@h2/db", "perhaps it is cut off"),
+    "cut off, and a path": ("postgresql://ann:s3@h1.example\nand/or", "perhaps it is cut off"),
+    "cut off in psql": ("psql 'postgresql://ann:s3@h1.example\nada@h2/x'", "several lines"),
     # two values
     "a host in the parameters": (f"{LOCAL}?host=h2", "two different values for the host"),
     "a user in the parameters": (f"{LOCAL}?user=bob", "two different values for the user"),
@@ -490,6 +499,14 @@ REFUSED = {
         "two different values for the host",
     ),
     "a variable twice": ("PGHOST=h1\nPGHOST=h2\nPGUSER=ann", "two different values for the host"),
+    "a socket of another port": (
+        "host=/tmp/.s.PGSQL.5433 port=5432 user=ann dbname=todo",
+        "two different values for the port",
+    ),
+    "a host and a socket": (
+        "PGHOST=localhost\nPGHOST=/tmp\nPGUSER=ann\nPGDATABASE=todo",
+        "two different values for the host",
+    ),
     "a blank keyword": (
         "host=h1 user=ann password=s3 password=",
         "two different values for the password",

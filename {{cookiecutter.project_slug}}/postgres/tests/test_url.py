@@ -26,7 +26,7 @@ from postgres.tests.pasted_forms import (
     STRING,
     WHOLE,
 )
-from postgres.url import DatabaseUrl, DatabaseUrlError, Reading, parse, read
+from postgres.url import OTHER_PORTS, DatabaseUrl, DatabaseUrlError, Reading, parse, read
 
 PACKAGE = Path(__file__).parents[1]
 TLS = (("sslmode", "require"), ("channel_binding", "require"))
@@ -247,7 +247,7 @@ def urls_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[DatabaseUrl]:
         user=text,
         password=text,
         host=st.sampled_from([HOST, POOLED_HOST, "localhost", "10.0.0.1", "::1", SOCKET]),
-        port=st.integers(1, 65535),
+        port=st.integers(1, 65535).filter(lambda port: port not in OTHER_PORTS),
         database=text,
         options=st.dictionaries(
             st.sampled_from(["application_name", "options", "sslpassword", "sslrootcert"]), text
@@ -256,7 +256,7 @@ def urls_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[DatabaseUrl]:
 
 
 # Every placeholder contains one of the first characters, every mask one of the others.
-PLACEHOLDERS, MASKS = "hHWxXyY.<[{$%oO", "*•●·…"
+PLACEHOLDERS, MASKS = "hHWxXyY.<[{$%oO_", "*•●·…"
 text = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters=PLACEHOLDERS),
     min_size=1,
