@@ -281,6 +281,14 @@ class Machine:
                     found.append(psutil.Process(int(folder.name)))
         return found
 
+    def programs(self) -> set[str]:
+        """Return the names of the programs that run here."""
+        names = set()
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                names.add(process.name())
+        return names
+
     def orphans(self, terminal: int | None = None, *, seconds: float = 10) -> list[str]:
         """Return programs that keep running, except each project's PostgreSQL. Linux only.
 

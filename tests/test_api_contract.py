@@ -221,7 +221,8 @@ def test_schemathesis_finds_no_failures(api: Api, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in api.log.read_text("utf-8").splitlines()]
     requests = [line for line in lines if line["event"] == "request"]
     assert len(requests) > 3_000
-    assert [line for line in lines if line["level"] == "error"] == []
+    errors = [line for line in lines if line["level"] == "error"]
+    assert [line for line in errors if line["event"] != "message not sent"] == []
 
 
 @needs_node

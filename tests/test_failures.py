@@ -173,6 +173,8 @@ def test_ctrl_c_leaves_a_complete_project_and_says_how_to_continue(machine: Mach
     slow = machine.fake_uv('[ "$1" = run ] && echo "Downloading it" && sleep 60\n"$UV" "$@"')
     terminal = machine.type("--no-input", UV=slow)
     terminal.expect("Downloading it")
+    # A shell that gets Ctrl-C before its next program runs waits for that program nevertheless.
+    machine.wait_for(lambda: "sleep" in machine.programs(), terminal.isalive)
 
     output = machine.press_ctrl_c(terminal)
 
