@@ -17,9 +17,6 @@ from html import escape
 from ipaddress import ip_address
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import structlog
-from email_validator import EmailNotValidError, validate_email
-
 PORTS = {"smtp": 587, "smtps": 465}
 DELIVERY_SECONDS = 15.0  # connecting, TLS, logging in, sending
 RETRY_SECONDS = 5.0  # before the second and last attempt
@@ -35,8 +32,6 @@ BUTTON = (
     "display:inline-block;padding:10px 18px;border-radius:6px;background:#1f5fbf;color:#ffffff;"
     "text-decoration:none"
 )
-
-log = structlog.get_logger()
 
 
 class MailError(Exception):
@@ -61,16 +56,20 @@ class MailUrl:
     @classmethod
     def parse(cls, text: str) -> "MailUrl":
         """Read a URL as in EXAMPLE_URL. Raises ValueError, without a part of the text."""
+        # config.py imports this module, and with it every command: what is slow to import waits.
+        from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415
+
+        mistake = ValueError(
+            f"is not a URL such as {EXAMPLE_URL}; in user and password, @ is %40, / is %2F and"
+            " # is %23"
+        )
         try:
             url = urlsplit(text.strip())
             port = url.port
         except ValueError:
-            raise ValueError(f"is not a URL such as {EXAMPLE_URL}") from None
+            raise mistake from None
         if url.scheme not in PORTS or not url.hostname or url.path not in {"", "/"} or url.fragment:
-            raise ValueError(
-                f"is not a URL such as {EXAMPLE_URL}; in user and password, @ is %40, / is %2F and"
-                " # is %23"
-            )
+            raise mistake
         if (url.scheme, port) == ("smtp", PORTS["smtps"]):
             raise ValueError(f"has the port of smtps://, with smtp://: write {EXAMPLE_URL}")
         user = unquote(url.username) if url.username else None
@@ -141,6 +140,8 @@ class Message:
 
 def ascii_domain(address: str) -> str:
     """Return an address with its domain in ASCII (xn--…), which every mail server takes."""
+    from email_validator import validate_email  # noqa: PLC0415  (slow to import)
+
     parsed = validate_email(address, check_deliverability=False)
     return f"{parsed.local_part}@{parsed.ascii_domain}"
 
@@ -192,6 +193,9 @@ class Mailer:
 
     def __init__(self, url: MailUrl | None, app_name: str, *, keeps: bool) -> None:
         """keeps: whether to keep messages in a mailbox if there is no URL."""
+        import structlog  # noqa: PLC0415  (slow to import)
+
+        self._log = structlog.get_logger()
         self._url = url
         self._app_name = app_name
         self._sender = url.sender if url else "todo@localhost.example"
@@ -208,7 +212,7 @@ class Mailer:
     def send(self, make: Callable[[], Message]) -> None:
         """Make a message and send it in a task of its own, with one more attempt if it fails."""
         if len(self._tasks) >= MAX_WAITING:
-            log.error("message dropped", error=f"{MAX_WAITING} wait for the mail server")
+            self._log.error("message dropped", error=f"{MAX_WAITING} wait for the mail server")
             return
         task = asyncio.create_task(self._send(make))
         self._tasks.add(task)
@@ -221,13 +225,13 @@ class Mailer:
             elif self.mailbox is not None:
                 message = make()
                 self.mailbox.append(message.as_email(self._app_name, self._sender))
-                log.info(
+                self._log.info(
                     "message kept", subject=message.subject, link=message.link, page="/mailbox"
                 )
         except MailError as error:
-            log.error("message not sent", error=str(error))
-        except Exception:
-            log.exception("message not sent")
+            self._log.error("message not sent", error=str(error))
+        except Exception:  # noqa: BLE001  (nobody else would see it)
+            self._log.exception("message not sent")
 
     async def _deliver(self, url: MailUrl, make: Callable[[], Message]) -> None:
         await asyncio.sleep(random.uniform(*DELAY_SECONDS))  # noqa: S311  (no secret)
@@ -238,14 +242,14 @@ class Mailer:
             except MailError as error:
                 if error.is_final:
                     raise
-                log.warning("message delayed", error=str(error))
+                self._log.warning("message delayed", error=str(error))
             else:
-                log.info("message sent", subject=email["Subject"])
+                self._log.info("message sent", subject=email["Subject"])
                 return
         await asyncio.sleep(RETRY_SECONDS)
         async with self._connections:
             await deliver(url, email)
-        log.info("message sent", subject=email["Subject"])
+        self._log.info("message sent", subject=email["Subject"])
 
     async def aclose(self) -> None:
         """Wait for the messages that are being sent, but not for long."""
@@ -254,4 +258,4 @@ class Mailer:
             for task in unsent:
                 task.cancel()
             if unsent:
-                log.error("messages not sent", count=len(unsent), error="the app ended")
+                self._log.error("messages not sent", count=len(unsent), error="the app ended")
