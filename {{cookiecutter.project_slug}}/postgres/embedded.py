@@ -448,28 +448,53 @@ def _run(
         if not name.startswith("PG") and name not in APP_SECRETS
     }
     environment |= {"LC_ALL": "C", "TZ": "UTC"} | (variables or {})
-    try:
-        done = subprocess.run(  # noqa: S603
-            [*_account(folder)[0], program, *arguments],
-            cwd=folder,
-            env=environment,
-            input=text,
-            stdout=subprocess.DEVNULL if silent else subprocess.PIPE,
-            stderr=subprocess.DEVNULL if silent else subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            creationflags=FLAGS,
-            start_new_session=True,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        problem = f"took longer than {timeout:.0f} s: try again"
-    else:
-        if done.returncode == 0:
-            return
-        problem = f"failed with code {done.returncode}:\n{_end(done.stdout or '')}"
+    process = subprocess.Popen(  # noqa: S603
+        [*_account(folder)[0], program, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL if silent else subprocess.PIPE,
+        stderr=subprocess.DEVNULL if silent else subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        creationflags=FLAGS,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            output, _ = process.communicate(text, timeout)
+        except subprocess.TimeoutExpired:
+            problem = f"took longer than {timeout:.0f} s: try again"
+        else:
+            if process.returncode == 0:
+                return
+            problem = f"failed with code {process.returncode}:\n{_end(output or '')}"
+        finally:
+            _end_session(process)
     raise LocalPostgresError(f"{program.name}, run in {folder}, {problem}")
+
+
+def _end_session(process: "subprocess.Popen[str]") -> None:
+    """Kill a program that still runs, and those that it started: initdb's would go on writing.
+
+    A server is not among them: pg_ctl starts it in a session of its own.
+    """
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":
+        process.kill()
+        return
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    def all_have_ended() -> bool:
+        try:
+            os.killpg(process.pid, 0)
+        except OSError:
+            return True
+        return False
+
+    _wait(all_have_ended, 2)
 
 
 def _end(text: str) -> str:

@@ -2,7 +2,9 @@
 
 import socket
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import create_engine, text
 
@@ -58,3 +60,15 @@ def test_a_system_without_such_a_locale_has_letters_of_ascii(
     monkeypatch.setattr(embedded, "CTYPES", ("xx_XX.UTF-8",))
 
     assert embedded._ctype() == "C"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no sessions")
+def test_a_program_that_takes_too_long_ends_with_those_that_it_started(tmp_path: Path) -> None:
+    """They would go on writing files, and hold its output open."""
+    script = "sleep 60 & echo $! > child; wait"
+
+    with pytest.raises(embedded.LocalPostgresError, match="took longer"):
+        embedded._run(tmp_path, Path("/bin/sh"), "-c", script, timeout=0.5)
+
+    child = int((tmp_path / "child").read_text("ascii"))
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
