@@ -87,7 +87,7 @@ def is_loopback(origin: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def read_database_url(value: object) -> object:
+def parse_database_url(value: object) -> object:
     return parse(value) if isinstance(value, str) else value
 
 
@@ -122,7 +122,7 @@ def read_log_level(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-Url = Annotated[DatabaseUrl, NoDecode, BeforeValidator(read_database_url)]
+Url = Annotated[DatabaseUrl, NoDecode, BeforeValidator(parse_database_url)]
 Origin = Annotated[str, BeforeValidator(read_origin)]
 UrlPath = Annotated[str, BeforeValidator(read_path)]
 Mail = Annotated[MailUrl, NoDecode, BeforeValidator(read_mail_url)]
@@ -143,6 +143,7 @@ class Settings(BaseSettings):
 
     database_url: Url
     database_url_direct: Url | None = None
+    read_database_url: Url | None = None
     environment: Literal["development", "production"] = "production"
     better_auth_secret: Annotated[SecretStr, Field(min_length=32)]
     better_auth_url: BetterAuthUrl | None = None

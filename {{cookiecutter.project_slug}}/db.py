@@ -16,7 +16,7 @@ from fastapi.requests import HTTPConnection
 from fastapi.routing import APIRoute, APIWebSocketRoute, iter_route_contexts
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from sqlalchemy import Engine, Executable, text
-from sqlalchemy.exc import IllegalStateChangeError
+from sqlalchemy.exc import DBAPIError, IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlmodel import SQLModel
@@ -25,7 +25,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 import models  # noqa: F401  (create_db_and_tables must know the tables)
 from postgres.deadline import Deadline, deadline, time_limit
 from postgres.engine import DatabaseBusy, OrderedPool, open_engine
+from postgres.outage_log import Availability
 from postgres.statements import CompiledStatement, Row, execute
+from postgres.url import DatabaseUrl
 from resources import resources
 
 # Everything that the rest of the app needs, wherever it is defined.
@@ -35,6 +37,8 @@ __all__ = [
     "Deadline",
     "EngineDep",
     "OneStatement",
+    "ReadStatementDep",
+    "Replica",
     "Row",
     "SessionDep",
     "StatementDep",
@@ -45,6 +49,9 @@ __all__ = [
 ]
 
 USE_SECONDS = 10.0  # how long a request may use the database, after it has waited for a connection
+REPLICA_SECONDS = 3.0  # the part of a request's time for a replica; the rest is for the primary
+REST_SECONDS = 5.0  # after a failure, how long nothing is read from a replica
+REPLICA_ADVICE = "the primary answers instead; to see why: uv run manage.py check"
 
 type AnyStatement = Executable | CompiledStatement
 
@@ -183,13 +190,14 @@ def refuse_threads(app: FastAPI) -> None:
 
     FastAPI would run it in a thread, where neither works.
     """
+    providers = {get_session, get_statement, get_read_statement}
     for context in iter_route_contexts(app.routes):
         route = context.original_route
         unseen = [context.dependant] if isinstance(route, APIRoute | APIWebSocketRoute) else []
         while unseen:
             dependant = unseen.pop()
             unseen += dependant.dependencies
-            asks = {part.call for part in dependant.dependencies} & {get_session, get_statement}
+            asks = {part.call for part in dependant.dependencies} & providers
             call = dependant.call
             is_async = iscoroutinefunction(call) or isasyncgenfunction(call)
             if asks and isfunction(call) and not is_async:
@@ -205,3 +213,67 @@ async def get_statement(request: HTTPConnection) -> OneStatement:
 
 
 StatementDep = Annotated[OneStatement, Depends(get_statement)]
+
+
+class Replica:
+    """A server with a copy of the data, which may be a moment old: it answers lists.
+
+    While it fails, the primary answers them. Every few seconds, one request tries it again.
+    """
+
+    def __init__(self, engine: AsyncEngine, url: DatabaseUrl) -> None:
+        self._engine = engine.sync_engine
+        self._availability = Availability(url, name="replica", advice=REPLICA_ADVICE)
+        self._availability.listen_to(engine)
+        self._rests_until = 0.0  # by time.monotonic(); 0 if the last statement did not fail
+
+    async def all(
+        self, statement: AnyStatement, parameters: Row, seconds: float | None
+    ) -> list[Row] | None:
+        """Return the rows, or None if the primary has to answer. Raises as OneStatement.all()."""
+        now = time.monotonic()
+        if now < self._rests_until:
+            return None
+        if self._rests_until:
+            self._rests_until = now + REST_SECONDS  # for all others: this request tries it
+        try:
+            with time_limit(Deadline(REPLICA_SECONDS)):
+                rows = await greenlet_spawn(send, self._engine, statement, parameters, seconds)
+        except DatabaseBusy:
+            if not self._rests_until:
+                raise
+        except DBAPIError as error:
+            finding = self._availability.explain(error)
+            if finding is None or finding.name == "query-cancelled":  # so it would be elsewhere
+                raise
+            self._rests_until = time.monotonic() + REST_SECONDS
+        else:
+            self._rests_until = 0.0
+            return rows
+        return None
+
+
+class ReadStatement(OneStatement):
+    """Sends one SELECT to the replica, or to the primary if the replica cannot answer."""
+
+    def __init__(self, engine: AsyncEngine, limit: Deadline, replica: Replica) -> None:
+        super().__init__(engine, limit)
+        self._replica = replica
+
+    async def all(self, statement: AnyStatement, **parameters: object) -> list[Row]:
+        if not self._sent:
+            rows = await self._replica.all(statement, parameters, self.seconds)
+            if rows is not None:
+                self._sent = True
+                return rows
+        return await super().all(statement, **parameters)
+
+
+async def get_read_statement(request: HTTPConnection) -> OneStatement:
+    engine, replica = resources(request).engine, resources(request).replica
+    limit = deadline_of(request, engine)
+    return ReadStatement(engine, limit, replica) if replica else OneStatement(engine, limit)
+
+
+# Like StatementDep, for a SELECT whose rows may be a moment old.
+ReadStatementDep = Annotated[OneStatement, Depends(get_read_statement)]

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from auth.passwords import Passwords, Throttle
 from auth.shared_counts import open_counts
 from auth.tokens import OwnTokens
 from config import VERSION, Settings, get_settings, is_loopback
-from db import open_engine, refuse_threads
+from db import Replica, open_engine, refuse_threads
 from errors import add_error_handlers
 from logs import RequestLog, configure_logging
 from mail import Mailer
@@ -34,17 +35,19 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         refuse_threads(app)
         async with AsyncExitStack() as stack:
-            engine = await stack.enter_async_context(
-                open_engine(
-                    settings.database_url,
-                    pool_size=settings.db_pool_size,
-                    queue_size=settings.db_queue_size,
-                    queue_seconds=settings.db_queue_seconds,
-                    echo=settings.debug,
-                )
+            open_pool = partial(
+                open_engine,
+                pool_size=settings.db_pool_size,
+                queue_size=settings.db_queue_size,
+                queue_seconds=settings.db_queue_seconds,
+                echo=settings.debug,
             )
+            engine = await stack.enter_async_context(open_pool(settings.database_url))
             availability = Availability(settings.database_url, known_schema)
             availability.listen_to(engine)
+            replica: Replica | None = None
+            if url := settings.read_database_url:
+                replica = Replica(await stack.enter_async_context(open_pool(url)), url)
             await stack.enter_async_context(telemetry.observing(engine, availability))
             verifier: TokenVerifier
             if settings.better_auth_url:
@@ -58,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.resources = Resources(
                 settings=settings,
                 engine=engine,
+                replica=replica,
                 availability=availability,
                 readiness=health.Readiness(engine),
                 cursors=Cursors(settings.better_auth_secret),

@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,7 @@ app.add_typer(embedded_commands.app, name="postgres")
 
 Local = Annotated[bool, typer.Option("--local", help="Use the embedded PostgreSQL.")]
 PROJECT: str = PYPROJECT["project"]["name"]
+REPLICA_ADVICE = "correct READ_DATABASE_URL, or remove it; meanwhile, lists come from the primary"
 
 
 def settings_or_fail() -> Settings:
@@ -171,6 +173,17 @@ def run_checks(on_wait: OnWait) -> Iterator[Check]:
     yield from check_connection(
         url, lambda: schema().history(), on_wait, lambda: schema().columns()
     )
+    if settings.read_database_url:
+        yield check_replica(settings.read_database_url, on_wait)
+
+
+def check_replica(url: DatabaseUrl, on_wait: OnWait) -> Check:
+    """Return the result of all steps for READ_DATABASE_URL."""
+    for check in check_connection(url, lambda: schema().history(), on_wait):
+        if check.finding and check.finding.name != "read-only":  # as a replica should be
+            detail = f"{check.name}: {check.detail}"
+            return replace(check, name="replica", detail=detail, advice=REPLICA_ADVICE)
+    return Check("replica", ok=True, detail=f"lists come from {url.address}")
 
 
 def schema() -> ModuleType:

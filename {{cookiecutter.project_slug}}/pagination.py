@@ -34,7 +34,7 @@ from sqlalchemy import (
 from structlog.contextvars import bind_contextvars
 
 from auth import unavailable
-from db import CompiledStatement, OneStatement, Row, StatementDep
+from db import CompiledStatement, OneStatement, ReadStatementDep, Row
 from resources import resources
 from schemas.problem import RETRY_AFTER_SECONDS
 from schemas.text import PlainText
@@ -255,7 +255,7 @@ class PageReader:
 
 
 async def get_page_reader(
-    request: Request, response: Response, statement: StatementDep
+    request: Request, response: Response, statement: ReadStatementDep
 ) -> PageReader:
     return PageReader(request, response, statement)
 

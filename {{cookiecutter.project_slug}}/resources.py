@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # these modules import this one
     from auth import TokenVerifier
     from auth.passwords import Passwords, Throttle
     from config import Settings
+    from db import Replica
     from mail import Mailer
     from pagination import Cursors, UserLimit
     from postgres.outage_log import Availability
@@ -24,6 +25,7 @@ class Resources:
 
     settings: "Settings"
     engine: "AsyncEngine"
+    replica: "Replica | None"
     availability: "Availability"
     readiness: "Readiness"
     cursors: "Cursors"

@@ -13,6 +13,10 @@ from postgres.embedded_commands import embedded_server
 from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 
 EMBEDDED = "the embedded PostgreSQL"
+OTHER_URLS = {
+    "DATABASE_URL_DIRECT": "migrations go there",
+    "READ_DATABASE_URL": "lists come from there",
+}
 
 
 def complete_env_file(path: Path) -> bool:
@@ -76,14 +80,14 @@ def use_database(path: Path, url: DatabaseUrl) -> None:
     typer.echo(f"✓ DATABASE_URL is {url}")
     if "DATABASE_URL" in os.environ:
         typer.echo("! This shell sets DATABASE_URL too, which overrides .env: unset it there")
-    name = "DATABASE_URL_DIRECT"
-    remedies = {
-        "unset it in the shell": os.environ.get(name),
-        "change or remove that line in .env": env_file.get_value(path, name),
-    }
-    for remedy, value in remedies.items():
-        if value and not is_same_place(value, url):
-            typer.echo(f"! {name} still names another database: migrations go there; {remedy}")
+    for name, use in OTHER_URLS.items():
+        remedies = {
+            "unset it in the shell": os.environ.get(name),
+            "change or remove that line in .env": env_file.get_value(path, name),
+        }
+        for remedy, value in remedies.items():
+            if value and not is_same_place(value, url):
+                typer.echo(f"! {name} still names another database: {use}; {remedy}")
 
 
 def is_same_place(text: str, url: DatabaseUrl) -> bool:

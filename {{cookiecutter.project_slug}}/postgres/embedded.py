@@ -54,7 +54,7 @@ CARELESS = (
 # The server does not need these, and would keep them in its environment while it runs.
 APP_SECRETS = {
     *("BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT"),
-    *("NEON_DATABASE_URL", "TARGET_DATABASE_URL"),
+    *("NEON_DATABASE_URL", "READ_DATABASE_URL", "TARGET_DATABASE_URL"),
 }
 CREATE_DATABASE = r"""
 SELECT format('CREATE DATABASE %I', :'name')

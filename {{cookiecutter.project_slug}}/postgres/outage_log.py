@@ -40,12 +40,22 @@ type KnownSchema = Callable[[], tuple[Sequence[str], Collection[str]]]
 class Availability:
     """Listens to every query, and logs when the database is lost and when it is back.
 
-    known: for a closer look when a table or a column is missing; called in a thread.
+    known: for a closer look when a table or a column is missing; called in a thread. name, advice:
+    for the log, if this is not the app's main database.
     """
 
-    def __init__(self, url: DatabaseUrl, known: KnownSchema | None = None) -> None:
+    def __init__(
+        self,
+        url: DatabaseUrl,
+        known: KnownSchema | None = None,
+        *,
+        name: str = "database",
+        advice: str = "",
+    ) -> None:
         self._url = url
         self._known = known
+        self._name = name
+        self._advice = advice
         self._look: asyncio.Task[Finding] | None = None  # the closer look, once there was one
         self._log: FilteringBoundLogger = structlog.get_logger().bind()
         self._lost_at = math.inf  # when the first query of an outage failed
@@ -125,17 +135,17 @@ class Availability:
             return
         if self._is_logged:
             seconds = round(time.monotonic() - self._lost_at, 1)
-            self._log.info("database back", after_s=seconds, failed=self._failures)
+            self._log.info(f"{self._name} back", after_s=seconds, failed=self._failures)
         self._lost_at = self._failed_at = math.inf
         self._failures = 0
         self._is_logged = False
 
     def _log_finding(self, finding: Finding) -> None:
         self._log.error(
-            "database lost" if finding.is_outage else "database refuses",
+            f"{self._name} lost" if finding.is_outage else f"{self._name} refuses",
             finding=finding.name,
             cause=finding.cause,
-            advice=finding.advice,
+            advice=self._advice or finding.advice,
             error=finding.message,
             database=self._url.address,
         )

@@ -89,24 +89,30 @@ def test_env_keeps_the_other_settings(env_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("DATABASE_URL_DIRECT", "migrations go there"),
+        ("READ_DATABASE_URL", "lists come from there"),
+    ],
+)
+@pytest.mark.parametrize(
     ("place", "remedy"),
     [("shell", "unset it in the shell"), (".env", "change or remove that line in .env")],
 )
-def test_env_warns_if_migrations_still_go_to_another_database(
-    env_file: Path, monkeypatch: pytest.MonkeyPatch, place: str, remedy: str
+def test_env_warns_if_another_setting_still_names_another_database(
+    env_file: Path, monkeypatch: pytest.MonkeyPatch, place: str, remedy: str, name: str, use: str
 ) -> None:
     run("env", "--local")
-    direct = "postgresql://me:pass-word@old.example.com/todo"
+    old = "postgresql://me:pass-word@old.example.com/todo"
     if place == "shell":
-        monkeypatch.setenv("DATABASE_URL_DIRECT", direct)
+        monkeypatch.setenv(name, old)
     else:
-        set_value(env_file, "DATABASE_URL_DIRECT", direct)
+        set_value(env_file, name, old)
 
     code, output = run("env", answer="postgresql://me:pass-word@db.example.com/todo")
 
     assert code == 0
-    warning = "! DATABASE_URL_DIRECT still names another database: migrations go there"
-    assert f"{warning}; {remedy}\n" in output
+    assert f"! {name} still names another database: {use}; {remedy}\n" in output
     assert "pass-word" not in output
 
 
@@ -211,6 +217,23 @@ def test_check_shows_the_failing_step_and_what_to_do(
     assert report["finding"] == finding
     assert database_url.password not in output
     assert "wrong-one" not in output
+
+
+def test_check_has_a_line_for_the_replica(
+    embedded_url: DatabaseUrl, use: Callable[[DatabaseUrl], None], env_file: Path
+) -> None:
+    use(embedded_url)
+    read_only = embedded_url.replace(options=(("options", "-c default_transaction_read_only=on"),))
+    set_value(env_file, "READ_DATABASE_URL", read_only.for_libpq())
+    passed = run("check")
+    set_value(env_file, "READ_DATABASE_URL", embedded_url.replace(database="gone").for_libpq())
+    failed = run("check")
+
+    assert passed[0] == 0, passed[1]
+    assert f"✓ replica   lists come from {embedded_url.address}\n" in passed[1]
+    assert failed[0] == 1
+    assert re.search(r"✗ replica   database: .*\n +→ correct READ_DATABASE_URL", failed[1])
+    assert embedded_url.password not in failed[1]
 
 
 def test_check_shows_the_servers_error(use: Callable[[DatabaseUrl], None]) -> None:

@@ -111,6 +111,7 @@ def test_the_prefix_of_a_proxy_has_no_slash_at_its_end(
         ("DATABASE_URL", "", "DATABASE_URL: is missing"),
         ("DATABASE_URL", PLACEHOLDER, "DATABASE_URL: "),
         ("DATABASE_URL", "mysql://me:pass-word@host/db", "DATABASE_URL: "),
+        ("READ_DATABASE_URL", "mysql://me:pass-word@host/db", "READ_DATABASE_URL: "),
         ("BETTER_AUTH_SECRET", "", "BETTER_AUTH_SECRET: is missing"),
         ("BETTER_AUTH_SECRET", "sh0rt-one", "BETTER_AUTH_SECRET: is too short"),
         ("BETTER_AUTH_SECRET", EXAMPLE_SECRET, "BETTER_AUTH_SECRET: is the one from .env.example"),
