@@ -45,10 +45,11 @@ def create_app(settings: Settings) -> FastAPI:
             engine = await stack.enter_async_context(open_pool(settings.database_url))
             availability = Availability(settings.database_url, known_schema)
             availability.listen_to(engine)
-            replica: Replica | None = None
+            engines, replica = [engine], None
             if url := settings.read_database_url:
-                replica = Replica(await stack.enter_async_context(open_pool(url)), url)
-            await stack.enter_async_context(telemetry.observing(engine, availability))
+                engines.append(await stack.enter_async_context(open_pool(url, name="replica")))
+                replica = Replica(engines[-1], url)
+            await stack.enter_async_context(telemetry.observing(engines, availability))
             verifier: TokenVerifier
             if settings.better_auth_url:
                 verifier = await stack.enter_async_context(

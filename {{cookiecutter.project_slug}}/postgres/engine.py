@@ -44,12 +44,14 @@ async def open_engine(
     queue_size: int = 2000,
     queue_seconds: float = 4.0,
     echo: bool = False,
+    name: str = "app",
 ) -> AsyncIterator[AsyncEngine]:
     """Yield an engine with at most `pool_size` connections. It connects on first use.
 
-    queue_size: how many requests may wait for a connection. queue_seconds: for how long.
+    queue_size: how many requests may wait for a connection. queue_seconds: for how long. name: of
+    the pool, in metrics.
     """
-    engine = create_db_engine(url, pool_size, queue_size, queue_seconds, echo=echo)
+    engine = create_db_engine(url, pool_size, queue_size, queue_seconds, echo=echo, name=name)
     with waiting_on_event_loop():
         try:
             yield engine
@@ -58,7 +60,13 @@ async def open_engine(
 
 
 def create_db_engine(
-    url: DatabaseUrl, pool_size: int, queue_size: int, queue_seconds: float, *, echo: bool
+    url: DatabaseUrl,
+    pool_size: int,
+    queue_size: int,
+    queue_seconds: float,
+    *,
+    echo: bool,
+    name: str,
 ) -> AsyncEngine:
     engine = create_async_engine(
         url.for_sqlalchemy(DRIVER),
@@ -66,6 +74,7 @@ def create_db_engine(
         echo=echo,
         hide_parameters=True,  # they are user data, and would appear in errors and logs
         poolclass=OrderedPool,
+        pool_logging_name=name,
         pool_size=pool_size,
         queue_size=queue_size,
         max_overflow=0,

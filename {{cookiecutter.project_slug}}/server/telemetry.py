@@ -8,7 +8,7 @@ packages that send it are in the dependency group `telemetry`, and imported only
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache, wraps
 from importlib.metadata import entry_points
@@ -40,7 +40,6 @@ TIMEOUT_SECONDS = "4"  # for a batch, with all attempts; OpenTelemetry's default
 WAIT = "wait for a connection"
 WAIT_SECONDS = 0.001  # getting a connection has a span only if it takes longer
 LONGEST_STATEMENT = 4000  # characters; the rest of its text is left out
-POOL: Attributes = {"db.client.connection.pool.name": "app"}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # The first word of a statement, and its first table.
 SUMMARY = re.compile(r"\s*(\w+)(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?([\w.]+))?", re.DOTALL)
@@ -107,8 +106,10 @@ def redact_report(report: Any, _hint: Any) -> Any:
 
 
 @asynccontextmanager
-async def observing(engine: AsyncEngine, availability: Availability) -> AsyncIterator[None]:
-    """Send the traces and metrics of the app, and of an engine, until the block ends."""
+async def observing(
+    engines: Sequence[AsyncEngine], availability: Availability
+) -> AsyncIterator[None]:
+    """Send the traces and metrics of the app, and of its engines, until the block ends."""
     if destination("TRACES") == destination("METRICS") == "none":
         yield
         return
@@ -120,7 +121,7 @@ async def observing(engine: AsyncEngine, availability: Availability) -> AsyncIte
         yield
         return
     try:
-        with observing_database(engine, availability):
+        with observing_database(engines, availability):
             yield
     finally:
         await asyncio.gather(*(asyncio.to_thread(provider.shutdown) for provider in providers))
@@ -187,12 +188,14 @@ def redact(_processor: Any, span: Any, parent_context: Any = None) -> None:  # n
 
 
 @contextmanager
-def observing_database(engine: AsyncEngine, availability: Availability) -> Iterator[None]:
+def observing_database(
+    engines: Sequence[AsyncEngine], availability: Availability
+) -> Iterator[None]:
     """Wrap the functions that wait for a connection, or for the server, inside the block."""
     meter = metrics.get_meter("database")
-    observe_pool(engine, meter)
-    count_findings(engine, availability, meter)
-    wrap_execute, wrap_commit = statement_wrappers(engine, meter)
+    observe_pools(engines, meter)
+    count_findings(engines, availability, meter)
+    wrap_execute, wrap_commit = statement_wrappers(meter)
     with (
         wrapped(Cursor, "execute", wrap_execute),
         wrapped(Connection, "commit", wrap_commit),
@@ -201,15 +204,8 @@ def observing_database(engine: AsyncEngine, availability: Availability) -> Itera
         yield
 
 
-def statement_wrappers(engine: AsyncEngine, meter: metrics.Meter) -> tuple[Wrapper, Wrapper]:
+def statement_wrappers(meter: metrics.Meter) -> tuple[Wrapper, Wrapper]:
     """Return what makes spans and metrics of statements, and of the ends of transactions."""
-    url = engine.url
-    database: Attributes = {
-        "db.system.name": "postgresql",
-        "db.namespace": url.database or "",
-        "server.address": url.host or "",
-        "server.port": url.port or 5432,
-    }
     tracer = trace.get_tracer("database")
     durations = meter.create_histogram(
         "db.client.operation.duration",
@@ -218,10 +214,18 @@ def statement_wrappers(engine: AsyncEngine, meter: metrics.Meter) -> tuple[Wrapp
         explicit_bucket_boundaries_advisory=SECONDS,
     )
 
-    def observe(query: str, send: Callable[..., None], *arguments: Any) -> None:
+    def observe(
+        connection: Connection, query: str, send: Callable[..., None], *arguments: Any
+    ) -> None:
         """Send a statement. Its span has the placeholders of values, and no text of an error."""
         name = summarize(query)
-        attributes: Attributes = {**database, "db.query.summary": name}
+        attributes: Attributes = {
+            "db.system.name": "postgresql",
+            "db.namespace": connection.info.dbname or "",  # None if it is closed already
+            "server.address": connection.info.host or "",
+            "server.port": connection.info.port or 5432,
+            "db.query.summary": name,
+        }
         span: trace.Span = trace.INVALID_SPAN
         if trace.get_current_span().is_recording():
             span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
@@ -240,14 +244,15 @@ def statement_wrappers(engine: AsyncEngine, meter: metrics.Meter) -> tuple[Wrapp
 
     def wrap_execute(execute: Wrapped) -> Wrapped:
         def observed(self: Cursor, query: Any, vars: Any = None) -> None:  # noqa: A002
-            observe(query if isinstance(query, str) else "", execute, self, query, vars)
+            text = query if isinstance(query, str) else ""
+            observe(self.connection, text, execute, self, query, vars)
 
         return observed
 
     def wrap_commit(commit: Wrapped) -> Wrapped:
         def observed(self: Connection) -> None:
             if self.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
-                observe("COMMIT", commit, self)
+                observe(self, "COMMIT", commit, self)
             else:  # it sends nothing
                 commit(self)
 
@@ -277,32 +282,35 @@ def connect_wrapper(meter: metrics.Meter) -> Wrapper:
             try:
                 return connect(self)
             except DatabaseBusy:
-                timeouts.add(1, POOL)
+                timeouts.add(1, name_of(self))
                 raise
             finally:
                 end = time.time_ns()
                 seconds = (end - start) / 1e9
-                waits.record(seconds, POOL)
+                waits.record(seconds, name_of(self))
                 if seconds > WAIT_SECONDS and trace.get_current_span().is_recording():
-                    tracer.start_span(WAIT, start_time=start, attributes=POOL).end(end)
+                    tracer.start_span(WAIT, start_time=start, attributes=name_of(self)).end(end)
 
         return observed
 
     return wrap_connect
 
 
-def observe_pool(engine: AsyncEngine, meter: metrics.Meter) -> None:
-    """Report the connections and the queue whenever metrics are collected."""
+def name_of(pool: OrderedPool) -> Attributes:
+    return {"db.client.connection.pool.name": pool.logging_name or ""}
 
-    def pool() -> OrderedPool:
-        assert isinstance(engine.pool, OrderedPool)  # noqa: S101  (that of open_engine)
-        return engine.pool
+
+def observe_pools(engines: Sequence[AsyncEngine], meter: metrics.Meter) -> None:
+    """Report the connections and the queues whenever metrics are collected."""
+
+    def pools() -> list[OrderedPool]:
+        return [engine.pool for engine in engines if isinstance(engine.pool, OrderedPool)]
 
     def count(_: CallbackOptions) -> list[Observation]:
-        counts = {"used": pool().checkedout(), "idle": pool().checkedin()}
         return [
-            Observation(number, POOL | {"db.client.connection.state": state})
-            for state, number in counts.items()
+            Observation(number, name_of(pool) | {"db.client.connection.state": state})
+            for pool in pools()
+            for state, number in (("used", pool.checkedout()), ("idle", pool.checkedin()))
         ]
 
     meter.create_observable_up_down_counter(
@@ -313,19 +321,21 @@ def observe_pool(engine: AsyncEngine, meter: metrics.Meter) -> None:
     )
     meter.create_observable_up_down_counter(
         "db.client.connection.max",
-        [lambda _: [Observation(pool().size(), POOL)]],
+        [lambda _: [Observation(pool.size(), name_of(pool)) for pool in pools()]],
         unit="{connection}",
         description="The most connections that this process opens.",
     )
     meter.create_observable_up_down_counter(
         "db.client.connection.pending_requests",
-        [lambda _: [Observation(pool().waiting, POOL)]],
+        [lambda _: [Observation(pool.waiting, name_of(pool)) for pool in pools()]],
         unit="{request}",
         description="Requests that wait for a connection.",
     )
 
 
-def count_findings(engine: AsyncEngine, availability: Availability, meter: metrics.Meter) -> None:
+def count_findings(
+    engines: Sequence[AsyncEngine], availability: Availability, meter: metrics.Meter
+) -> None:
     findings = meter.create_counter(
         "database.findings",
         unit="{failure}",
@@ -336,7 +346,8 @@ def count_findings(engine: AsyncEngine, availability: Availability, meter: metri
         if finding := availability.explain(context.original_exception):
             findings.add(1, {"finding": finding.name})
 
-    event.listen(engine.sync_engine, "handle_error", count)
+    for engine in engines:
+        event.listen(engine.sync_engine, "handle_error", count)
 
 
 @contextmanager
