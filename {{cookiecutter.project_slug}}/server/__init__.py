@@ -5,14 +5,18 @@ import errno
 import socket
 import sys
 from collections import deque
+from contextlib import suppress
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import STARTUP_FAILURE
 
 from config import ENV_FILE, PROJECT_DIR, get_settings
 from logs import PROBES
 from postgres.outage_log import look_once
 from server.protocol import LimitedProtocol
+from server.shutdown import Server
 
 # Requests take at most 15 s from when their body has arrived, and platforms kill a process 30 s
 # after SIGTERM.
@@ -54,24 +58,31 @@ def serve() -> None:
 
         look_once(get_settings().database_url, migrations.history, migrations.columns)
     refuse_port_in_use(settings.host, settings.port)
-    uvicorn.run(
-        "main:app",
-        app_dir=str(PROJECT_DIR),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level.lower(),
-        reload=reload,
-        reload_dirs=[str(PROJECT_DIR)] if reload else None,
-        reload_includes=["*.py", ".env"] if reload else None,
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "log_level": settings.log_level.lower(),
+        "reload": reload,
+        "reload_dirs": [str(PROJECT_DIR)] if reload else None,
+        "reload_includes": ["*.py", ".env"] if reload else None,
         # On Windows, the only event loop that can watch psycopg2's sockets.
-        loop="asyncio:SelectorEventLoop" if sys.platform == "win32" else "auto",
-        http=LimitedProtocol,
-        log_config=None,  # configure_logging() does that
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        timeout_worker_healthcheck=WORKER_SECONDS,
-    )
+        "loop": "asyncio:SelectorEventLoop" if sys.platform == "win32" else "auto",
+        "http": LimitedProtocol,
+        "log_config": None,  # configure_logging() does that
+        "server_header": False,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+        "timeout_worker_healthcheck": WORKER_SECONDS,
+    }
+    config = uvicorn.Config("main:app", **options)
+    if config.should_reload or config.workers > 1:
+        uvicorn.run("main:app", app_dir=str(PROJECT_DIR), **options)
+        return
+    server = Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def refuse_port_in_use(host: str, port: int) -> None:

@@ -79,6 +79,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refusal: Refused | None = None
         self._upgrades = False  # to a WebSocket
         self._repeats = False  # the request is parsed again, as one without Upgrade
+        self._is_proxys = False  # a trusted proxy keeps the connection for any client's requests
+        self._ends = False  # after the next response, because the process shuts down
         self._counted: str | None = None  # the client in `clients`
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -165,9 +167,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self._require_one_host()
         if b"x-forwarded-for" in headers or b"x-forwarded-proto" in headers:
             self._read_forwarded()
-        if self._due is not None:
+        if self._due is not None and not self._ends:
             self._due += self.REQUEST_SECONDS - self.HEAD_SECONDS
         super().on_headers_complete()
+        if self._ends and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -235,7 +239,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write_due = None
 
     def shutdown(self) -> None:
-        super().shutdown()
+        """Hang up after the current request, or after the one that a proxy may be sending.
+
+        A proxy does not repeat a POST if its idle connection is closed just then, because it cannot
+        know whether it was read.
+        """
+        self._ends = True
+        if self._is_proxys and (self.cycle is None or self.cycle.response_complete):
+            self._due = self._due or math.inf
+        else:
+            super().shutdown()
         if self._due is not None and self._refusal is None:
             self._stop_timer()
             self._due = min(self._due, self.loop.time() + self.SEND_SECONDS_AT_SHUTDOWN)
@@ -345,6 +358,7 @@ class LimitedProtocol(HttpToolsProtocol):
                     advice=f"if this is your proxy, add {peer} to FORWARDED_ALLOW_IPS",
                 )
             return
+        self._is_proxys = True
         schemes = [value for name, value in self.headers if name == b"x-forwarded-proto"]
         if len(schemes) > 1 or (schemes and b"," in schemes[0]):
             # The first is the client's. uvicorn reads the last header, and takes no list.

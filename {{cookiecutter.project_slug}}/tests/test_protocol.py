@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from structlog.testing import capture_logs
 from websockets.sync.client import connect
 
 from config import get_settings
-from server import protocol
+from server import protocol, shutdown
 from server.protocol import LimitedProtocol
+from server.shutdown import Server
 
 LARGE = 10_000_000
 LONG = 5.0  # more than any limit here, and only waited for when a test fails
@@ -59,6 +61,12 @@ async def later(request: Request) -> int:
 @app.post("/deaf")
 async def deaf() -> str:
     return "the body is not read"
+
+
+@app.get("/busy")
+async def busy() -> str:
+    time.sleep(0.3)  # noqa: ASYNC251  (the event loop does nothing else meanwhile)
+    return "served"
 
 
 @app.get("/endless")
@@ -162,7 +170,7 @@ def start(sockets: list[socket.socket] | None = None) -> Served:
         lifespan="off",
         forwarded_allow_ips="127.0.0.1, 10.0.0.0/8",
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
     while not server.started:
@@ -460,6 +468,61 @@ def test_half_a_body_does_not_hold_up_the_shutdown(monkeypatch: pytest.MonkeyPat
 
         assert not served.thread.is_alive()
         assert everything(connection).startswith("HTTP/1.1 408 ")
+
+
+FROM_PROXY = COMPLETE.replace("Host", "X-Forwarded-For: 192.0.2.1\r\nHost")
+
+
+def test_at_shutdown_a_proxy_may_send_one_more_request_on_each_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LimitedProtocol, "SEND_SECONDS_AT_SHUTDOWN", 1.0)
+    served = start()
+    with served.connect() as used, served.connect() as idle, served.connect() as browsers:
+        for connection, request in ((used, FROM_PROXY), (idle, FROM_PROXY), (browsers, COMPLETE)):
+            exchange(connection, request)
+        served.server.should_exit = True
+        assert everything(browsers) == ""
+        assert served.thread.is_alive()
+        used.sendall(FROM_PROXY.encode())
+        answer = everything(used)
+        served.thread.join(LONG)
+
+        assert not served.thread.is_alive()
+        assert answer.startswith("HTTP/1.1 200 ")
+        assert "connection: close" in answer
+        assert everything(idle) == ""
+
+
+def is_refused(served: Served) -> bool:
+    try:
+        served.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_at_shutdown_connections_that_are_not_accepted_yet_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutdown, "ARRIVAL_SECONDS", 1.0)
+    monkeypatch.setattr(LimitedProtocol, "SEND_SECONDS_AT_SHUTDOWN", 0.2)
+    served = start()
+    with ExitStack() as stack:
+        busy = stack.enter_context(served.connect())
+        busy.sendall(COMPLETE.replace("where", "busy").encode())
+        wait_until(lambda: bool(served.server.server_state.tasks))
+        served.server.should_exit = True
+        connections = [stack.enter_context(served.connect()) for _ in range(20)]
+        wait_until(lambda: is_refused(served))
+        for connection in connections:
+            connection.sendall(FROM_PROXY.encode())
+
+        answers = [everything(connection) for connection in connections]
+        served.thread.join(LONG)
+
+    assert [answer[:13] for answer in answers] == ["HTTP/1.1 200 "] * len(connections)
+    assert not served.thread.is_alive()
 
 
 @pytest.mark.usefixtures("short")
