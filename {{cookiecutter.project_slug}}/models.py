@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     DDL,
+    ColumnElement,
     DateTime,
     Delete,
     Enum,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     event,
     false,
     func,
+    select,
     text,
 )
 from sqlmodel import Field, SQLModel
@@ -60,6 +62,16 @@ def set_by_database(**column: Any) -> Any:
     )
 
 
+def in_turn(owner_id: str | ColumnElement[str]) -> ColumnElement[bool]:
+    """Return a condition that waits until no other transaction changes all rows of an owner.
+
+    If two of them locked rows in different orders, each could wait for the other. To lock the rows
+    in order first would take several times as long.
+    """
+    lock = select(func.pg_advisory_xact_lock(func.hashtextextended(owner_id, 0)))
+    return lock.scalar_subquery().is_not(None)
+
+
 def delete_owned(owner_id: str) -> dict[str, Delete]:
     """Return the statements that delete all that a user owns, by table.
 
@@ -67,7 +79,7 @@ def delete_owned(owner_id: str) -> dict[str, Delete]:
     """
     tables = reversed(SQLModel.metadata.sorted_tables)
     return {
-        table.name: delete(table).where(table.c.owner_id == owner_id)
+        table.name: delete(table).where(table.c.owner_id == owner_id, in_turn(owner_id))
         for table in tables
         if "owner_id" in table.columns
     }

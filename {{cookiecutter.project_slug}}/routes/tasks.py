@@ -26,7 +26,7 @@ from uuid_utils.compat import uuid7
 from auth import CurrentUserId
 from db import CompiledStatement, OneStatement, Row, StatementDep
 from errors import found
-from models import LAST, NO_DUE_DATE, Priority, Task
+from models import LAST, NO_DUE_DATE, Priority, Task, in_turn
 from pagination import PageQuery, PageReaderDep, Pages
 from resources import resources
 from routes.new_tasks import COLUMNS, NewTask
@@ -87,10 +87,7 @@ def change_if_accepted(*fields: str) -> CompiledStatement:
 
 DELETE_IF_ACCEPTED = if_accepted(delete(Task))
 OWN_TASKS = col(Task.owner_id) == bindparam("owner")
-# Changes of all tasks of an owner take turns. If two of them locked rows in different orders, each
-# could wait for the other. To lock the rows in order first would take several times as long.
-TURN = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("owner"), 0)))
-OWN_TASKS_IN_TURN = OWN_TASKS & TURN.scalar_subquery().is_not(None)
+OWN_TASKS_IN_TURN = OWN_TASKS & in_turn(bindparam("owner"))
 DELETE_ALL = CompiledStatement(delete(Task).where(OWN_TASKS_IN_TURN))
 COMPLETED = bindparam("value", type_=Boolean)
 COMPLETE = CompiledStatement(

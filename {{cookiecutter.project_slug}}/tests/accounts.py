@@ -1,5 +1,6 @@
 """Requests about accounts, for the tests."""
 
+import time
 from typing import Any
 from uuid import uuid4
 
@@ -8,6 +9,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
+from sqlalchemy import Connection, text
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 PASSWORD = "correct horse battery staple"
@@ -75,6 +77,21 @@ def end_session(client: TestClient, token: str, session_id: str) -> Response:
 def delete_me(client: TestClient, token: str, password: str = PASSWORD) -> Response:
     body = {"current_password": password}
     return client.request("DELETE", "/auth/me", json=body, headers=bearer(token))
+
+
+def wait_until_somebody_waits(connection: Connection) -> None:
+    """Return as soon as another connection waits for a lock of this one.
+
+    In a transaction, pg_stat_activity would always show the connections that there were first.
+    """
+    waiting = text(
+        "SELECT count(*) FROM pg_locks"
+        " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    )
+    deadline = time.monotonic() + 10
+    while not connection.scalar(waiting):
+        assert time.monotonic() < deadline, "nobody waits"
+        time.sleep(0.01)
 
 
 class Account:

@@ -29,7 +29,7 @@ from limits.aio.storage import memory
 from limits.aio.strategies import FixedWindowRateLimiter
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
-from sqlalchemy import Connection, Engine, create_engine, func, select, text, update
+from sqlalchemy import Engine, create_engine, func, select, text, update
 from sqlmodel import Session, col
 from structlog.testing import capture_logs
 
@@ -43,6 +43,7 @@ from config import Settings
 from errors import MAX_BODY_BYTES
 from models import RefreshToken, User
 from postgres.url import DatabaseUrl
+from routes.tasks import DELETE_ALL
 from tests.accounts import (
     FAST,
     NEW_PASSWORD,
@@ -60,6 +61,7 @@ from tests.accounts import (
     new_email,
     refresh,
     register,
+    wait_until_somebody_waits,
 )
 
 SLOW = Passwords.HASHER
@@ -460,21 +462,6 @@ def test_during_a_change_of_the_password_the_old_one_is_good_for_nothing(
     assert count(engine, RefreshToken, user_id=ada.id) == 1  # the one that was there
 
 
-def wait_until_somebody_waits(connection: Connection) -> None:
-    """Return as soon as another connection waits for a lock of this one.
-
-    In a transaction, pg_stat_activity would always show the connections that there were first.
-    """
-    waiting = text(
-        "SELECT count(*) FROM pg_locks"
-        " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
-    )
-    deadline = time.monotonic() + 10
-    while not connection.scalar(waiting):
-        assert time.monotonic() < deadline, "nobody waits"
-        time.sleep(0.01)
-
-
 # Refresh tokens
 
 
@@ -804,6 +791,18 @@ def test_deleting_an_account_deletes_only_its_login_sessions(
     assert refresh(client, ada.refresh).status_code == 401
     assert log_in(client, ada.email).status_code == 401
     assert register(client, ada.email).status_code == 201
+
+
+def test_a_deletion_waits_for_a_change_of_all_tasks_of_the_account(
+    client: TestClient, ada: Account, engine: Engine
+) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with engine.begin() as connection:
+            DELETE_ALL.execute(connection, {"owner": ada.id})
+            answer = thread.submit(delete_me, client, ada.access)
+            wait_until_somebody_waits(connection)
+
+        assert answer.result(10).status_code == 204
 
 
 def test_an_account_is_not_deleted_without_the_current_password(
