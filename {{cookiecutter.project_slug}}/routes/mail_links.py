@@ -166,11 +166,11 @@ async def verify_address(
     )
     if await update_user.first(change) is None:
         # Another request was first, such as that of a double click; or the address is taken.
-        user = await find_again.first(query)
-        if user is None or user["email"] not in {old, new}:
-            raise await wrong_link(guard)
-        if user["email"] == old:
+        present = await find_again.first(query)
+        if present == user:
             raise HTTPException(status.HTTP_409_CONFLICT, "this e-mail address is taken")
+        if present is None or present["email"] != new:
+            raise await wrong_link(guard)
         return
     structlog.get_logger().info("address verified", user_id=str(user_id), client=guard.client)
     if old != new:

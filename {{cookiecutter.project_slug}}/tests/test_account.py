@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from limits import RateLimitItem
 from limits.aio.strategies import FixedWindowRateLimiter
-from sqlalchemy import Engine, create_engine, text
-from sqlmodel import Session, select
+from sqlalchemy import Engine, create_engine, text, update
+from sqlmodel import Session, col, select
 from structlog.testing import capture_logs
 
 import mail
@@ -44,6 +44,7 @@ from tests.accounts import (
     new_email,
     refresh,
     register,
+    wait_until_somebody_waits,
 )
 from tests.mail_server import MailServer, mail_server
 
@@ -289,6 +290,23 @@ def test_an_address_that_was_taken_meanwhile_stays_its_owners(
 
     assert (answer.status_code, answer.json()["detail"]) == (409, "this e-mail address is taken")
     assert get_me(client, ada.access).json()["email"] == ada.email
+
+
+def test_a_link_that_a_new_password_overtakes_is_no_longer_valid(
+    client: TestClient, ada: Account, mailbox: Mailbox, engine: Engine
+) -> None:
+    new = new_email()
+    change(client, ada, email=new, current_password=PASSWORD)
+    token = token_in(mailbox(new)[-1])
+    of_ada = col(User.id) == ada.id
+
+    with ThreadPoolExecutor(1) as thread:
+        with engine.begin() as connection:
+            connection.execute(update(User).where(of_ada).values(password_hash="another"))
+            answer = thread.submit(verify, client, token)  # still sees the old hash
+            wait_until_somebody_waits(connection)
+
+        assert answer.result(10).status_code == 422
 
 
 def test_only_the_newest_address_can_be_replaced(
