@@ -69,9 +69,13 @@ class Account(BaseModel):
 
 
 class Invitation(Account):
-    """link: what was not mailed, because no mail can be sent; a secret until it has been used."""
+    """link: what was not mailed, because no mail can be sent; a secret until it has been used.
+
+    page_link: the same on the page at /, in development, where there may be no front end yet.
+    """
 
     link: str | None
+    page_link: str | None
 
 
 class Deletion(Account):
@@ -131,13 +135,15 @@ class Accounts:
         token = reset_token(settings, account.id, email, password_hash, INVITATION_SECONDS)
         message = invitation_message(settings, email, token)
         if server is None:
-            return Invitation(**account.model_dump(), link=message.link)
+            page = f"http://127.0.0.1:{settings.port}/#reset={token}"
+            page_link = page if settings.in_development else None
+            return Invitation(**account.model_dump(), link=message.link, page_link=page_link)
         try:
             asyncio.run(deliver(server, message.as_email(settings.app_name, server.sender)))
         except MailError as error:
             problem = f"{email} has an account, but the invitation was not sent: {error}"
             raise Refused(f"{problem}\n  → {SEND_AGAIN.format(email)}") from None
-        return Invitation(**account.model_dump(), link=None)
+        return Invitation(**account.model_dump(), link=None, page_link=None)
 
     def set_password(self, email: str, text: str) -> Account:
         """Set a new password, and end all login sessions."""

@@ -193,6 +193,18 @@ def test_an_invitation_prints_its_link_where_no_mail_can_be_sent(client: TestCli
     assert reset(client, token).status_code == 204
 
 
+def test_in_development_an_invitation_also_works_without_a_front_end(
+    use: Callable[..., None], database_url: DatabaseUrl
+) -> None:
+    production = account_json("invite", new_email())
+    use(database_url, "ENVIRONMENT=development", "PORT=8123")
+
+    _, output = account("invite", new_email())
+
+    assert f"\nhttp://127.0.0.1:8123/#reset={token_in(output)}\n" in output
+    assert production["page_link"] is None
+
+
 def test_nobody_can_log_in_before_following_the_invitation(client: TestClient) -> None:
     email = new_email()
 
