@@ -358,6 +358,7 @@ def test_the_account_can_be_renamed_and_its_address_verified(ada: Visitor, name:
 
     expect(tab.page.locator("#notice")).to_have_text("The address is verified.")
     expect(ada.page.locator("#who")).to_have_text(f"Ada King, new-{name}@example.com")
+    expect(settings.get_by_label("E-mail")).to_have_value(f"new-{name}@example.com")
     expect(ada.page.locator("#unverified")).to_be_hidden()
 
 
