@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from hypothesis import settings
 from sqlalchemy import Engine, exc, func, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -266,7 +267,8 @@ def test_a_task_that_gave_up_its_connection_can_take_another(
 
 # No connection is lost.
 
-REQUESTS = 5_000  # on each of the two event loops
+# On each of the two event loops. More if the tests look for new examples, as the template's CI does.
+REQUESTS = 1_000 if settings.get_current_profile_name() == "fixed" else 5_000
 AT_ONCE = 60
 POOL_SIZE = 3
 NUMBERS = CompiledStatement(text("SELECT generate_series(1, 20) FROM pg_sleep(0.001)"))
@@ -332,7 +334,7 @@ async def cancel_one(engine: AsyncEngine, chance: random.Random) -> str:
     async def request() -> None:
         reach.set(note)
         note("waiting")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(FOREVER):
             await chance.choice([send_one_statement, commit, roll_back, stream])(engine)
 
     task = asyncio.create_task(request())
@@ -377,7 +379,7 @@ async def use_all(engine: AsyncEngine) -> list[Any]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="counts file descriptors")
-def test_ten_thousand_cancelled_requests_lose_no_connection(
+def test_thousands_of_cancelled_requests_lose_no_connection(
     run: Run, embedded_server: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"cancelled {uuid4()}"
@@ -390,7 +392,8 @@ def test_ten_thousand_cancelled_requests_lose_no_connection(
 
     async def use() -> Counter[str]:
         at_first = files()
-        async with open_engine(url, pool_size=POOL_SIZE) as engine:
+        # On a busy machine, connecting again takes long, and the queue with it.
+        async with open_engine(url, pool_size=POOL_SIZE, queue_seconds=FOREVER) as engine:
             ends = await cancel_many(engine)
             # A cancelled session finishes its work in the background.
             await wait_until(lambda: not in_use(engine))
