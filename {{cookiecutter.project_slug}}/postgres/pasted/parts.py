@@ -21,14 +21,14 @@ from postgres.pasted.url import (
 # Host=…;Username=…: .NET's. A value with ";" is in quotes.
 SEMICOLONS = re.compile(
     r"""(?ax) \s*(?P<name>[A-Za-z][A-Za-z _]{0,40}?)[ ]*=[ ]*
-    (?:"(?P<double>[^"]*)"|'(?P<quoted>[^']*)'|(?P<bare>[^;"'\n]*?))[ ]*(?:;\s*|$)"""
+    (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^'\\]*)'|(?P<bare>[^;"'\n\\]*?))[ ]*(?:;\s*|$)"""
 )
-# host=… user=…: libpq's own. A value is in '…' or has no spaces; "\" escapes any character.
+# host=… user=…: libpq's own. A value is in '…' or has no spaces; "\" escapes what needs it.
 # Here and below, NAME= after a space is never the value of the name before it.
 KEYWORDS = re.compile(
     r"""(?asx) \s*(?P<name>[a-z]\w*|TimeZone)\s*=\s*
-    (?:'(?P<quoted>(?:[^'\\]|\\.)*)'
-    |(?:(?<!\s)|(?!\w+\s*=))(?P<bare>(?:[^\s\\'"]|\\.)+|(?=\s*$))(?<![;,]))(?=\s|$)\s*"""
+    (?:'(?P<quoted>(?:[^'\\]|\\[\\'\ ])*)'
+    |(?:(?<!\s)|(?!\w+\s*=))(?P<bare>(?:[^\s\\'"]|\\[\\'\ ])+|(?=\s*$))(?<![;,]))(?=\s|$)\s*"""
 )
 # connect(host="…", user="…"): Python's and Ruby's. A value is in quotes, or a number.
 ARGUMENTS = re.compile(
@@ -39,7 +39,7 @@ ARGUMENTS = re.compile(
 ASSIGNMENTS = re.compile(
     r"""(?ax) (?:(?:export|set|ENV|-)[ \t]+)?(?:\$env:)?
     (?P<name>[A-Za-z_][\w.]*)[ \t]*(?:=|:(?=[ \t]))[ \t]*
-    (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^']*)'
+    (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^'\\]*)'
     |(?:(?<!\s)|(?!\w+[ \t]*=))(?P<bare>(?:[^\s"'`;\\\#][^\s"'`;\\]*)?(?<!,)))
     (?:[ \t]+\#.*$|[ \t]+|$)"""
 )
@@ -56,6 +56,8 @@ FLAGS |= {"--host": "host", "--port": "port", "--username": "user", "--dbname": 
 FLAGS |= dict.fromkeys(["-c", "-f", "-F", "--command", "--file", "--format", "--set"], "")
 FLAGS_WITHOUT_VALUE = {"-W", "-w", "--password", "--no-password"}
 SEPARATOR = re.compile(r"[\n;|<>&]+")
+# What every shell understands in the same way: no variables, and no escapes but of \ and ".
+SHELL = re.compile(r"""(?s)(?:[^'"\\$`]|\\.|'[^']*'|"(?:[^"\\$`]|\\["\\])*+")*+""")
 
 
 def scan(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
@@ -134,14 +136,11 @@ def add_database(settings: dict[str, str], text: str, changes: list[str]) -> Non
 
 def split_words(command: str) -> list[str]:
     """Split a command as a shell does. Raises DatabaseUrlError."""
-    lexer = shlex.shlex(re.sub(r"\\\n", " ", command), posix=True, punctuation_chars="\n;|<>")
+    command = command.replace("\\\n", " ")
+    if not SHELL.fullmatch(command):
+        raise DatabaseUrlError(f"the command has a variable, or a quote is not closed: {PASTE}")
+    lexer = shlex.shlex(command, posix=True, punctuation_chars="\n;|<>")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t", True, ""
-    try:
-        words = list(lexer)
-    except ValueError:  # whose text holds a part of the command
-        words = []
-    if not words:
-        raise DatabaseUrlError(f"a quote in the command is not closed: {PASTE}")
     return [
-        word if SEPARATOR.fullmatch(word) else join(re.split(r"\s*\n\s*", word)) for word in words
+        word if SEPARATOR.fullmatch(word) else join(re.split(r"\s*\n\s*", word)) for word in lexer
     ]

@@ -78,7 +78,7 @@ EXPLANATIONS = {
     r"(?i)\bhttps?://|^console\.neon\.tech": "the text is the URL of a web page",
     r"(?i)^[\w.-]+\.neon\.tech(?:/\S*)?$": "the text is only a host",
     r"^(?:npg|napi)_\w+$": "the text is only a password or an API key",
-    r"\$\w": "the text names a variable",
+    r"\\": 'the text has a "\\", perhaps an escape',
     r"://": "the text starts with another scheme",
     r"(?i)(?:host|user|pass|database|name)\w*[\"']?\s*[=:]": (
         "the settings are not clearly those of one connection, or a value needs '…' around it"
@@ -96,7 +96,7 @@ def read_text(text: str, changes: list[str]) -> dict[str, str]:
         changes.append("extracted the string from a link")
     if REFERENCE.search(bare):
         raise DatabaseUrlError(
-            f"the text has a placeholder, which a program would replace: {PASTE}"
+            f'the text has a placeholder, which a program replaces: {PASTE}; a real "$" is %24'
         )
     if other := OTHER_DATABASE.search(bare):
         name = next(filter(None, other.groups()), "SQL Server").lower()
@@ -190,7 +190,8 @@ def read_string(text: str, changes: list[str]) -> tuple[str, dict[str, str]] | N
             if scheme[0] != "postgresql://":
                 changes.append('wrote "postgresql://" at the start')
             return name, settings
-        if (pairs := read_pairs(inside, changes)) and "host" in pairs:
+        may_be_escaped = "\\" in inside and inside != text  # by what is around it
+        if not may_be_escaped and "host" in (pairs := read_pairs(inside, changes) or {}):
             changes.append("combined the separate settings")
             return name, pairs
     return None

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 PLACEHOLDER = "postgresql://USER:PASSWORD@HOST/DATABASE"
 MAX_URL_LENGTH = 4_000  # a terminal cuts off longer lines
 PASTE = f"paste only {PLACEHOLDER} (in Neon's console: Connect, Show password, Copy snippet)"
-ENCODE = 'write "@" in the password as %40, "/" as %2F, "?" as %3F'
+ENCODE = 'write "@" in the {} as %40, "/" as %2F, "?" as %3F, "&" as %26, "\\" as %5C'
 
 # https://www.postgresql.org/docs/17/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 KEYWORDS = frozenset(
@@ -75,13 +75,14 @@ PARTS = {  # in words for messages
 # What a program or a person would replace. A real password that looks like one must be
 # percent-encoded in a URL.
 REFERENCE = re.compile(
-    r"[$#]\{|\$\(|\{\{|<%|%\(\w*\)s|\b(?:config|env|getenv|environ\.get)\(|\bENV\[|\bsecrets\."
-    r"|\bos\.environ|\bprocess\.env"
+    r"[$#]\{|\$\(|\$[A-Z][A-Z_]+|\{\{|<%|%\(\w*\)s|\b(?:config|env|getenv)\(|\bENV\["
+    r"|\bos\.environ|\b(?:process|meta|Deno|Bun)\.env\b"
+    r"|\b(?:settings|secrets|config|env|vars?)\.(?=\w*[A-Z_])"
 )
 PLACEHOLDER_VALUE = (
     re.compile(  # <host>, [YOUR-PASSWORD], {user}, $PGPASSWORD, %DB_USER%, of vaults
-        r"(?ai).*<[^>]*>.*|\[[a-z][\w -]*\]|\{[^}]*\}|\$[a-z_]\w*|%s|%[a-z_]+%|__\w+__"
-        r"|\w+://.*|@Microsoft\.KeyVault.*|arn:aws:.*"
+        r"(?ai).*<[^>]*>.*|\[[a-z][\w -]*\]|\{[^}]*\}|\$[a-z_][\w:]*|%s|%[a-z_]+%|__\w+__"
+        r"|\w+:/.*|@Microsoft\.KeyVault.*|arn:aws:.*"
     )
 )
 PLACEHOLDER_NAME = re.compile(
@@ -95,6 +96,7 @@ MASK = re.compile("[*\u2022\u25cf\xb7]{3,}|\u2026")  # •, ●, · and …
 
 # What no name has, unless two texts were put together. A URL may have it percent-encoded.
 UNLIKELY = re.compile(r"""[\s=;&|"'`]|://""")
+ENTITY = re.compile(r"&#?\w{1,9};")  # HTML's "&amp;": whether it is an escape is not certain
 
 # A URL. Behind the last "@" stands nothing but what consoles write there unencoded.
 SCHEME = re.compile(r"(?ai)(?<![\w+.-])(jdbc:)?(?:postgresql|postgres|pgsql)(?:\+\w+)?://")
@@ -138,6 +140,8 @@ def add(
     is_name = keyword in {"host", "user", "dbname"} and not encoded
     if "\n" in text or (is_name and UNLIKELY.search(text)):
         raise DatabaseUrlError(f"the {PARTS.get(keyword, keyword)} is more than one word: {PASTE}")
+    if keyword == "password" and not encoded and ENTITY.search(text):
+        raise DatabaseUrlError(f"the password has an escape of HTML, such as &amp;: {PASTE}")
     for written in (text, quote(value, safe="")):  # the latter will be read again
         refuse_placeholder(keyword, written)
     if keyword in MODES and value:
@@ -205,7 +209,8 @@ def read_url(text: str, settings: dict[str, str], changes: list[str], *, jdbc: b
     for part, value in (("user", user), ("password", password)):
         refuse_placeholder(part, value)
     if (login and not USER.fullmatch(user)) or not is_password(password):
-        raise DatabaseUrlError(f"USER:PASSWORD is unclear: {ENCODE}, or copy the string again")
+        part = "user" if "@" in user and ":" in login else "password"  # Azure's user@server
+        raise DatabaseUrlError(f"USER:PASSWORD is unclear: {ENCODE.format(part)}")
     if plain != place:
         changes.append('unescaped "&", "?" and "="')
     parts = {"user": user, "password": password, **match.groupdict(default="")}
@@ -244,9 +249,10 @@ def join(lines: list[str]) -> str:
 def is_password(text: str) -> bool:
     """Whether a text before the last "@" of a URL can be nothing but the password.
 
-    There must be no "@" in it that something like a host follows, and no port before a database.
+    There must be no "@" in it that something like a host follows, no port before a database, and
+    no escape: whoever escaped the rest of the text may have escaped the password too.
     """
-    return not re.search(r"""@[^@]*[/?:"'`,;&<>()\[\]]|^\d*[/?]""", text)
+    return not re.search(rf"""@[^@]*[/?:"'`,;&<>()\[\]]|^\d*[/?]|\\|{ENTITY.pattern}""", text)
 
 
 def decode(text: str, keyword: str, changes: list[str]) -> str:

@@ -374,11 +374,11 @@ PASSWORDS = {
     "s3;w": "postgresql://ann:s3;w@localhost/todo",
     "'s3'": "postgresql://ann:'s3'@localhost/todo",
     's3"w': 'postgresql://ann:s3"w@localhost/todo',
-    "s3\\w": "postgresql://ann:s3\\w@localhost/todo",
     "s3|x": "<postgresql://ann:s3|x@localhost/todo>",
     "s3~^!(w)": "postgresql://ann:s3~^!(w)@localhost/todo",
     "s3é€": "postgresql://ann:s3é€@localhost/todo",
     "s3@/%w": "postgresql://ann:s3%40%2F%25w@localhost/todo",
+    "s3\\&amp;": "postgresql://ann:s3%5C%26amp;@localhost/todo",
     "s3%40": "postgresql://ann:s3%2540@localhost/todo",
     "$PGPASSWORD": "postgresql://ann:%24PGPASSWORD@localhost/todo",
     "***": "postgresql://ann:%2A%2A%2A@localhost/todo",
@@ -402,8 +402,53 @@ FOLLOWS = "text follows"
 AROUND = "text around the connection string"
 SETTINGS = "the settings are not clearly those of one connection"
 SEVERAL = "parts of several connections"
-REPLACED = "a placeholder, which a program would replace"
+REPLACED = "a placeholder, which a program replaces"
 LOCAL = "postgresql://ann:s3@localhost/todo"
+
+# What programs and shells replace, alone or within a value.
+REFERENCES = [
+    "$PGPASSWORD",
+    "${PGPASSWORD}",
+    "$(op read s3)",
+    "{{password}}",
+    "%(password)s",
+    "#{pw}",
+]
+REFERENCES += ["<%= s3 %>", "config('DB_PW')", "env('DB_PW')", "os.getenv('DB_PW')", "ENV['DB_PW']"]
+REFERENCES += ["os.environ['DB_PW']", "process.env.DB_PW", "import.meta.env.DB_PW", "Bun.env.DB_PW"]
+REFERENCES += ["Deno.env.get('DB_PW')", "settings.DB_PW", "secrets.DB_PW", "var.db_pw", "env.DB_PW"]
+
+# What shells, JSON, HTML and programs write for a character. It may stand for itself too.
+ESCAPES = [
+    "\\!",
+    "\\$",
+    "\\/",
+    "\\w",
+    "\\\\",
+    "\\u0026",
+    "\\x26",
+    "&amp;",
+    "&lt;",
+    "&#38;",
+    "&#x26;",
+]
+# Where an escape is not certainly one.
+ESCAPED = {
+    "a URL": "postgresql://ann:{}@localhost/todo?sslmode=require",
+    "a URL in quotes": 'DATABASE_URL="postgresql://ann:{}@localhost/todo"',
+    "a URL, escaped behind the password": (
+        "postgresql://ann:{}@localhost/todo\\?sslmode=require&amp;channel_binding=require"
+    ),
+    "JDBC": "jdbc:postgresql://localhost/todo?user=ann&password={}&sslmode=require",
+    "psql": "psql 'postgresql://ann:{}@localhost/todo'",
+    "psql in quotes of the shell": 'psql "postgresql://ann:{}@localhost/todo"',
+    ".NET": "Host=localhost;Username=ann;Password={};Database=todo",
+    ".NET in JSON": '{{"Default": "Host=localhost;Username=ann;Password={};Database=todo"}}',
+    "keywords in quotes": 'DATABASE_URL="host=localhost user=ann password={} dbname=todo"',
+    "a variable": "PGHOST=localhost PGUSER=ann PGDATABASE=todo PGPASSWORD={}",
+    "a variable in quotes": "PGHOST=localhost PGUSER=ann PGDATABASE=todo PGPASSWORD='{}'",
+    "an argument": 'connect(host="localhost", user="ann", password="{}", database="todo")',
+}
 
 # Rejected, with this text in the message.
 REFUSED = {
@@ -420,17 +465,9 @@ REFUSED = {
     "[YOUR-PASSWORD]": (f"postgresql://alex:[YOUR-PASSWORD]@{HOST}/neondb", "the password is a pl"),
     "{your_password}": ("host=h1 dbname=d user=ann password={your_password}", "is a placeholder"),
     "<host>": ("postgresql://ann:s3@<host>/todo", "the host is a placeholder"),
-    "${PGPASSWORD}": (f"postgresql://alex:${{PGPASSWORD}}@{HOST}/neondb", REPLACED),
-    "$PGPASSWORD": (
-        f"postgresql://alex:$PGPASSWORD@{HOST}/neondb",
-        "the password is a placeholder",
-    ),
-    "{{password}}": (f"postgresql://alex:{{{{password}}}}@{HOST}/neondb", REPLACED),
-    "%(password)s": (f"postgresql://alex:%(password)s@{HOST}/neondb", REPLACED),
     "%DB_PASSWORD%": (f"postgresql://alex:%DB_PASSWORD%@{HOST}/neondb", "is a placeholder"),
     "$pw": ("postgresql://ann:$pw@h1/d", "the password is a placeholder"),
     "%s": ("postgresql://ann:%s@h1/d", "the password is a placeholder"),
-    "#{pw}": ("postgresql://ann:#{pw}@h1/d", REPLACED),
     "__PASSWORD__": ("postgresql://ann:__PASSWORD__@h1/d", "the password is a placeholder"),
     "DATABASE": ("postgresql://ann:s3@h1/DATABASE", "the database is a placeholder"),
     "your_password": (f"postgresql://alex:your_password@{HOST}/neondb", "is a placeholder"),
@@ -446,14 +483,11 @@ REFUSED = {
     ),
     "a default of Spring's": (f"${{DATABASE_URL:{LOCAL}}}", REPLACED),
     "a default of Django's": (f'DATABASE_URL=config("DATABASE_URL", default="{LOCAL}")', REPLACED),
-    "config()": ('DB_HOST=config("DB_HOST")', REPLACED),
-    "env()": ('url = env("DATABASE_URL")', REPLACED),
-    "os.environ": (f"'HOST': '{HOST}', 'PASSWORD': os.environ['DB_PW'],", REPLACED),
     "a reference to a vault": ("PGHOST=h PGUSER=ann PGPASSWORD=op://s3/x", "is a placeholder"),
-    "process.env": ("process.env.DATABASE_URL", REPLACED),
+    "a file with the password": ("PGHOST=h PGUSER=ann PGPASSWORD=file:/s3", "is a placeholder"),
     "a variable of Railway": ("DATABASE_URL=${{ Postgres.DATABASE_URL }}", REPLACED),
-    "a variable of the shell": ("$DATABASE_URL", "names a variable"),
-    "a variable in a command": ('psql "host=$RDSHOST user=ann dbname=d"', "host is a placeholder"),
+    "a variable of the shell": ("$DATABASE_URL", REPLACED),
+    "a variable in a command": (f'psql "{LOCAL.replace("s3", "s3$w")}"', "has a variable"),
     "a URL made of variables": (
         "\n".join(LINES) + "\nDATABASE_URL=postgresql://${PGUSER}:${PGPASSWORD}@${PGHOST}/x",
         REPLACED,

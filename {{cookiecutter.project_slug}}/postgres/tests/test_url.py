@@ -16,11 +16,14 @@ from sqlalchemy import create_engine, make_url
 from postgres.pasted.url import FOREIGN, KEYWORDS, MAX_URL_LENGTH, MODES, SPELLINGS
 from postgres.tests.pasted_forms import (
     CONSOLES,
+    ESCAPED,
+    ESCAPES,
     HOST,
     LINES,
     PASSWORD,
     PASSWORDS,
     POOLED_HOST,
+    REFERENCES,
     REFUSED,
     SOCKET,
     STRING,
@@ -87,6 +90,29 @@ def test_an_error_shows_the_place_and_what_to_write(text: str, message: str) -> 
     assert "\n" not in line
     assert "s3" not in line
     assert refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize("form", ESCAPED.values(), ids=ESCAPED)
+def test_what_may_be_an_escape_in_a_password_is_refused(form: str) -> None:
+    read = [
+        escape for escape in ESCAPES if isinstance(outcome_of(form.format(f"s{escape}3")), Reading)
+    ]
+
+    assert parse(form.format("s3")).password == "s3"
+    assert read == []
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("around", ["{}", "s3-{}", "{}-s3"])
+def test_what_a_program_replaces_is_refused_anywhere(reference: str, around: str) -> None:
+    value = around.format(reference)
+    texts = [f"postgresql://ann:{value}@localhost/todo", f"postgresql://ann:s3@{value}/todo"]
+    texts += [f"url = {value}", f"host=localhost user=ann dbname=todo password={value}"]
+    texts += [f"Host=h1;Username={value};Database=d", f"DB_HOST=h1\nDB_USER=ann\nDB_NAME={value}"]
+
+    for text in texts:
+        with pytest.raises(DatabaseUrlError, match="has a placeholder, which a program replaces"):
+            parse(text)
 
 
 @pytest.mark.parametrize(
