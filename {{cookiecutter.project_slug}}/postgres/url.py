@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from postgres.pasted.text import read_text
-from postgres.pasted.url import PASTE, PLACEHOLDER, DatabaseUrlError
+from postgres.pasted.url import HOST_AND_PORT, PASTE, PLACEHOLDER, DatabaseUrlError
 
 __all__ = ["PLACEHOLDER", "DatabaseUrl", "DatabaseUrlError", "Reading", "parse", "read"]
 
@@ -23,7 +23,7 @@ EMBEDDED_HOST = "127.0.0.1"
 HOST_PATTERN = re.compile(r"(?ai)[a-z\d_](?:[\w.-]*\w)?\.?|/[\w./~ :@+-]*")
 # Neon's own domain, and the one that Vercel used for Neon's databases.
 NEON_HOST = re.compile(r"(?ai)(?:[\w.-]+\.)?(?:neon\.tech|postgres\.vercel-storage\.com)\.?")
-OTHER_PORTS = {1433: "SQL Server", 1521: "Oracle", 3306: "MySQL", 6379: "Redis", 27017: "MongoDB"}
+OTHER_PORTS = {1433: "SQL Server", 1521: "Oracle", 3306: "MySQL", 33060: "MySQL"}
 
 
 def encode(text: str) -> str:
@@ -171,6 +171,8 @@ def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
     for part, value in {"host": host, "user": user, "database": database}.items():
         if not value:
             raise DatabaseUrlError(f"the {part} is missing: {PASTE}")
+    if re.fullmatch(r"[\w.-]+[:,]\d+", host):
+        raise DatabaseUrlError(HOST_AND_PORT)
     if "," in host:
         raise DatabaseUrlError(f"there are several hosts: {PASTE}, with the primary")
     if not (HOST_PATTERN.fullmatch(host) or is_address(host)):

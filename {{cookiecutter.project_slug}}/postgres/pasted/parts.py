@@ -107,8 +107,8 @@ def read_command(text: str, changes: list[str]) -> dict[str, str]:
         if flag in FLAGS:
             name, value = FLAGS[flag], value or next(words, "")
             unnamed = [other for other in unnamed if other != name]
-            if value.startswith("-"):
-                raise DatabaseUrlError(f"the value of a flag is missing: {PASTE}")
+            if value.startswith(("-", "=")):  # -h=HOST is the host "=HOST" to psql
+                raise DatabaseUrlError(f"a flag has no value: write -h HOST, or {PASTE}")
         elif unnamed and not flag and not SEPARATOR.fullmatch(word):
             name = unnamed.pop(0)
         else:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from postgres.pasted.parts import ASSIGNMENTS, COMMAND, PROMPT, read_command, read_pairs, scan
 from postgres.pasted.url import (
+    HOST_AND_PORT,
     MAX_URL_LENGTH,
     PARTS,
     PASTE,
@@ -63,14 +64,21 @@ DIRECT_NAMES = re.compile(r"(?i)unpooled|non_?pooling|direct")
 OTHER_DATABASE = re.compile(
     r"""(?aimx) (?<![\w.-])(mysql|mariadb|sqlite|mssql|sqlserver|oracle|mongodb|redis|prisma)
     [\w+]*:/
+    | jdbc:(mariadb|sqlite|sqlserver|jtds|oracle|db2|h2|derby|hsqldb|snowflake|redshift):
     | (?:connection|client|engine|driver|dialect|adapter|provider|type)["']?\s*[=:]
     \s*["'{]?[\w.\ ]*?(mysql|mariadb|sqlite|sqlsrv|mssql|sql\ server|oracle|mongo)
     | ^\s*(?:[^\n]*[$%>\#]\ )?(mysql|mariadb|sqlite3|sqlcmd|mongo|redis-cli)\w*\s
     | ^\s*(?:export\ )?(mysql|mariadb|mssql|oracle|mongo)\w*_\w+=
-    | (?:initial\ catalog|integrated\ security|trusted_connection)\s*="""
+    | (?:initial\ catalog|integrated\ security|trusted_connection|multipleactiveresultsets)\s*=
+    | (?<![\w-])(?:server|data\ source)\s*=\s*(?:(?:tcp|np|lpc):|\.\s*;|\(local
+    |[^;\n\\]*\\\w[^;\n]*;|[^;,\n]*,\s*\d+\s*;)  # .\SQLEXPRESS, HOST,PORT
+    | (?<![\w-])(?:user\ id|uid)\s*=\s*sa\s*(?:;|$)"""
 )
 # What a text is if it holds no connection.
 EXPLANATIONS = {
+    r"(?i)\b(?:sudo|su|docker|podman|kubectl|oc|ssh|fly|heroku)\s.*\b(?:psql|pg_dump)\b": (
+        "the command runs in a container, on another machine or as another user"
+    ),
     SCHEME.pattern: "there is text around the connection string, or it is a comment",
     r"connection to server|could not translate|psql: error|FATAL|ERROR:|Error": (
         "the text is an error message"
@@ -78,6 +86,8 @@ EXPLANATIONS = {
     r"(?i)\bhttps?://|^console\.neon\.tech": "the text is the URL of a web page",
     r"(?i)^[\w.-]+\.neon\.tech(?:/\S*)?$": "the text is only a host",
     r"^(?:npg|napi)_\w+$": "the text is only a password or an API key",
+    r"(?im)(?<![\w.-])file:|\.(?:db|sqlite3?)(?:[?\"';]|$)": "the text is a file, as SQLite's",
+    r"(?im)host\w*[\"']?\s*[=:]\s*[\"']?[\w.-]+:\d+(?![\w:])": HOST_AND_PORT,
     r"\\": 'the text has a "\\", perhaps an escape',
     r"://": "the text starts with another scheme",
     r"(?i)(?:host|user|pass|database|name)\w*[\"']?\s*[=:]": (

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 PLACEHOLDER = "postgresql://USER:PASSWORD@HOST/DATABASE"
 MAX_URL_LENGTH = 4_000  # a terminal cuts off longer lines
 PASTE = f"paste only {PLACEHOLDER} (in Neon's console: Connect, Show password, Copy snippet)"
+HOST_AND_PORT = "the host has a port: write the port in its own setting, such as PGPORT or -p"
 ENCODE = 'write "@" in the {} as %40, "/" as %2F, "?" as %3F, "&" as %26, "\\" as %5C'
 
 # https://www.postgresql.org/docs/17/libpq-connect.html#LIBPQ-PARAMKEYWORDS
@@ -52,7 +53,7 @@ FOREIGN = {
     workaround
     """.split()  # noqa: SIM905
 }
-# Parameters with a fixed set of values, each with its spellings: no "-" or "_", lower case.
+# Parameters with a fixed set of values, each with its spellings, without "-", "_" and spaces.
 MODES: dict[str, dict[str, str]] = {
     "sslmode": {
         "disable": "disable false 0",
@@ -114,7 +115,7 @@ class DatabaseUrlError(ValueError):
 
 
 def squeeze(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).lower()
+    return re.sub("[-_ ]", "", name).lower()
 
 
 def canonical(name: str) -> str:

@@ -180,6 +180,15 @@ CONSOLES = {
             "--username=postgres --password --dbname=todo"
         ),
     },
+    f"ann%40srv@{AZURE}:5432/todo": {
+        "Azure: single server": f"postgres://ann%40srv:{PASSWORD}@{AZURE}/todo",
+        "Azure: single server, keywords": (
+            f"host={AZURE} port=5432 dbname=todo user=ann@srv password={PASSWORD}"
+        ),
+        "Azure: single server, .NET": (
+            f"Server={AZURE};Database=todo;Port=5432;User Id=ann@srv;Password={PASSWORD};"
+        ),
+    },
     f"ann@{AZURE}:5432/todo": {
         "Azure: psql": (
             f'psql "host={AZURE} port=5432 dbname=todo user=ann password={PASSWORD} '
@@ -329,6 +338,7 @@ WHOLE = {
     "PostgreSQL://": f"PostgreSQL://{REST}",
     "postgresql+asyncpg://": f"postgresql+asyncpg://{REST}",
     "pgsql://": f"pgsql://{REST}",
+    "other spellings of names": STRING.replace("sslm", "ssl-m").replace("l_b", "l%20b"),
     "capitals in values": STRING.replace("=require", "=Require"),
     "a port": STRING.replace(HOST, f"{HOST}:5432"),
     "Prisma's parameters": f"{STRING}&pgbouncer=true&connection_limit=1&schema=public",
@@ -403,6 +413,8 @@ AROUND = "text around the connection string"
 SETTINGS = "the settings are not clearly those of one connection"
 SEVERAL = "parts of several connections"
 REPLACED = "a placeholder, which a program replaces"
+HAS_PORT = "the host has a port: write the port in its own setting"
+ELSEWHERE = "the command runs in a container, on another machine or as another user"
 LOCAL = "postgresql://ann:s3@localhost/todo"
 
 # What programs and shells replace, alone or within a value.
@@ -567,7 +579,12 @@ REFUSED = {
     "psql and its answer": (f"psql '{LOCAL}'\npsql (17.2)", "more than a connection"),
     "arguments beside a URL": (f'create_engine("{LOCAL}", connect_args={{"host": "h"}})', AROUND),
     # unknown names
-    "HOST=db:5432": ("HOST=db:5432", SETTINGS),
+    "HOST=db:5432": ("HOST=db:5432", HAS_PORT),
+    "HOST: db:5432": ("'HOST': 'db:5432'\n'PASSWORD': 's3'", HAS_PORT),
+    "a port in PGHOST": ("PGHOST=db:5432\nPGUSER=ann\nPGDATABASE=d", HAS_PORT),
+    "a port in .NET": ("Host=db:5432;Username=ann;Database=d;Password=s3", HAS_PORT),
+    "a port behind a comma": ("Host=db,5432;Username=ann;Database=d;Password=s3", HAS_PORT),
+    "a port in psql": ("PGPASSWORD=s3 psql -h db:5432 -U ann d", HAS_PORT),
     "HOST and others": ("HOST=h1\nUSER=ann\nPASSWORD=s3\nNAME=todo", SETTINGS),
     "a word as a name": ("APP_HOST=h1\nAPP_USER=ann\nAPP_PASSWORD=s3\nAPP_NAME=d", SETTINGS),
     "a string as a password": (f"password={STRING.replace('&', '&amp;')}", "a placeholder"),
@@ -586,10 +603,27 @@ REFUSED = {
     "MySQL, its client": ("mysql -h localhost -u ann -ps3 todo", "another database (mysql)"),
     "MySQL, Django": ("'ENGINE': 'django.db.backends.mysql', 'PASSWORD': 's3'", "(mysql)"),
     "SQLite": ("sqlite:///todo.db", "another database (sqlite)"),
+    "MySQL, its other port": (f"{LOCAL.replace('/todo', ':33060/todo')}", "database (MySQL)"),
+    "SQLite, JDBC": ("jdbc:sqlite:s3.db", "another database (sqlite)"),
+    "SQLite, Prisma": ('DATABASE_URL="file:./s3.db"', "a file, as SQLite's"),
+    "SQLite, its file": ("DATABASE_URL=s3.sqlite3", "a file, as SQLite's"),
+    "Oracle": ("jdbc:oracle:thin:ann/s3@//localhost:1521/todo", "another database (oracle)"),
     "SQL Server": (
         "Server=tcp:s3.database.windows.net,1433;Initial Catalog=d;User ID=ann;Password=s3;",
         "another database (sql server)",
     ),
+    "SQL Server, JDBC": (
+        "jdbc:sqlserver://localhost;databaseName=todo;user=ann;password=s3",
+        "another database (sqlserver)",
+    ),
+    **{
+        f"SQL Server, {host}": (
+            f"Server={host};Database=d;User Id=ann;Password=s3",
+            "another database (sql server)",
+        )
+        for host in ["tcp:h1", "h1,1433", "h1, 5000", ".", "(local)", r".\SQLEXPRESS", r"h1\DEV"]
+    },
+    "SQL Server, its user": ("Server=h1;Database=d;User Id=sa;Password=s3", "(sql server)"),
     "MongoDB": ("mongodb+srv://ann:s3cr3t@h/d", "another database (mongodb)"),
     "Redis beside it": (f"DATABASE_URL={LOCAL}\nREDIS_URL=redis://:s3@h", "database (redis)"),
     "Prisma's proxy": ("prisma+postgres://x.net/?api_key=s3cr3t", "another database (prisma)"),
@@ -617,7 +651,18 @@ REFUSED = {
     "</url> behind parameters": (f"{STRING}</url>", FOLLOWS),
     "a space in the database": ("postgresql://ann:s3@localhost/to do", FOLLOWS),
     "a slash after the database": (f"{LOCAL}/", FOLLOWS),
+    # values that libpq does not know
+    "a slash behind sslmode": (f"{LOCAL}?sslmode=require/", "unknown sslmode"),
+    "a sign behind sslmode": (f"{LOCAL}?sslmode=require!", "unknown sslmode"),
+    "a sign in a mode": (f"{LOCAL}?sslmode=verify:full", "unknown sslmode"),
+    "a dot in a mode": (f"{LOCAL}?channel_binding=re.quire", "unknown channel_binding"),
+    "a sign in a name": (f"{LOCAL}?sslmode!=require", "a parameter that libpq does not know"),
     # what may be a part of the password, or not
+    "Azure's user with its server": (
+        f"postgresql://ann@srv:s3@{AZURE}:5432/todo",
+        'USER:PASSWORD is unclear: write "@" in the user as %40',
+    ),
+    "an address for a user": ("postgresql://ann@h2.example:s3@h1/todo", "in the user as %40"),
     "a link with ) in the password": (
         f"postgresql://alex:[npg_@s3/)1@{HOST}](mailto:npg_@s3/)1@{HOST})/neondb",
         UNCLEAR,
@@ -639,12 +684,19 @@ REFUSED = {
     "two hosts": ("postgresql://ann:s3cr3t@one,two/todo", NO_PLACE),
     "two hosts among keywords": ("host=one,two user=ann dbname=d", "several hosts"),
     "a page instead of a host": ("PGHOST=https://h1 PGUSER=ann PGDATABASE=d", "more than one word"),
-    "a port in the host": ("PGHOST=db:5432\nPGUSER=ann\nPGDATABASE=d", "host is not a name"),
     "letters in the port": ("postgresql://ann:s3@localhost:s3/todo", NO_PLACE),
     "port 0": ("postgresql://ann:s3@localhost:0/todo", "from 1 to 65535"),
     "port 65536": ("postgresql://ann:s3@localhost:65536/todo", "from 1 to 65535"),
     "an empty keyword": ("host=h user=ann dbname=d password= sslmode=require", SETTINGS),
-    "an empty flag": ("psql -h h1 -U -d d", "the value of a flag is missing"),
+    "an empty flag": ("psql -h h1 -U -d d", "a flag has no value"),
+    "-h=h1": ("psql -h=h1 -U ann d", "a flag has no value: write -h HOST"),
+    "sudo": ("sudo -u postgres psql s3", ELSEWHERE),
+    "sudo and a prompt": ("ada@mac:~$ sudo psql -h h1 -U ann s3", ELSEWHERE),
+    "docker exec": (f"docker exec -it db psql {LOCAL}", ELSEWHERE),
+    "docker compose": ("docker compose exec db psql -h localhost -U ann s3", ELSEWHERE),
+    "kubectl": (f"kubectl exec -it db-0 -- psql '{LOCAL}'", ELSEWHERE),
+    "ssh": ("ssh h1 PGPASSWORD=s3 psql -h localhost -U ann d", ELSEWHERE),
+    "su": ("su - postgres -c 'psql -h localhost -U ann s3'", ELSEWHERE),
     "a space in a keyword's value": ("host=h user=ann dbname=d password=s3 cr3t", SETTINGS),
     "an open quote in a command": ("psql -h h1 -U ann -d 's3", "is not closed"),
     "a semicolon in a variable": ("PGHOST=h\nPGUSER=ann\nPGDATABASE=d\nPGPASSWORD=s3;c", SETTINGS),

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import psycopg2
 import pytest
@@ -55,7 +55,7 @@ def test_neons_connection_string_is_accepted_unchanged() -> None:
 def test_what_a_host_offers_to_copy_is_read(place: str, text: str) -> None:
     url = parse(text)
 
-    assert f"{url.user}@{url.address}/{url.database}" == place
+    assert f"{quote(url.user)}@{url.address}/{url.database}" == place
     assert url.password == (PASSWORD if PASSWORD in text else "")
 
 
@@ -346,9 +346,10 @@ def test_any_text_is_understood_once_and_for_all_or_refused(text: str) -> None:
 
 
 def around(text: str) -> set[str]:
-    """Return a text as its parts may stand in it: without line ends, decoded, unescaped."""
+    """Return a text as its parts may stand in it: in one line, decoded, unescaped, unquoted."""
     plain = re.sub(r"[\s\x1b\xad\u200b]", "", text)
-    return {plain, unquote(plain), re.sub(r"\\(.)", r"\1", plain)}
+    unquoted = re.sub(r"['\"]", "", plain)  # a shell joins 'a''b'
+    return {plain, unquote(plain), re.sub(r"\\(.)", r"\1", plain), unquoted, unquote(unquoted)}
 
 
 @given(pasted | damaged_urls | damaged(*ALL_FORMS, pieces=URL_PIECES + TEXT_PIECES))
@@ -541,7 +542,7 @@ def understood_by_both(text: str) -> tuple[dict[str, str], Reading] | None:
 def with_defaults(theirs: dict[str, str]) -> dict[str, str]:
     """Add libpq's missing defaults, and fix the two values that it checks only on connecting."""
     given = {name: value for name, value in theirs.items() if value}
-    given |= {name: re.sub(r"\W", "", given[name]) for name in MODES if name in given}
+    given |= {name: re.sub("[-_ ]", "", given[name]) for name in MODES if name in given}
     neon = "neon.tech" in given["host"]
     defaults = {"port": "5432", "dbname": "neondb" if neon else given["user"], "password": ""}
     return defaults | ({"sslmode": "require"} if neon else {}) | given
