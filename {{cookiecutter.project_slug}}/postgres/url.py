@@ -133,14 +133,15 @@ class DatabaseUrl:
         return self._rename(label, f"{label}-pooler")
 
     def _rename(self, old: str, new: str) -> "DatabaseUrl":
-        """Change the first label of the host, also where options=endpoint=… repeats it."""
-        options = tuple(
-            (name, re.sub(rf"(?i)(?<==){re.escape(old)}(?![\w-])", new, value))
-            if name == "options"
-            else (name, value)
-            for name, value in self.options
-        )
-        return self.replace(host=new + self.host[len(old) :], options=options)
+        """Change the first label of the host, also where endpoint=… repeats it.
+
+        Clients without SNI name it in the options, or at the start of the password.
+        """
+        named = re.compile(rf"(?i)(endpoint|project)(=|%(?:25)*3D){re.escape(old)}(?![\w-])")
+        again = rf"\1\g<2>{new}"
+        password = named.sub(again, self.password)
+        options = tuple((name, named.sub(again, value)) for name, value in self.options)
+        return self.replace(host=new + self.host[len(old) :], password=password, options=options)
 
 
 @dataclass(frozen=True)

@@ -216,14 +216,25 @@ def test_the_pooled_host_differs_in_its_first_label() -> None:
     assert NEON.replace(host=POOLED_HOST.upper()).direct == NEON.replace(host=HOST.upper())
 
 
-@pytest.mark.parametrize("name", ["endpoint", "project"])
-def test_the_options_name_the_same_endpoint_as_the_host(name: str) -> None:
-    def named(endpoint: str) -> tuple[tuple[str, str], ...]:
-        return (("options", f"{name}={endpoint} -c geqo=off"),)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "options=endpoint%3D{}%20-c%20geqo%3Doff",
+        "options=-c%20geqo%3Doff%20project%3D{}",
+        "options=endpoint%253D{}",
+        "options=project%25253d{}%20-c%20geqo",
+        "password=endpoint%3D{}%3Bs3cr3t",
+        "password=project%3D{}%24s3cr3t",
+    ],
+)
+def test_the_endpoint_is_the_same_wherever_it_is_named(form: str) -> None:
+    def named(host: str, label: str) -> DatabaseUrl:
+        text = f"jdbc:postgresql://{host}/neondb?user=alex&{form.format(label)}"
+        return parse(text if "password" in form else f"{text}&password=pw")
 
-    direct = NEON.replace(options=named("ep-cool-name-a1b2c3d4"))
-    pooled = NEON.replace(host=POOLED_HOST, options=named("ep-cool-name-a1b2c3d4-pooler"))
+    direct, pooled = (named(host, host.partition(".")[0]) for host in (HOST, POOLED_HOST))
 
+    assert pooled != direct
     assert pooled.direct == direct
     assert direct.pooled == pooled
     assert direct.replace(host=POOLED_HOST).direct == direct
