@@ -98,6 +98,13 @@ FINDINGS: tuple[Finding, ...] = (
         Retry.ONCE,
     ),
     Finding(
+        "too-many-files",
+        "TCP",
+        "this machine, or the server, has too many open files or connections",
+        "raise the limit, which `ulimit -n` shows; lower DB_POOL_SIZE, or run fewer processes",
+        Retry.BACK_OFF,
+    ),
+    Finding(
         "not-postgresql",
         "TLS",
         "something answers, but it does not speak PostgreSQL's protocol",
@@ -220,6 +227,12 @@ FINDINGS: tuple[Finding, ...] = (
         Retry.YES,
     ),
     Finding(
+        "pooler-mode-unsupported",
+        "database",
+        "the pooler is in statement mode, which does not allow transactions",
+        "set `pool_mode = transaction` in the pooler, or use a host without it",
+    ),
+    Finding(
         "startup-parameter-refused",
         "login",
         "DATABASE_URL has `options` or another parameter that the server, or its pooler, refuses",
@@ -264,6 +277,13 @@ FINDINGS: tuple[Finding, ...] = (
         public=SHUT,
     ),
     Finding(
+        "gssapi-failed",
+        "login",
+        "the login by GSSAPI (Kerberos) failed: no ticket, or one side does not support it",
+        "get a ticket with `kinit`; without Kerberos, add `?gssencmode=disable` to DATABASE_URL",
+        public=SHUT,
+    ),
+    Finding(
         "login-blocked",
         "login",
         "after too many wrong passwords, the pooler refuses all logins for some minutes",
@@ -292,6 +312,16 @@ FINDINGS: tuple[Finding, ...] = (
         "database",
         "the server has no database of this name",
         "check the name at the end of DATABASE_URL, or create it: `CREATE DATABASE …`",
+        public=SHUT,
+    ),
+    Finding(
+        "database-closed",
+        "database",
+        "the server does not allow connections to this database: a template, or half dropped",
+        (
+            "check the name at the end of DATABASE_URL; `ALTER DATABASE … ALLOW_CONNECTIONS true` "
+            "opens a database, but one that is `invalid` must be dropped"
+        ),
         public=SHUT,
     ),
     Finding(
@@ -390,6 +420,13 @@ FINDINGS: tuple[Finding, ...] = (
         "point DATABASE_URL at the primary, or turn off `default_transaction_read_only`",
         public="the database accepts no changes for now",
         is_outage=False,
+    ),
+    Finding(
+        "target-mismatch",
+        "database",
+        "`target_session_attrs` of DATABASE_URL asks for another kind of server than this one",
+        "remove `target_session_attrs` from DATABASE_URL, or name a host of that kind",
+        public=SHUT,
     ),
     Finding(
         "query-cancelled",
