@@ -123,7 +123,8 @@ def test_every_worker_has_the_limits_of_the_protocol(settings: Settings) -> None
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     environment = {
-        "DATABASE_URL": settings.database_url.for_libpq(),
+        # Never the tests' own server: main.py would start the one of this folder with its password.
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
         "BETTER_AUTH_SECRET": settings.better_auth_secret.get_secret_value(),
         "ENVIRONMENT": "production",
         "PORT": str(port),
