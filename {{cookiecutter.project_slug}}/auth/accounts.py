@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Depends, HTTPException, Request, Response
+from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import Secret
@@ -66,8 +66,7 @@ def credentials(
     ).where(of)
 
 
-def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str, response: Response) -> TokenPair:
-    response.headers["Cache-Control"] = "no-store"  # required by RFC 6749, 5.1
+def token_pair(tokens: OwnTokens, user_id: UUID, refresh: str) -> TokenPair:
     return TokenPair(
         access_token=tokens.issue(str(user_id), refresh_tokens.login_of(refresh)),
         expires_in=ACCESS_TOKEN_SECONDS,

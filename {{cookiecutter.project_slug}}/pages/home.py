@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -75,11 +75,10 @@ def get_home() -> HTMLResponse:
 
 
 @router.get("/home/status")
-async def get_status(request: Request, response: Response, engine: EngineDep) -> Status:
+async def get_status(request: Request, engine: EngineDep) -> Status:
     """Return what the page shows. Each call sends one query; nothing runs in the background."""
     settings = resources(request).settings
     url = settings.database_url
-    response.headers["Cache-Control"] = "no-store"
     database, schema = await read_database(engine, url)
     # After the query, because it would add to the measured latency.
     migrations = await asyncio.to_thread(compare, schema, url)

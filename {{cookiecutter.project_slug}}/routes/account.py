@@ -4,7 +4,7 @@ from functools import partial
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Request, Response, status
+from fastapi import APIRouter, Request, status
 from sqlalchemy import delete, exists, select, update
 from sqlmodel import col
 
@@ -151,7 +151,6 @@ async def change_password(
     session: SessionDep,
     guard: PasswordGuardDep,
     tokens: OwnTokensDep,
-    response: Response,
 ) -> TokenPair:
     """Change the password. This ends all login sessions and begins a new one for the caller."""
     account = await statement.first(credentials(col(User.id) == user_id, guard.client))
@@ -170,4 +169,4 @@ async def change_password(
     await session.exec(refresh_tokens.start(token, user_id, changed, guard.client))
     await session.commit()
     report_new_password(request, user_id, user["email"], guard)
-    return token_pair(tokens, user_id, token, response)
+    return token_pair(tokens, user_id, token)

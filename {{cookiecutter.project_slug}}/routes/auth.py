@@ -8,7 +8,7 @@ from typing import Annotated
 from uuid import UUID
 
 import structlog
-from fastapi import APIRouter, Form, HTTPException, Request, Response, status
+from fastapi import APIRouter, Form, HTTPException, Request, status
 from sqlalchemy import update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
@@ -89,7 +89,6 @@ async def login(
     start_login: SeparateStatementDep,
     guard: PasswordGuardDep,
     tokens: OwnTokensDep,
-    response: Response,
 ) -> TokenPair:
     """Log in with e-mail and password."""
     user = await find_user.first(credentials(col(User.email) == form.username, guard.client))
@@ -110,7 +109,7 @@ async def login(
     if not await start_login.all(start):
         raise changed_meanwhile()
     structlog.get_logger().info("logged in", user_id=str(user["id"]), client=guard.client)
-    return token_pair(tokens, user["id"], token, response)
+    return token_pair(tokens, user["id"], token)
 
 
 @router.post("/refresh", responses=problems(401, 503, *BODY))
@@ -121,7 +120,6 @@ async def refresh_token(
     end_if_reused: SeparateStatementDep,
     guard: PasswordGuardDep,
     tokens: OwnTokensDep,
-    response: Response,
 ) -> TokenPair:
     """Exchange a refresh token for the next pair of tokens.
 
@@ -134,7 +132,7 @@ async def refresh_token(
     verified_only = resources(request).settings.require_verified_email
     replacement = refresh_tokens.replace(token, successor, verified_only=verified_only)
     if login := await replace.first(replacement):
-        return token_pair(tokens, login["user_id"], successor, response)
+        return token_pair(tokens, login["user_id"], successor)
     if login := await end_if_reused.first(refresh_tokens.end_if_reused(token, successor)):
         event = "refresh token reused, login session ended"
         structlog.get_logger().warning(event, user_id=str(login["user_id"]), client=guard.client)
