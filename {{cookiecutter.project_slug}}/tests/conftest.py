@@ -44,6 +44,12 @@ def database_url(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
 
 
 @pytest.fixture(scope="session")
+def nowhere(database_url: DatabaseUrl) -> DatabaseUrl:
+    """A database that is away: nothing listens on its port."""
+    return database_url.replace(port=1)
+
+
+@pytest.fixture(scope="session")
 def embedded_url(embedded_server: DatabaseUrl) -> DatabaseUrl:
     """Such a database on the embedded server: for tests that a pooler, or TLS, would disturb."""
     url = create_database(embedded_server)

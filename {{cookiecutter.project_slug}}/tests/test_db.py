@@ -563,27 +563,6 @@ def test_each_request_has_its_own_time_limit_and_background_tasks_have_none(
     assert followed == [42, 42]
 
 
-def test_requests_wait_longer_for_a_database_that_wakes_up(
-    app_of_size: AppOfSize, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app = app_of_size(1, db_queue_seconds=0.1)
-
-    @app.get("/one")
-    async def one(statement: StatementDep) -> None:
-        await statement.all(text("SELECT 1"))
-
-    async def wake_up(*arguments: Any) -> Any:
-        await asyncio.sleep(0.4)
-        return await choose_address(*arguments)
-
-    choose_address = dialect.choose_address
-    monkeypatch.setattr(dialect, "choose_address", wake_up)
-    with TestClient(app) as client, ThreadPoolExecutor(10) as clients:
-        answers = list(clients.map(lambda _: client.get("/one"), range(10)))
-
-    assert [answer.status_code for answer in answers] == [200] * 10
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="freezes a process with a signal")
 @pytest.mark.parametrize("idle_seconds", [-1.0, 30.0])
 def test_a_frozen_connection_gives_a_503_and_is_replaced(

@@ -20,14 +20,6 @@ from server import refuse_port_in_use
 
 
 @pytest.fixture
-def nowhere(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
-    """A database that is away: nothing listens on its port, and nothing else can take it."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield database_url.replace(port=reserved.getsockname()[1])
-
-
-@pytest.fixture
 def silent(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
     """A database that is frozen: it takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,14 +21,6 @@ from postgres.url import DatabaseUrl, parse
 type Build = Callable[..., Settings]
 
 HOME = ["/", "/home/status"]
-
-
-@pytest.fixture
-def nowhere(database_url: DatabaseUrl) -> Iterator[DatabaseUrl]:
-    """A database that is away: its port is reserved, and nothing listens there."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield database_url.replace(port=reserved.getsockname()[1], password="hunter2-hunter2")
 
 
 def status_of(settings: Settings) -> dict[str, dict[str, object]]:
@@ -236,7 +228,7 @@ def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Setti
 
 
 def test_no_secret_is_reported(nowhere: DatabaseUrl, settings_for: Build) -> None:
-    database = nowhere.replace(user="hunter1-hunter1")
+    database = nowhere.replace(user="hunter1-hunter1", password="hunter2-hunter2")
     settings = settings_for(database)
 
     with TestClient(create_app(settings)) as client:

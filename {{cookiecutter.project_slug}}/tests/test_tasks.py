@@ -455,12 +455,6 @@ def test_several_headers_are_one_list(ada: TestClient, header: str) -> None:
     assert ada.get(url, headers=both).status_code == (200 if header == "If-Match" else 304)
 
 
-def test_browsers_may_read_the_etag(ada: TestClient) -> None:
-    answer = ada.get(create(ada)["url"], headers={"Origin": "http://localhost:3000"})
-
-    assert "ETag" in answer.headers["Access-Control-Expose-Headers"]
-
-
 def test_the_database_fills_in_defaults(session: Session) -> None:
     task = Task(owner_id="someone", title="Write a test")
     session.add(task)
@@ -515,15 +509,6 @@ def test_a_deleted_task_is_gone(ada: TestClient) -> None:
     assert (answer.status_code, answer.content) == (204, b"")
     assert ada.get(gone["url"]).status_code == 404
     assert ada.get("/tasks").json() == [kept]
-
-
-def test_deleting_the_list_leaves_an_empty_one(ada: TestClient) -> None:
-    create(ada)
-    create(ada)
-
-    assert ada.delete("/tasks").status_code == 204
-
-    assert ada.get("/tasks").json() == []
 
 
 @pytest.mark.parametrize(("completed", "left"), [("true", ["open"]), ("false", ["done"])])
@@ -685,21 +670,6 @@ def test_a_mistyped_filter_deletes_nothing(ada: TestClient) -> None:
     assert ada.get("/tasks").json() == [task]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_without_a_token_there_is_no_list(client: TestClient, method: str) -> None:
-    answer = client.request(method, "/tasks", json={"title": "x"})
-
-    assert answer.status_code == 401
-    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-
-
-def test_the_newest_task_comes_first(ada: TestClient) -> None:
-    for title in ("first", "second", "third"):
-        create(ada, title=title)
-
-    assert titles(ada) == ["third", "second", "first"]
-
-
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -799,7 +769,7 @@ def test_a_title_may_be_one_character(ada: TestClient, title: str) -> None:
 
 @pytest.fixture(scope="module")
 def many_tasks(engine: Engine) -> str:
-    """An owner of 3,000 tasks."""
+    """An owner of 900 tasks."""
     owner_id = str(uuid4())
     add_many(engine, owner_id, 900)
     return owner_id

@@ -147,7 +147,7 @@ def test_a_browser_may_read_the_headers_that_matter(ada: TestClient) -> None:
     answer = ada.get(ROOT, headers={"Origin": "http://localhost:3000"})
 
     exposed = answer.headers["Access-Control-Expose-Headers"].replace(" ", "").split(",")
-    assert {"Link", "Location", "Retry-After"} <= set(exposed)
+    assert {"ETag", "Link", "Location", "Retry-After"} <= set(exposed)
 
 
 def test_urls_are_those_of_the_proxy_in_front(ada: TestClient) -> None:
