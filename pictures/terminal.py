@@ -21,7 +21,7 @@ QUESTIONS = ("as people read it", "folder's and", "in one line", "Which Python",
 # An SVG that loads nothing: Rich's default template fetches a font.
 FORMAT = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
-<title>A terminal: five questions, six steps, and a project whose connection was checked</title>
+<title>A terminal: five questions, and a project whose connection is checked</title>
 <style>
 .{unique_id}-matrix {{
     font: {char_height}px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;

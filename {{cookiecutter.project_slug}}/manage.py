@@ -272,8 +272,8 @@ def openapi(
     with redirect_stdout(sys.stderr):  # what the app logs as it is built
         from main import create_app
 
-        schema = create_app(settings).openapi()
-    text = json.dumps(schema, ensure_ascii=False, indent=2) + "\n"
+        document = create_app(settings).openapi()
+    text = json.dumps(document, ensure_ascii=False, indent=2) + "\n"
     if output is None:
         typer.echo(text.encode(), nl=False)
         return

@@ -103,7 +103,7 @@ def passed_checks(
     start = time.monotonic()
     stream, (family, address) = budget.retry(lambda: connect.open_socket(addresses), budget.left)
     stream.close()
-    detail = f"{show_address(address)} answers after {milliseconds(start)}"
+    detail = f"{show_address(address)} answers after {time_since(start)}"
     if silent := addresses.index((family, address)):
         detail += f"; {silent} tried before it did not"
     yield passed("TCP", detail)
@@ -122,7 +122,7 @@ def passed_checks(
         if finding.name in AFTER_LOG_IN:
             yield passed("login", f"as {url.user}")
         raise
-    log_in_time = milliseconds(start)
+    log_in_time = time_since(start)
     with closing(connection):
         tls = describe_tls(sslmode, in_use=connection.info.ssl_in_use)
         version = connection.info.ssl_attribute("protocol")
@@ -163,7 +163,7 @@ def check_server(url: DatabaseUrl, connection: Connection, budget: TimeBudget) -
     )
     start = time.monotonic()
     ask(connection, budget, "SELECT 1")
-    round_trip = milliseconds(start)
+    round_trip = time_since(start)
     number, _, _ = version.partition(" ")
     if connection.server_version < OLDEST_VERSION * 10_000:
         detail = f"PostgreSQL {number} is older than {OLDEST_VERSION}"
@@ -236,8 +236,8 @@ def offers_tls(url: DatabaseUrl, family: socket.AddressFamily, address: Any) -> 
     return False
 
 
-def milliseconds(start: float) -> str:
-    """Return the time since `start`, to be shown."""
+def time_since(start: float) -> str:
+    """Return the milliseconds since `start`, to be shown."""
     duration = (time.monotonic() - start) * 1000
     return f"{duration:.0f} ms" if duration >= 10 else f"{duration:.1f} ms"
 

@@ -98,10 +98,10 @@ class Statements:
     """The statements that create tasks. account: a row if the owner has an account, else none."""
 
     def __init__(self, account: Select[Any]) -> None:
-        found = account.cte("account")
-        self.create = CompiledStatement(insert_task(found, true()).returning(*COLUMNS))
-        self.put = CompiledStatement(put_task(found, counts=False))
-        self.put_counting = CompiledStatement(put_task(found, counts=True))
+        owner = account.cte("account")
+        self.create = CompiledStatement(insert_task(owner, true()).returning(*COLUMNS))
+        self.put = CompiledStatement(put_task(owner, counts=False))
+        self.put_counting = CompiledStatement(put_task(owner, counts=True))
 
 
 # Accounts of ours: the row is locked, so that it cannot be deleted until the task is there. If a

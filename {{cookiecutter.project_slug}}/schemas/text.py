@@ -35,7 +35,6 @@ NotBlank = AfterValidator(refuse_blank)
 # A point in time in a response. The database returns it in the time zone of its own settings.
 Utc = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 
-
 # An id in a body: JSON has no type for it.
 Id = Annotated[UUID, Field(strict=False)]
 
