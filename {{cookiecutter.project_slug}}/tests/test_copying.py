@@ -18,7 +18,6 @@ import pytest
 import sqlalchemy as sa
 import typer
 from alembic.config import Config
-from psycopg2 import sql
 from sqlmodel import SQLModel
 from typer.testing import CliRunner
 
@@ -29,13 +28,12 @@ from models import Task
 from postgres import check, connect, copy_data
 from postgres.env_file import get_value
 from postgres.tests.scripted_server import SILENCE, error, scripted_server
+from postgres.tests.servers import connected, rows
 from postgres.url import DatabaseUrl
 
 SECRET = "correct-horse-battery-staple-0123456789"
 TABLES = [table.name for table in SQLModel.metadata.sorted_tables]
 NASTY = ["\\N", "\\.", "tab\there", "line\nend\r", "👩‍💻 'quoted' \"twice\"", "%s {} $1", "back\\"]
-
-type Rows = dict[str, list[tuple[Any, ...]]]
 
 
 class Copy(Protocol):
@@ -65,24 +63,6 @@ def copy(env_file: Path) -> Copy:
         return result.exit_code, result.output
 
     return run
-
-
-@contextmanager
-def connected(url: DatabaseUrl) -> Iterator[Any]:
-    """Yield a cursor, and commit at the end."""
-    with closing(psycopg2.connect(url.direct.for_libpq())) as connection:
-        with connection.cursor() as cursor:
-            yield cursor
-        connection.commit()
-
-
-def rows(url: DatabaseUrl, tables: list[str] = TABLES) -> Rows:
-    with connected(url) as cursor:
-        found: Rows = {}
-        for table in tables:
-            cursor.execute(sql.SQL("SELECT * FROM {} ORDER BY id").format(sql.Identifier(table)))
-            found[table] = cursor.fetchall()
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +105,8 @@ def test_all_rows_are_copied_unchanged(copy: Copy, filled: DatabaseUrl, empty: D
     code, output = copy(filled, empty)
 
     assert code == 0, output
-    assert rows(empty) == rows(filled)
-    assert rows(empty)[str(Task.__tablename__)]
+    assert rows(empty, TABLES) == rows(filled, TABLES)
+    assert rows(empty, TABLES)[str(Task.__tablename__)]
     assert "✓ tasks" in output
     assert "980 rows" in output
     assert "uv run manage.py env" in output
@@ -161,7 +141,7 @@ def test_the_new_database_can_come_from_the_environment(
     code, output = copy(filled, filled)
 
     assert code == 0, output
-    assert rows(empty) == rows(filled)
+    assert rows(empty, TABLES) == rows(filled, TABLES)
 
 
 class Terminal(io.StringIO):
@@ -218,7 +198,7 @@ def test_ctrl_c_at_that_question_says_that_all_rows_were_copied(
     output = capsys.readouterr().err
     assert code == 130
     assert f"stopped: all rows are at {empty}; .env names the old database" in output
-    assert rows(empty) == rows(filled)
+    assert rows(empty, TABLES) == rows(filled, TABLES)
     assert get_value(env_file, "DATABASE_URL") == filled.for_libpq()
 
 
@@ -242,13 +222,13 @@ def test_a_database_with_rows_is_refused(
 ) -> None:
     with connected(migrated) as cursor:
         cursor.execute("INSERT INTO tasks (id, owner_id, title) VALUES (gen_random_uuid(), '', '')")
-    before = rows(migrated)
+    before = rows(migrated, TABLES)
 
     code, output = copy(filled, migrated)
 
     assert code == 1
     assert "has rows already, in tasks" in output
-    assert rows(migrated) == before
+    assert rows(migrated, TABLES) == before
 
 
 def test_a_second_copy_is_refused(copy: Copy, filled: DatabaseUrl, empty: DatabaseUrl) -> None:
@@ -258,7 +238,7 @@ def test_a_second_copy_is_refused(copy: Copy, filled: DatabaseUrl, empty: Databa
 
     assert code == 1
     assert "has rows already" in output
-    assert rows(empty) == rows(filled)
+    assert rows(empty, TABLES) == rows(filled, TABLES)
 
 
 def test_a_database_is_not_copied_into_itself(copy: Copy, filled: DatabaseUrl) -> None:
@@ -380,8 +360,8 @@ def test_rows_that_a_migration_inserts_are_replaced(
     code, output = copy(seeded, empty)
 
     assert code == 0, output
-    assert rows(empty) == rows(seeded)
-    assert len(rows(empty)["tasks"]) == 2
+    assert rows(empty, TABLES) == rows(seeded, TABLES)
+    assert len(rows(empty, TABLES)["tasks"]) == 2
 
 
 def test_a_target_with_rows_is_refused_before_it_is_migrated(
@@ -391,7 +371,7 @@ def test_a_target_with_rows_is_refused_before_it_is_migrated(
         cursor.execute(ANOTHERS)
         cursor.execute("SELECT version_num FROM alembic_version")
         revision = cursor.fetchone()
-    before = rows(migrated)
+    before = rows(migrated, TABLES)
 
     code, output = copy(seeded, migrated)
 
@@ -400,7 +380,7 @@ def test_a_target_with_rows_is_refused_before_it_is_migrated(
         assert cursor.fetchone() == revision
     assert code == 1
     assert "has rows already, in tasks" in output
-    assert rows(migrated) == before
+    assert rows(migrated, TABLES) == before
 
 
 @pytest.mark.parametrize("statement", [ANOTHERS, "UPDATE tasks SET title = 'another''s'"])
@@ -435,7 +415,7 @@ def test_a_row_that_a_migration_inserts_into_an_existing_table_is_refused(
 
     assert code == 1
     assert "has rows already, in tasks" in output
-    assert [row[2] for row in rows(migrated)["tasks"]] == ["seed"]
+    assert [row[2] for row in rows(migrated, TABLES)["tasks"]] == ["seed"]
 
 
 def test_an_error_of_the_target_is_explained(copy: Copy, filled: DatabaseUrl) -> None:
@@ -475,7 +455,7 @@ def test_a_copy_that_fails_in_the_middle_leaves_no_rows(
     assert code == 1
     assert message in output
     assert "Traceback" not in output
-    assert rows(migrated) == {table: [] for table in TABLES}
+    assert rows(migrated, TABLES) == {table: [] for table in TABLES}
 
 
 @pytest.fixture
@@ -503,7 +483,7 @@ def test_a_server_that_freezes_ends_the_copy_in_time(
 
     assert code == 1
     assert "gave up after 2 s" in output
-    assert rows(plain) == {table: [] for table in TABLES}
+    assert rows(plain, TABLES) == {table: [] for table in TABLES}
 
 
 def test_a_source_that_freezes_before_the_copy_gets_no_timeout_advice(
@@ -606,7 +586,7 @@ def test_ctrl_c_ends_the_copy_and_leaves_no_rows(filled: DatabaseUrl, plain: Dat
     assert process.returncode == 130
     assert "nothing was copied" in output
     assert "Traceback" not in output
-    assert rows(plain) == {table: [] for table in TABLES}
+    assert rows(plain, TABLES) == {table: [] for table in TABLES}
 
 
 def test_a_table_without_a_model_is_reported(

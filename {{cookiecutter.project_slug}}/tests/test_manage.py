@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
@@ -27,7 +25,7 @@ from postgres.console import Waiting
 from postgres.env_file import get_value, set_value
 from postgres.findings import Retry
 from postgres.tests.scripted_server import error, scripted_server
-from postgres.tests.servers import create_database
+from postgres.tests.servers import connected, create_database
 from postgres.url import DatabaseUrl
 
 NOWHERE = {"host": "127.0.0.1", "port": 1, "options": ()}
@@ -324,11 +322,8 @@ def test_check_reports_a_migration_that_has_not_been_written(
 ) -> None:
     url = new_database()
     migrations.upgrade(url)
-    with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "ALTER TABLE tasks DROP COLUMN completed"
-        )  # as if the model were ahead by it
-        connection.commit()
+    with connected(url) as cursor:  # as if the model were ahead by this column
+        cursor.execute("ALTER TABLE tasks DROP COLUMN completed")
     use(url)
 
     code, output = run("check")
@@ -398,10 +393,9 @@ def test_migrate_reports_a_database_that_is_newer_than_the_code(
     use: Callable[[DatabaseUrl], None], new_database: Callable[[], DatabaseUrl]
 ) -> None:
     url = new_database()
-    with closing(psycopg2.connect(url.for_libpq())) as connection, connection.cursor() as cursor:
+    with connected(url) as cursor:
         cursor.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
         cursor.execute("INSERT INTO alembic_version VALUES ('9999')")
-        connection.commit()
     use(url)
 
     code, output = run("migrate")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psycopg2
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -20,6 +19,7 @@ import migrations
 import models  # noqa: F401  (the tables)
 from config import PROJECT_DIR, Settings
 from db import StatementDep
+from postgres.tests.servers import connected
 from postgres.url import DatabaseUrl
 
 # Tables whose rows belong to nobody, and are kept when an account is deleted.
@@ -183,10 +183,8 @@ def test_a_migration_that_would_drop_a_column_is_not_generated(
 ) -> None:
     url = new_database()
     migrations.upgrade(url)
-    connection = psycopg2.connect(url.for_libpq())
-    with connection, connection.cursor() as cursor:
+    with connected(url) as cursor:
         cursor.execute("ALTER TABLE tasks ADD nickname text; CREATE TABLE nicknames (id integer)")
-    connection.close()
 
     with pytest.raises(CommandError, match=r"no model has nicknames, tasks\.nickname"):
         command.revision(migrations.alembic_config(url), "Rename it", autogenerate=True)
@@ -197,10 +195,8 @@ def test_a_migration_creates_the_type_of_a_new_enum_column(
 ) -> None:
     url = new_database()
     migrations.upgrade(url)
-    connection = psycopg2.connect(url.for_libpq())
-    with connection, connection.cursor() as cursor:
+    with connected(url) as cursor:
         cursor.execute("CREATE TABLE parcels (id integer NOT NULL PRIMARY KEY)")
-    connection.close()
     size = sa.Enum("small", "cat's", name="size")
     columns = [sa.Column("id", sa.Integer, primary_key=True), sa.Column("size", size)]
     parcels = sa.Table("parcels", SQLModel.metadata, *columns)

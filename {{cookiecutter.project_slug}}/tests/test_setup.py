@@ -4,10 +4,8 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
-import psycopg2
 import pytest
 from typer.testing import CliRunner
 
@@ -16,7 +14,7 @@ from config import PROJECT_DIR
 from postgres import embedded, env_file
 from postgres.env_file import EXAMPLE_SECRET, get_value, set_value
 from postgres.tests.scripted_server import error, scripted_server
-from postgres.tests.servers import create_database, run_alone
+from postgres.tests.servers import connected, create_database, run_alone
 from postgres.url import PLACEHOLDER, DatabaseUrl, parse
 
 
@@ -183,10 +181,7 @@ def test_local_neither_replaces_nor_changes_another_database(
     assert "to use the embedded PostgreSQL instead: uv run manage.py env --local" in output
     assert clone.read_text("utf-8") == before
     assert done(output) == ["settings"]
-    with (
-        closing(psycopg2.connect(new_url.for_libpq())) as connection,
-        connection.cursor() as cursor,
-    ):
+    with connected(new_url) as cursor:
         cursor.execute("SELECT to_regclass('alembic_version')")
         assert cursor.fetchone() == (None,)
 

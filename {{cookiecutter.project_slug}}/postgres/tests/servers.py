@@ -13,14 +13,16 @@ import secrets
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psycopg2
 import pytest
 from hypothesis import settings
+from psycopg2 import sql
 from sqlalchemy import create_engine, text
 
 from postgres.embedded import temporary_server
@@ -111,6 +113,25 @@ def run_alone(server: DatabaseUrl, statement: str) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text(statement))
     engine.dispose()
+
+
+@contextmanager
+def connected(url: DatabaseUrl) -> Iterator[Any]:
+    """Yield a cursor, and commit at the end."""
+    with closing(psycopg2.connect(url.direct.for_libpq())) as connection:
+        with connection.cursor() as cursor:
+            yield cursor
+        connection.commit()
+
+
+def rows(url: DatabaseUrl, tables: Iterable[str]) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of tables, in the order of their ids."""
+    with connected(url) as cursor:
+        found = {}
+        for table in tables:
+            cursor.execute(sql.SQL("SELECT * FROM {} ORDER BY id").format(sql.Identifier(table)))
+            found[table] = cursor.fetchall()
+        return found
 
 
 @pytest.fixture(scope="session")

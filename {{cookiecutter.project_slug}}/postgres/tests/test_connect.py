@@ -19,7 +19,7 @@ from postgres.embedded import temporary_server
 from postgres.engine import open_engine
 from postgres.tests.asking import scalar
 from postgres.tests.scripted_server import SILENCE, error, scripted_server
-from postgres.tests.servers import create_database
+from postgres.tests.servers import connected, create_database
 from postgres.url import DatabaseUrl, parse
 
 WAKING = error("Couldn't connect to compute node")
@@ -30,8 +30,8 @@ REFUSED = error("password authentication failed for user 'ada'")
 def plain(embedded_server: DatabaseUrl) -> DatabaseUrl:
     """A database at revision 1 without TLS, so that a scripted server can be in front of it."""
     url = create_database(embedded_server)
-    with closing(psycopg2.connect(url.for_libpq())) as connection, connection:
-        connection.cursor().execute("CREATE TABLE alembic_version AS SELECT '1' version_num")
+    with connected(url) as cursor:
+        cursor.execute("CREATE TABLE alembic_version AS SELECT '1' version_num")
     return url
 
 

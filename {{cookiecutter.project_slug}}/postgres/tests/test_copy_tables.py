@@ -2,37 +2,16 @@
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from typing import Any
+from contextlib import closing
 
 import psycopg2
 import pytest
 import sqlalchemy as sa
-from psycopg2 import sql
 
 from postgres import copy_tables
 from postgres.copy_tables import CopyError, End, Progress, copy_rows
+from postgres.tests.servers import connected, rows
 from postgres.url import DatabaseUrl
-
-type Rows = dict[str, list[tuple[Any, ...]]]
-
-
-@contextmanager
-def connected(url: DatabaseUrl) -> Iterator[Any]:
-    """Yield a cursor, and commit at the end."""
-    with closing(psycopg2.connect(url.direct.for_libpq())) as connection:
-        with connection.cursor() as cursor:
-            yield cursor
-        connection.commit()
-
-
-def rows(url: DatabaseUrl, tables: list[str]) -> Rows:
-    with connected(url) as cursor:
-        found: Rows = {}
-        for table in tables:
-            cursor.execute(sql.SQL("SELECT * FROM {} ORDER BY id").format(sql.Identifier(table)))
-            found[table] = cursor.fetchall()
-        return found
 
 
 def shop() -> sa.MetaData:
