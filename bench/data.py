@@ -38,10 +38,6 @@ class Owner:
     id: str
     tasks: int
 
-    @property
-    def pages(self) -> int:
-        return max(1, self.tasks // PAGE)
-
 
 def named(name: str, tasks: int) -> Owner:
     """Return an owner whose id depends only on the name, so that it is the same in every run."""

@@ -39,15 +39,14 @@ PARTS = (LOOP, FRAMEWORK, CHECKS, OURS, STATEMENTS, THREADS, ORM, DRIVER, LOGS)
 # A frame reads `Class.function (/path/of/file.py:12)`. The first pattern that matches decides.
 PATTERNS = (
     (DRIVER, r"\b(do_execute|do_rollback|do_commit|fetch\w+) \(.*/sqlalchemy/"),  # they call it
-    (DRIVER, r"/site-packages/psycopg2/|/todo-backend/psycopg2_asyncio\.py"),
-    (DRIVER, r"/todo-backend/postgres/(dialect|deadline)\.py"),
+    (DRIVER, r"/site-packages/psycopg2/|/todo-backend/postgres/(dialect|deadline)\.py"),
     (ORM, r"/site-packages/sql(alchemy|model)/"),
     (CHECKS, r"/site-packages/(pydantic\w*/|fastapi/_compat/v2\.py)"),
     (CHECKS, r"\b(render|json|serialize\w*) \(.*/site-packages/(fastapi|starlette)/"),
     (FRAMEWORK, r"/site-packages/(fastapi|starlette|opentelemetry|anyio)/"),
     (LOOP, r"/site-packages/uv(icorn|loop)/"),
     (LOGS, r"/site-packages/structlog/|/todo-backend/logs\.py"),
-    (STATEMENTS, r"/todo-backend/(db|pool|(postgres/)?(engine|statements))\.py"),
+    (STATEMENTS, r"/todo-backend/(db|postgres/(engine|statements))\.py"),
     (OURS, r"/site-packages/|/todo-backend/(?!\.venv/)"),  # and what they call
     (THREADS, r"/concurrent/futures/|/threading\.py|/queue\.py|/asyncio/futures\.py"),
     (LOOP, r"/asyncio/|/bench/serve\.py"),
