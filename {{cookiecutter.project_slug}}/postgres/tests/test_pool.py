@@ -267,7 +267,7 @@ def test_a_task_that_gave_up_its_connection_can_take_another(
 
 # No connection is lost.
 
-# On each of the two event loops. More if the tests look for new examples, as the template's CI does.
+# On each of the two event loops. More where the tests look for new examples, as the template's do.
 REQUESTS = 1_000 if settings.get_current_profile_name() == "fixed" else 5_000
 AT_ONCE = 60
 POOL_SIZE = 3
