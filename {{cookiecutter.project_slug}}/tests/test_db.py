@@ -237,7 +237,7 @@ def test_a_request_that_waits_too_long_for_a_connection_gets_a_503(
 
 
 def test_a_request_that_finds_the_queue_full_gets_a_503_at_once(app_of_size: AppOfSize) -> None:
-    app = app_of_size(1, db_queue_size=3)
+    app = app_of_size(1, db_queue_size=3, db_queue_seconds=60)  # so that no other limit is met
 
     with TestClient(app) as client, ThreadPoolExecutor(30) as clients:
         answers = list(clients.map(lambda _: client.get("/slow"), range(30)))
