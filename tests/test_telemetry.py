@@ -189,7 +189,9 @@ def use(app: AppServer) -> str:
     url = f"http://127.0.0.1:{app.port}/tasks?q={quote(TITLE)}"
     with urlopen(Request(url, headers=traced), timeout=20) as response:
         assert response.status == 200
-    assert app.request("GET", f"/tasks/{created.body['id']}", token=token).status == 200
+    path = f"/tasks/{created.body['id']}"
+    assert app.request("GET", path, token=token).status == 200
+    assert app.request("PATCH", path, {"completed": True}, token=token).status == 200
     assert app.request("GET", "/tasks/1", token=token).status == 422
     assert app.request("GET", f"/{EMAIL}").status == 404
     assert app.delete_account(token).status == 204
@@ -222,6 +224,7 @@ def test_a_request_is_a_trace_with_its_one_statement(run: Run) -> None:
     )
     assert statement.parent_span_id == spans["GET /tasks/{task_id}"].span_id
     assert attributes(statement)["db.system.name"] == "postgresql"
+    assert attributes(statement)["server.address"] == "127.0.0.1"
     assert "WHERE tasks.id = %(task_id)s" in attributes(statement)["db.query.text"]
     assert statement.end_time_unix_nano > statement.start_time_unix_nano
     assert run.collector.services == {"todo"}
@@ -274,6 +277,7 @@ def test_probes_have_no_trace(run: Run) -> None:
         "POST /auth/login",
         "POST /auth/register",
         "POST /tasks",
+        "PATCH /tasks/{task_id}",
     }
 
 
@@ -306,7 +310,7 @@ def test_metrics_have_the_connections_the_queue_and_the_statements(run: Run) -> 
     statements = metrics["db.client.operation.duration"]
     connections = metrics["db.client.connection.count"]
 
-    assert {"SELECT tasks", "COMMIT"} <= {
+    assert {"SELECT tasks", "UPDATE tasks", "COMMIT"} <= {
         attributes(point)["db.query.summary"] for point in statements
     }
     assert {

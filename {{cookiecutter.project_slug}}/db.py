@@ -270,9 +270,11 @@ class ReadStatement(OneStatement):
 
 
 async def get_read_statement(request: HTTPConnection) -> OneStatement:
-    engine, replica = resources(request).engine, resources(request).replica
-    limit = deadline_of(request, engine)
-    return ReadStatement(engine, limit, replica) if replica else OneStatement(engine, limit)
+    found = resources(request)
+    limit = deadline_of(request, found.engine)
+    if found.replica is None:
+        return OneStatement(found.engine, limit)
+    return ReadStatement(found.engine, limit, found.replica)
 
 
 # Like StatementDep, for a SELECT whose rows may be a moment old.

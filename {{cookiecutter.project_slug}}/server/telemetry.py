@@ -42,7 +42,7 @@ WAIT_SECONDS = 0.001  # getting a connection has a span only if it takes longer
 LONGEST_STATEMENT = 4000  # characters; the rest of its text is left out
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # The first word of a statement, and its first table.
-SUMMARY = re.compile(r"\s*(\w+)(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?([\w.]+))?", re.DOTALL)
+SUMMARY = re.compile(r"\s*(?=(\w+))(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?([\w.]+))?", re.DOTALL)
 
 
 def destination(signal: str) -> str:
