@@ -146,7 +146,7 @@ def test_lists_come_from_the_primary_until_the_replica_is_back(
 
     assert before == after == ["on the replica"]
     assert meanwhile == [["on the primary"]] * 3
-    assert events(log) == [("replica lost", "server-refused"), ("replica back", None)]
+    assert events(log) == [("replica lost", "database-closed"), ("replica back", None)]
 
 
 @pytest.mark.parametrize(
