@@ -126,6 +126,20 @@ class AppServer:
         self.process.wait(processes.END_SECONDS)
 
 
+def production(
+    project: Project, url: str, settings: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the environment of an app in production, the same for all processes and replicas."""
+    return {
+        **project.environment,
+        "DATABASE_URL": url,
+        "ENVIRONMENT": "production",
+        "REGISTRATION": "open",
+        "BETTER_AUTH_SECRET": "of all workers and replicas, for tests only",
+        **(settings or {}),
+    }
+
+
 @contextmanager
 def app_server(
     project: Project,
@@ -141,19 +155,11 @@ def app_server(
     """
     port = free_port()
     command: list[str | Path] = [project.python, "-m", "uvicorn", "main:app", f"--port={port}"]
-    environment = {
-        **project.environment,
-        "DATABASE_URL": url,
-        "ENVIRONMENT": "production",
-        "REGISTRATION": "open",
-        "BETTER_AUTH_SECRET": "of all workers and replicas, for tests only",
-        **(settings or {}),
-    }
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*command, f"--workers={workers}", "--timeout-keep-alive=75"],
             cwd=project.path,
-            env=environment,
+            env=production(project, url, settings),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

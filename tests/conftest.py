@@ -35,6 +35,7 @@ LONG_FILES = [
     "test_faults",
     "test_accounts_taken_out",
     "test_pgbouncer",
+    "test_cluster",
     "test_overload",
     "test_better_auth",
     "test_surroundings",

@@ -1,5 +1,6 @@
 """The system's PostgreSQL, with password authentication and optional TLS."""
 
+import os
 import secrets
 import shutil
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -111,6 +112,27 @@ class Server:
         assert self.process is not None
         return processes.frozen(self.process.pid)
 
+    @contextmanager
+    def replica(self) -> Iterator["Server"]:
+        """Start a server that follows this one and answers queries, and stop it at the end."""
+        with processes.folder() as folder:
+            replica = replace(self, port=free_port(), data=folder / "data", process=None)
+            subprocess.run(
+                [find_programs() / "pg_basebackup", "--host=127.0.0.1", f"--port={self.port}",
+                 f"--username={USER}", "--checkpoint=fast", "--no-sync", "--write-recovery-conf",
+                 "--pgdata", replica.data],
+                check=True, cwd=folder, capture_output=True, timeout=START_SECONDS,
+                env={**os.environ, "PGPASSWORD": self.password}, **processes.account(),
+            )  # fmt: skip
+            with (replica.data / "postgresql.conf").open("a", encoding="utf-8") as file:
+                file.write(f"port = '{replica.port}'\n")
+            try:
+                replica.start()
+                yield replica
+            finally:
+                if replica.process:
+                    processes.end(replica.process)
+
     @property
     def log(self) -> str:
         return (self.data.parent / "log").read_text("utf-8", "replace")
@@ -177,8 +199,10 @@ def postgres_server(
         with (server.data / "postgresql.conf").open("a", encoding="utf-8") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in configuration.items())
         kind = "hostssl" if tls else "host"
-        rule = f"{kind} all all 127.0.0.1/32 scram-sha-256\n"
-        (server.data / "pg_hba.conf").write_text(rule, "utf-8")
+        rules = [
+            f"{kind} {what} all 127.0.0.1/32 scram-sha-256\n" for what in ("all", "replication")
+        ]
+        (server.data / "pg_hba.conf").write_text("".join(rules), "utf-8")
 
         try:
             server.start()

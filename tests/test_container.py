@@ -13,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +28,10 @@ import pytest
 import trustme
 import yaml
 
-import processes
 from app_server import AppServer, wait_for
 from image import Builder, Image, copy_context
 from machine import UV, Project
+from nginx import nginx
 from postgres_server import Server, free_port
 
 SECRET = "of all workers and replicas, for tests only"
@@ -570,41 +569,9 @@ def test_systemd_finds_nothing_wrong_with_the_unit(
     assert measure.returncode == 0, measure.stdout
 
 
-def listens(port: int) -> bool:
-    try:
-        create_connection(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def nginx(server: str, port: int, folder: Path) -> Iterator[None]:
-    """Run nginx with one server block."""
-    configuration = folder / "nginx.conf"
-    configuration.write_text(
-        f"daemon off; pid {folder}/pid; events {{}} http {{ access_log off; {server} }}", "utf-8"
-    )
-    process = subprocess.Popen(
-        ["nginx", "-e", "stderr", "-p", str(folder), "-c", str(configuration)],
-        stdin=subprocess.DEVNULL,
-    )
-    try:
-        limit = time.monotonic() + END_SECONDS
-        while not listens(port):
-            assert process.poll() is None
-            assert time.monotonic() < limit
-            time.sleep(0.05)
-        yield
-    finally:
-        processes.end(process)
-
-
 def test_nginx_passes_on_what_links_need(
     container: Container, snippets: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    if not shutil.which("nginx"):
-        pytest.skip("nginx is not installed")
     port, authority = free_port(), trustme.CA()
     certificate = authority.issue_cert("api.example.com")
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "pem")
