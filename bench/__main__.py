@@ -25,6 +25,7 @@ run      measure, and write tables, plots and figures; a full run also updates t
 render   write them again from the figures of an earlier run: --figures FILE
 profile  profile list and create requests with py-spy; with --before COMMIT, also those of the
          template at that commit
+scale    measure one to four processes behind nginx, with PgBouncer; also with --quick
 """
 
 
@@ -35,7 +36,9 @@ def read_arguments() -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", nargs="?", choices=("run", "render", "profile"), default="run")
+    parser.add_argument(
+        "task", nargs="?", choices=("run", "render", "profile", "scale"), default="run"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="run: 5 minutes instead of 13, less precise"
     )
@@ -55,8 +58,8 @@ def read_arguments() -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="output folder; default: bench/results for a full run and for a profile, otherwise a"
-        " new temporary folder, so that the README always shows a full run",
+        help="output folder; default: a new temporary folder for a part of a run and for --quick,"
+        " so that the README always shows a full run; otherwise bench/results",
     )
     return parser.parse_args()
 
@@ -158,6 +161,15 @@ def profile(arguments: argparse.Namespace) -> None:
     print(text)
 
 
+def scale(arguments: argparse.Namespace) -> None:
+    from . import scaling  # noqa: PLC0415  (needs what the template's tests need)
+
+    with at_work(scaling.seconds(quick=arguments.quick)) as (screen, folder):
+        found = scaling.take(folder, screen, quick=arguments.quick)
+    usual = new_folder() if arguments.quick else RESULTS
+    print(scaling.write(found, arguments.output or usual))
+
+
 def new_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="bench-results-"))
 
@@ -167,7 +179,7 @@ def end_orderly(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
 
-TASKS = {"run": run, "render": render, "profile": profile}
+TASKS = {"run": run, "render": render, "profile": profile, "scale": scale}
 
 
 def main() -> None:

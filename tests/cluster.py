@@ -185,14 +185,13 @@ def start(
 
 
 def balancer(page: str, port: int, ports: list[int]) -> str:
-    """Return the blocks of a page for nginx, with other ports and without TLS."""
+    """Return the blocks of a page for nginx, with other processes and without TLS."""
     blocks = re.findall(r"^```nginx\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (server,) = [block for block in blocks if "server_name" in block]
     (upstream,) = [block for block in blocks if block.startswith("upstream todo {")]
-    printed = re.findall(r"server 127\.0\.0\.1:(\d+)", upstream)
-    assert len(printed) == len(ports)
-    for old, new in zip(printed, ports, strict=True):
-        upstream = upstream.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+    printed = re.findall(r"^ *server .*\n", upstream, re.MULTILINE)
+    servers = [re.sub(r":\d+", f":{member}", printed[0]) for member in ports]
+    upstream = upstream.replace("".join(printed), "".join(servers))
     assert "proxy_pass http://127.0.0.1:8000;" in server
     server = server.replace("http://127.0.0.1:8000", "http://todo")
     server = server.replace("listen 443 ssl", f"listen 127.0.0.1:{port}")

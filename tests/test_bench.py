@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from bench import __main__ as command
-from bench import load, measure, profiles, readme, report
+from bench import load, measure, profiles, readme, report, scaling
 from bench.load import Health, Run
 from bench.measure import Measurement, Results, measure_at, prepared
 from bench.plan import POOLS, SESSION_APPS, SPEED_APPS, Cell, Plan, full_plan, quick_plan, select
@@ -23,6 +23,7 @@ from bench.profiles import NOW, PARTS, Profile
 from bench.project import Project as Measured
 from bench.pulse import Pulse, pulse
 from bench.report import TIMES
+from bench.scaling import Scale
 from bench.subjects import url_for
 
 from machine import Project
@@ -503,6 +504,21 @@ def test_profiles_contain_no_local_paths(tmp_path: Path) -> None:
     graph = (tmp_path / "profile-list-before.svg").read_text("utf-8")
     assert graph == '<text id="title" x="1">list, 61d64d5</text>'
     assert (tmp_path / "profile-list.svg").exists()
+
+
+def test_scaling_compares_processes_within_one_run() -> None:
+    cpu = dict.fromkeys(scaling.PROGRAMS, 0.01)
+    rounds = [(1, 50), (1, 100), (2, 300), (1, 200), (2, 180)]
+    usual = replace(RUN, answered=100, refused=0, took=1)
+    found = [
+        Scale("list", processes, replace(usual, sent=number, statuses={"200": number}), cpu)
+        for processes, number in rounds
+    ]
+
+    text = scaling.markdown(found)
+
+    assert "| 1 | 100 | 1.00 × | 100 | 100 | 100 | 100 | 100 | 100 | 0.05 |" in text
+    assert "| 2 | 240 | 2.40 × | 120 |" in text
 
 
 @needs_wrk
