@@ -66,16 +66,17 @@ def run(
 def node_path(folder: Path) -> str:
     """Return a PATH with a Node.js that is new enough, from npm if the system's is too old.
 
-    folder: an empty one, where it may be installed. Skips the test if there is none.
+    npm keeps it in its cache. folder: where to run npm. Skips the test if there is none.
     """
     path = os.pathsep.join(usual_path())
     version = run(["node", "--version"], folder, os.environ).stdout.strip().removeprefix("v")
     if tuple(map(int, version.split(".")[:2])) >= OLDEST_NODE:
         return path
-    installed = run(["npm", "install", "--no-audit", "--no-fund", NODE], folder, os.environ)
-    if installed.returncode != 0:
+    command = ["npm", "exec", "--silent", "--yes", f"--package={NODE}"]
+    found = run([*command, "--", "node", "-p", "process.execPath"], folder, os.environ)
+    if found.returncode != 0:
         pytest.skip(f"needs Node.js {'.'.join(map(str, OLDEST_NODE))}, this one is {version}")
-    return os.pathsep.join([str(folder / "node_modules" / ".bin"), path])
+    return os.pathsep.join([str(Path(found.stdout.splitlines()[-1]).parent), path])
 
 
 @dataclass
@@ -92,12 +93,11 @@ class FrontEnd:
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
-        fonts, node = self.workshop / "fonts.js", self.workshop / "node"
+        fonts = self.workshop / "fonts.js"
         fonts.write_text(FONTS, "utf-8")
-        node.mkdir()
         self.environment = {
             **os.environ,
-            "PATH": node_path(node),
+            "PATH": node_path(self.workshop),
             "NEXT_FONT_GOOGLE_MOCKED_RESPONSES": str(fonts),
             "NEXT_TELEMETRY_DISABLED": "1",
             "BETTER_AUTH_TELEMETRY": "0",
