@@ -1,13 +1,11 @@
 """The operator's commands for our own accounts: `manage.py account`."""
 
 import json
-import os
 import re
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,11 @@ import config
 import manage
 from auth import operator
 from auth.passwords import Passwords
-from config import PROJECT_DIR, Settings
+from config import Settings
 from models import RefreshToken
 from postgres.tests.scripted_server import scripted_server
 from postgres.tests.servers import create_database
+from postgres.tests.terminal import Terminal, on_terminal
 from postgres.url import DatabaseUrl
 from tests.accounts import (
     FAST,
@@ -41,7 +40,7 @@ from tests.accounts import (
 )
 from tests.mail_server import HOST, MailServer, mail_server
 
-SECONDS = 20  # timeout, only to detect a hang
+SECONDS = 20  # more than a test takes
 
 
 @pytest.fixture(autouse=True)
@@ -415,56 +414,14 @@ def test_a_database_that_freezes_is_given_up(
     assert "perhaps the change was made: uv run manage.py account list\n" in output
 
 
-class Terminal:
-    """A command on a pseudo-terminal."""
-
-    def __init__(self, env_file: Path, *arguments: str) -> None:
-        import pty  # noqa: PLC0415  (Windows has none)
-
-        program = f"""
-import fcntl, sys, termios
+def typing(env_file: Path, *arguments: str) -> AbstractContextManager[Terminal]:
+    """Run a command on a pseudo-terminal."""
+    return on_terminal(f"""
 from pathlib import Path
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 import config, manage
 config.ENV_FILE = Path({str(env_file)!r})
 manage.app({["account", *arguments]!r})
-"""
-        self.end, other = pty.openpty()
-        self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", program],
-            cwd=PROJECT_DIR,
-            stdin=other,
-            stdout=other,
-            stderr=other,
-            start_new_session=True,
-        )
-        os.close(other)
-        self.screen = ""
-        self.answered = 0  # characters of it
-
-    def answer(self, question: str, text: str) -> None:
-        """Wait for the next question, then type."""
-        deadline = time.monotonic() + SECONDS
-        while question not in self.screen[self.answered :]:
-            ready, _, _ = select.select([self.end], [], [], deadline - time.monotonic())
-            assert ready, self.screen
-            self.screen += os.read(self.end, 4096).decode()
-        self.answered = len(self.screen)
-        os.write(self.end, text.encode())
-
-    def wait(self) -> tuple[int, str]:
-        """Return the exit code, and all that was on the screen."""
-        try:
-            code = self.process.wait(SECONDS)
-            while select.select([self.end], [], [], 0)[0]:
-                try:
-                    self.screen += os.read(self.end, 4096).decode()
-                except OSError:  # Linux, at the end
-                    break
-        finally:
-            self.process.kill()
-            os.close(self.end)
-        return code, self.screen.replace("\r\n", "\n")
+""")
 
 
 on_terminals = pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
@@ -474,11 +431,13 @@ on_terminals = pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo
 def test_a_password_is_typed_twice_and_never_shown(
     client: TestClient, ada: str, tmp_path: Path
 ) -> None:
-    terminal = Terminal(tmp_path / ".env", "password", ada)
-    for confirmation in (f"{NEW_PASSWORD}!", NEW_PASSWORD):  # the first time, they differ
-        terminal.answer("New password (hidden): ", f"{NEW_PASSWORD}\n")
-        terminal.answer("confirmation: ", f"{confirmation}\n")
-    code, screen = terminal.wait()
+    with typing(tmp_path / ".env", "password", ada) as terminal:
+        for confirmation in (f"{NEW_PASSWORD}!", NEW_PASSWORD):  # the first time, they differ
+            terminal.wait_for("New password (hidden): ")
+            terminal.type(f"{NEW_PASSWORD}\n")
+            terminal.wait_for("confirmation: ")
+            terminal.type(f"{confirmation}\n")
+        code, screen = terminal.wait()
 
     assert code == 0, screen
     assert NEW_PASSWORD not in screen
@@ -487,9 +446,10 @@ def test_a_password_is_typed_twice_and_never_shown(
 
 @on_terminals
 def test_ctrl_c_says_that_nothing_was_changed(client: TestClient, ada: str, tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path / ".env", "password", ada)
-    terminal.answer("New password (hidden): ", "\x03")
-    code, screen = terminal.wait()
+    with typing(tmp_path / ".env", "password", ada) as terminal:
+        terminal.wait_for("New password (hidden): ")
+        terminal.type("\x03")
+        code, screen = terminal.wait()
 
     assert code == 130
     assert "✗ stopped: nothing was changed" in screen

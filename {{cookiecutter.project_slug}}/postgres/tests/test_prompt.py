@@ -1,25 +1,18 @@
 """The prompt for a connection string, on a pseudo-terminal."""
 
-import os
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-if sys.platform == "win32":
-    pytest.skip("Windows has no pseudo-terminals", allow_module_level=True)
+from postgres.tests.terminal import Terminal, on_terminal
 
-import pty
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
 
-PROJECT = Path(__file__).parents[2]
 # Asks, and prints the answer and whether the terminal's settings are restored.
 PROGRAM = """
-import fcntl, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+import termios
 from postgres.prompt import read_pasted
 before = termios.tcgetattr(0)
 try:
@@ -29,45 +22,13 @@ except (EOFError, KeyboardInterrupt) as error:
 print("terminal", "as before" if termios.tcgetattr(0) == before else "changed")
 print("next", ascii(input()))
 """
-SECONDS = 20  # timeout, only to detect a hang
-
-
-class Terminal:
-    def __init__(self) -> None:
-        self.end, other = pty.openpty()
-        self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", PROGRAM],
-            cwd=PROJECT,
-            stdin=other,
-            stdout=other,
-            stderr=other,
-            start_new_session=True,
-        )
-        os.close(other)
-        self.screen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self.end, text.encode())
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while text not in self.screen:
-            ready, _, _ = select.select([self.end], [], [], deadline - time.monotonic())
-            assert ready, self.screen
-            self.screen += os.read(self.end, 4096).decode()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(SECONDS)
-        os.close(self.end)
 
 
 @pytest.fixture
 def terminal() -> Iterator[Terminal]:
-    terminal = Terminal()
-    terminal.wait_for("Paste: ")
-    yield terminal
-    terminal.close()
+    with on_terminal(PROGRAM) as terminal:
+        terminal.wait_for("Paste: ")
+        yield terminal
 
 
 def test_typed_text_is_read_and_not_shown(terminal: Terminal) -> None:
@@ -104,14 +65,11 @@ def test_a_paste_with_its_marks_and_carriage_returns_is_one_answer(terminal: Ter
 
 @pytest.mark.parametrize("keys", ["early\n", "early", "\n"])
 def test_what_was_typed_ahead_of_the_prompt_is_not_used(keys: str) -> None:
-    terminal = Terminal()
-    try:
+    with on_terminal(PROGRAM) as terminal:
         terminal.type(keys)
         terminal.wait_for("is not used.\r\nPaste: ")
         terminal.type("later\n")
         terminal.wait_for("terminal as before")
-    finally:
-        terminal.close()
 
     assert "got 'later\\n'" in terminal.screen
 
