@@ -20,8 +20,13 @@ URL_SAFE = bytes.maketrans(b"+/", b"-_")
 def local_secrets(project: Project) -> tuple[str, str]:
     """Return the embedded server's password, and the secret that signs tokens."""
     (password,) = re.findall(r"//embedded:([\w-]+)@", project.read(".env"))
+    return str(password), secret_of(project)
+
+
+def secret_of(project: Project) -> str:
+    """Return the secret that signs tokens."""
     (secret,) = re.findall(r"(?m)^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"))
-    return str(password), str(secret)
+    return str(secret)
 
 
 def forms(*secrets: str) -> set[bytes]:

@@ -1,4 +1,7 @@
-"""Secrets are only in `.env`, readable by its owner, after success and after failures."""
+"""Secrets are only in `.env`, readable by its owner: after failures, and when the app runs.
+
+tests/test_connection_string.py is about success.
+"""
 
 import base64
 import json
@@ -11,15 +14,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from leaks import Watch, forms, holds, leaks, local_secrets, watching
-from machine import UV, Machine, Outcome, Project, new_machine
+from leaks import forms, holds, leaks, local_secrets, secret_of, watching
+from machine import UV, Machine, Project
 from postgres_server import Server, free_port
 
 NEON = "database=neon"
@@ -36,11 +38,6 @@ def plant() -> str:
 
 def url_with(password: str, port: int = 1) -> str:
     return f"postgresql://ada:{quote(password, safe='')}@127.0.0.1:{port}/app?sslmode=disable"
-
-
-def secret_of(project: Project) -> str:
-    (secret,) = re.findall(r"(?m)^BETTER_AUTH_SECRET=(\S{64})$", project.read(".env"))
-    return str(secret)
 
 
 # The search itself: without these tests, those below would prove nothing
@@ -117,44 +114,6 @@ def test_the_search_covers_command_lines_and_environments(machine: Machine) -> N
         shell.kill()
 
     assert watch.leaks(secret) == expected
-
-
-# After success
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A generation with a secret in its connection string, and a record of its programs."""
-
-    machine: Machine
-    outcome: Outcome
-    watch: Watch
-    secrets: tuple[str, ...]
-
-
-@pytest.fixture(scope="module")
-def connected(
-    template: Path, tmp_path_factory: pytest.TempPathFactory, server: Server
-) -> Iterator[Generation]:
-    """A project on a server, with the string from the environment. Every step succeeds."""
-    with new_machine(tmp_path_factory.mktemp("secrets") / "machine", template) as machine:
-        with watching(machine) as watch:
-            outcome = machine.generate(NEON, NEON_DATABASE_URL=server.url())
-        assert "It is ready" in outcome.output, outcome.output
-        yield Generation(machine, outcome, watch, (server.password, secret_of(outcome.project)))
-
-
-def test_after_success_no_file_git_object_or_output_contains_a_secret(
-    connected: Generation,
-) -> None:
-    assert leaks(connected.machine.root, connected.outcome.output, *connected.secrets) == []
-
-
-@linux
-def test_no_program_gets_a_secret_that_it_does_not_need(connected: Generation) -> None:
-    for program in ("uv", "git", "manage.py"):
-        assert any(program in command for command in connected.watch.commands), program
-    assert connected.watch.leaks(*connected.secrets) == set()
 
 
 # After failures: programs record what they know, and fail or wait in one step
