@@ -209,4 +209,5 @@ def postgres_server(
             yield server
         finally:
             if server.process:
-                processes.end(server.process)
+                # Not SIGTERM, with which it waits for its clients.
+                processes.end(server.process, STOP["fast"])

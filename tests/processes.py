@@ -32,11 +32,11 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: "subprocess.Popen[bytes]", with_signal: int = signal.SIGTERM) -> None:
     """End a program, even if it is frozen or has already ended."""
     with suppress(psutil.NoSuchProcess):
         thaw(process.pid)
-    process.terminate()
+    process.send_signal(with_signal)
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
