@@ -48,9 +48,8 @@ PROMPT = r"(?:(?!://)[^\n\"'`=]){0,60}?(?:[$%>]|(?<=\S)[#])[ ]+"
 COMMAND = re.compile(
     rf"""(?amx) ^\s*(?:{PROMPT})??
     (?P<command> (?:PG[A-Z]+=(?:'[^'\n]*'|"[^"\n]*"|\S+)[ ]+)*
-    (?:\S*[/\\])?(?:psql|pgcli|pg_dump|pg_restore)(?:\.exe)?(?=\s))"""
+    (?:\S*[/\\])?(?:psql|pgcli|pg_dump)(?:\.exe)?(?=\s))"""
 )
-UNNAMED = {"psql": ["dbname", "user"], "pgcli": ["dbname", "user"], "pg_dump": ["dbname"]}
 FLAGS = {"-h": "host", "-p": "port", "-U": "user", "-d": "dbname"}
 FLAGS |= {"--host": "host", "--port": "port", "--username": "user", "--dbname": "dbname"}
 FLAGS |= dict.fromkeys(["-c", "-f", "-F", "--command", "--file", "--format", "--set"], "")
@@ -92,12 +91,11 @@ def read_command(text: str, changes: list[str]) -> dict[str, str]:
     start = COMMAND.match(text)
     words = iter(split_words(text[start.start("command") :]) if start else [])
     settings: dict[str, str] = {}
-    program = ""
-    for program in words:
-        if not (variable := re.fullmatch(r"(?s)PG([A-Z]+)=(.*)", program)):
+    for word in words:
+        if not (variable := re.fullmatch(r"(?s)PG([A-Z]+)=(.*)", word)):
             break
         add(settings, variable[1], variable[2], changes)
-    unnamed = list(UNNAMED.get(re.sub(r".*[/\\]|\.exe$", "", program), []))
+    unnamed = ["dbname", "user"]
     for word in words:
         flag, value = (word[:2], word[2:]) if word[:1] == "-" != word[1:2] else ("", word)
         if word.startswith("--"):

@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
 
 from postgres.pasted.parts import ASSIGNMENTS, COMMAND, PROMPT, read_command, read_pairs, scan
@@ -35,7 +36,6 @@ SPECIAL_QUOTES = re.compile(
 # [text](text) and <text|text>: PASSWORD@HOST looks like an e-mail address to them.
 LINK = re.compile(r"\[([^\s]{1,500})\]\((?:mailto:)?\1\)|<(?:mailto:)?([^<>|\s]+)\|\2>")
 COMMENT = re.compile(r"\s*(?:(?:#|//|--)\s.*|#.*|`{3}\w*)?$")  # or nothing, or a fence in Markdown
-PRISMA = re.compile(r"(?s)datasource \w+ \{\n(.*)\n\}")  # around the settings
 
 # One layer of what stands around a string: a shell's word, a name, quotes, brackets. Both
 # ends belong together. The first that matches counts, so a call comes before a name with a colon.
@@ -56,9 +56,9 @@ LAYERS = [
 # What may follow a URL: quotes and brackets that close, a full stop, a comment.
 AFTER = re.compile(r"""(?:\\[nrt]|[\s"'`>)\]}*|;,.])*(?:(?<=\s)(?:#|//|--)\s.*)?""")
 
+type Source = tuple[str, dict[str, str], int]  # a name or prefix, its settings, its first line
 # The names of settings. Some are for a second connection to the same database.
 FAMILY = re.compile(r"(?a)(PG|(?:DB|DATABASE|POSTGRES|(?:AZURE_)?POSTGRESQL|RDS)_)([A-Z_]+)")
-URL_NAMES = ("DATABASE_URL", "NEON_DATABASE_URL", "POSTGRES_URL")
 DIRECT_NAMES = re.compile(r"(?i)unpooled|non_?pooling|direct")
 
 OTHER_DATABASE = re.compile(
@@ -104,15 +104,18 @@ def read_text(text: str, changes: list[str]) -> dict[str, str]:
     bare = LINK.sub(lambda link: (link[1] or link[2]) if "@" in link[0] else link[0], text)
     if bare != text:
         changes.append("extracted the string from a link")
-    if REFERENCE.search(bare):
-        raise DatabaseUrlError(
-            f'the text has a placeholder, which a program replaces: {PASTE}; a real "$" is %24'
-        )
-    if other := OTHER_DATABASE.search(bare):
-        name = next(filter(None, other.groups()), "SQL Server").lower()
-        raise DatabaseUrlError(f"the text is for another database ({name}): {PASTE}")
-    if schema := PRISMA.fullmatch(bare):
-        bare = schema[1]
+    for number, line in enumerate(bare.splitlines(), 1):
+        if is_gap(line):
+            continue
+        place = f"line {number}: " if "\n" in bare else ""
+        if REFERENCE.search(line):
+            raise DatabaseUrlError(
+                f"{place}there is a placeholder, which a program replaces: {PASTE}; "
+                'write a real "$" as %24'
+            )
+        if other := OTHER_DATABASE.search(line):
+            name = next(filter(None, other.groups()), "SQL Server").lower()
+            raise DatabaseUrlError(f"{place}the text is for another database ({name}): {PASTE}")
     blocks = [list(lines) for gap, lines in groupby(bare.splitlines(), is_gap) if not gap]
     body = "\n".join(line.strip() for line in blocks[0]) if len(blocks) == 1 else ""
     if COMMAND.search(body):
@@ -120,14 +123,16 @@ def read_text(text: str, changes: list[str]) -> dict[str, str]:
         return read_command(body, changes)
     if body and not SCHEME.search(body) and (found := read_string(body, changes)):
         return found[1]
-    outcome = attempt(read_lines, bare)
-    if isinstance(outcome, DatabaseUrlError) and len(SCHEME.findall(body)) == 1 and "\n" in body:
-        broken = attempt(read_broken, body)
-        outcome = outcome if isinstance(broken, DatabaseUrlError) else broken
-    if isinstance(outcome, DatabaseUrlError):
-        raise outcome
-    changes += outcome[1]
-    return outcome[0]
+    before = len(changes)
+    try:
+        return read_lines(bare, changes)
+    except DatabaseUrlError as error:
+        refusal = error
+    if len(SCHEME.findall(body)) == 1 and "\n" in body:
+        del changes[before:]
+        with suppress(DatabaseUrlError):
+            return read_broken(body, changes)
+    raise refusal
 
 
 def is_gap(line: str) -> bool:
@@ -135,35 +140,20 @@ def is_gap(line: str) -> bool:
     return COMMENT.match(line) is not None
 
 
-def attempt[T](
-    read: Callable[[str, list[str]], T], text: str
-) -> tuple[T, list[str]] | DatabaseUrlError:
-    """Return what was read, with the changes, or what is wrong."""
-    changes: list[str] = []
-    try:
-        return read(text, changes), changes
-    except DatabaseUrlError as error:
-        return error
-
-
 def clean(text: str, changes: list[str]) -> str:
-    """Remove invisible characters. Raises DatabaseUrlError."""
+    """Remove invisible characters, and write others plainly. Raises DatabaseUrlError."""
     if len(text) > MAX_TEXT_LENGTH or max(map(len, text.splitlines()), default=0) > MAX_URL_LENGTH:
         raise DatabaseUrlError(f"the text is too long: {PASTE}")
     text = text.strip().strip("\ufeff\u200b\u2060").strip()
     seen = TERMINAL_CODE.sub("", text)
     seen = "".join(character for character in seen if unicodedata.category(character) != "Cf")
-    if seen != text:
-        changes.append("removed invisible characters")
     if not all(character.isprintable() or character.isspace() for character in seen):
         raise DatabaseUrlError("the text contains control characters: copy it again")
     plain = SPECIAL_BLANK.sub(" ", seen)
-    if plain != seen:
-        changes.append("replaced special spaces with plain ones")
-    quoted = SPECIAL_QUOTES.sub(lambda quote: f'"{quote[1] or quote[2] or ""}"', plain)
-    if quoted != plain:
-        changes.append("replaced typographic quotes with plain ones")
-    return quoted.strip()
+    plain = SPECIAL_QUOTES.sub(lambda quote: f'"{quote[1] or quote[2] or ""}"', plain)
+    if plain != text:
+        changes.append("replaced invisible and typographic characters")
+    return plain.strip()
 
 
 def layers(text: str) -> Iterator[tuple[str, str]]:
@@ -215,11 +205,13 @@ def read_broken(text: str, changes: list[str]) -> dict[str, str]:
             r"(?:jdbc:|@)[^@]*\?", "".join(lines[:number])
         ):
             raise DatabaseUrlError(explain(text))  # a setting, and no parameter of the URL
-    alone, found = attempt(read_string, lines[0]), read_string(join(lines), changes)
-    is_complete = not isinstance(alone, DatabaseUrlError) and alone[0]
+    found = read_string(join(lines), changes)
+    complete = None
+    with suppress(DatabaseUrlError):
+        complete = read_string(lines[0], [])
     more = lines[0][-1] + "".join(lines[1:])
     is_unclear = "password=" in lines[0] or not re.search("[@/?&=]", more)  # may be any word
-    if not found or (is_complete and is_unclear):
+    if not found or (complete and is_unclear):
         raise DatabaseUrlError(explain(text))
     changes.append("joined the lines of the string")
     return found[1]
@@ -227,54 +219,57 @@ def read_broken(text: str, changes: list[str]) -> dict[str, str]:
 
 def read_lines(text: str, changes: list[str]) -> dict[str, str]:
     """Read lines of .env: URLs, or separate settings, of one database. Raises DatabaseUrlError."""
-    urls: list[tuple[str, dict[str, str]]] = []
-    families: dict[str, dict[str, str]] = {}
-    blocks: dict[str, int] = {}
-    block = 0
-    for line in text.splitlines():
-        if is_gap(line):
-            block += 1
-        elif SCHEME.search(line):
-            if not (found := read_string(line, changes)):
-                raise DatabaseUrlError(explain(text))
-            urls.append(found)
-        elif not (pairs := scan(ASSIGNMENTS, line.strip())):
-            raise DatabaseUrlError(explain(text))
-        else:
-            for family, keyword, value in filter(None, map(part_of, pairs)):
-                if not family or blocks.setdefault(family, block) != block:
+    urls: list[Source] = []
+    families: dict[str, Source] = {}
+    number = gap = 0
+    try:
+        for number, line in enumerate(text.splitlines(), 1):
+            if is_gap(line):
+                gap = number
+            elif SCHEME.search(line):
+                if not (found := read_string(line, changes)):
                     raise DatabaseUrlError(explain(text))
-                add(families.setdefault(family, {}), keyword, value, changes)
-                if keyword == "host":
-                    families[family].setdefault("port", "")
-    if not (chosen := choose(urls, families, changes)):
+                urls.append((*found, number))
+            elif not (pairs := scan(ASSIGNMENTS, line.strip())):
+                raise DatabaseUrlError(explain(text))
+            else:
+                for family, keyword, value in filter(None, map(part_of, pairs)):
+                    _, settings, first = families.setdefault(family, (family, {}, number))
+                    if not family or first < gap:
+                        raise DatabaseUrlError(explain(text))
+                    add(settings, keyword, value, changes)
+                    if keyword == "host":
+                        settings.setdefault("port", "")
+    except DatabaseUrlError as error:
+        error.args = (f"line {number}: {error}" if "\n" in text else str(error),)
+        raise
+    if not (chosen := choose(urls, list(families.values()), changes)):
         raise DatabaseUrlError(explain(text))
     return chosen
 
 
-def choose(
-    urls: list[tuple[str, dict[str, str]]], families: dict[str, dict[str, str]], changes: list[str]
-) -> dict[str, str]:
+def choose(urls: list[Source], families: list[Source], changes: list[str]) -> dict[str, str]:
     """Return the URL for an application, or else the separate settings. All must agree with it.
 
     Raises DatabaseUrlError.
     """
     if urls:
-        urls.sort(key=rank)
-        name, chosen = urls[0]
-        if any(settings != chosen for _, settings in urls):
-            changes.append(f"took {name if name in URL_NAMES else 'one'} of {len(urls)} strings")
+        _, chosen, number = min(urls, key=lambda url: DIRECT_NAMES.search(url[0]) is not None)
+        if any(settings != chosen for _, settings, _ in urls):
+            changes.append(f"took the string in line {number}")
     else:
         changes.append("combined the separate settings")
-        needed = {"host", "user", "dbname"}
-        ranked = sorted(families.values(), key=lambda parts: not needed <= parts.keys())
-        if not ranked or (ranked[1:] and not needed <= ranked[0].keys()):
+        parts = {"host", "user", "dbname"}
+        complete = [each for each in families if parts <= each[1].keys()]
+        if not complete and len(families) != 1:
             return {}
-        chosen = ranked[0]
-    for name, settings in [*urls, *families.items()]:
-        parts = ("password", "dbname") if DIRECT_NAMES.search(name) else tuple(PARTS)
-        if any(differ(chosen, settings, part) for part in parts):
-            raise DatabaseUrlError(f"the text has parts of several connections: {PASTE}")
+        chosen = (complete or families)[0][1]
+    for name, settings, number in [*urls, *families]:
+        shared = ("password", "dbname") if DIRECT_NAMES.search(name) else PARTS
+        if any(differ(chosen, settings, part) for part in shared):
+            raise DatabaseUrlError(
+                f"line {number}: there are parts of several connections: {PASTE}"
+            )
     return chosen
 
 
@@ -288,14 +283,6 @@ def part_of(pair: tuple[str, str]) -> tuple[str, str, str] | None:
         return (family, keyword, value) if known else None
     keyword = canonical(name)  # of anything; but HOST and PORT are often the app's own
     return ("", keyword, value) if keyword in PARTS and name not in {"HOST", "PORT"} else None
-
-
-def rank(url: tuple[str, dict[str, str]]) -> tuple[bool, int, bool]:
-    """Return the rank of a URL: lower is better for an application."""
-    name, settings = url
-    place = URL_NAMES.index(name) if name in URL_NAMES else len(URL_NAMES)
-    is_pooled = settings["host"].partition(".")[0].endswith("-pooler")
-    return DIRECT_NAMES.search(name) is not None, place, not is_pooled
 
 
 def differ(one: dict[str, str], two: dict[str, str], part: str) -> bool:

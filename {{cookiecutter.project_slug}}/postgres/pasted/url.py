@@ -27,9 +27,7 @@ KEYWORDS = frozenset(
 )
 # Other clients' names for them, without "_" and spaces, in lower case.
 SPELLINGS = {keyword.replace("_", ""): keyword for keyword in KEYWORDS} | {
-    "appname": "application_name",
     "database": "dbname",
-    "databasename": "dbname",
     "datasource": "host",
     "db": "dbname",
     "hostname": "host",
@@ -137,7 +135,7 @@ def add(
             changes.append(f"removed {foreign}, which libpq rejects")
             return
         raise DatabaseUrlError(f"there is a parameter that libpq does not know: {PASTE}")
-    value = decode(text, keyword, changes) if encoded else text
+    value = decode(text, keyword) if encoded else text
     is_name = keyword in {"host", "user", "dbname"} and not encoded
     if "\n" in text or (is_name and UNLIKELY.search(text)):
         raise DatabaseUrlError(f"the {PARTS.get(keyword, keyword)} is more than one word: {PASTE}")
@@ -256,16 +254,11 @@ def is_password(text: str) -> bool:
     return not re.search(rf"""@[^@]*[/?:"'`,;&<>()\[\]]|^\d*[/?]|\\|{ENTITY.pattern}""", text)
 
 
-def decode(text: str, keyword: str, changes: list[str]) -> str:
-    """Decode codes such as %40. A text without any code was not encoded."""
+def decode(text: str, keyword: str) -> str:
+    """Decode codes such as %40. Raises DatabaseUrlError."""
     part = PARTS.get(keyword, keyword)
     if re.search(rf"%(?!{CODE[1:]})", text):
-        if re.search(CODE, text):
-            raise DatabaseUrlError(
-                f'a "%" in the {part} does not start a code: write "%" itself as %25'
-            )
-        changes.append(f'wrote "%" in the {part} as %25')
-        return text
+        raise DatabaseUrlError(f'a "%" in the {part} starts no code: write it as %25')
     decoded = unquote_to_bytes(text).decode("utf-8", "surrogateescape")
     if re.search("[\0-\x1f\x7f\ud800-\udfff]", decoded):
         raise DatabaseUrlError(f"the {part} is not text: percent-encode it as UTF-8")

@@ -76,10 +76,6 @@ CONSOLES = {
             f"POSTGRES_PRISMA_URL={POOLED}&pgbouncer=true\nPOSTGRES_URL={POOLED}\n"
             f"POSTGRES_URL_NON_POOLING={STRING}"
         ),
-        "Prisma's schema": (
-            'datasource db {\n  provider  = "postgresql"\n'
-            f'  url       = "{POOLED}"\n  directUrl = "{STRING}"\n}}'
-        ),
         "vercel env pull": f'DATABASE_URL="{POOLED}\\n"',
     },
     f"postgres.abcdefgh@{SUPABASE}:6543/postgres": {
@@ -333,6 +329,7 @@ WHOLE = {
     "alembic.ini": f"sqlalchemy.url = {STRING}",
     "an app's own settings beside it": f"HOST=0.0.0.0\nPORT=3000\nDATABASE_URL={STRING}\nDEBUG=1",
     "an old string in a comment": f"# DATABASE_URL=postgresql://o:s3@o/o\r\nDATABASE_URL={STRING}",
+    "others in comments": f"# B=${{A}}\n// C=mysql://s3@h/d\nDATABASE_URL={STRING}",
     "the same string twice": f"{STRING}\n{STRING}",
     "postgres://": f"postgres://{REST}",
     "PostgreSQL://": f"PostgreSQL://{REST}",
@@ -367,7 +364,6 @@ WHOLE = {
 
 # Read as user ann with this password on localhost.
 PASSWORDS = {
-    "s3%": "postgresql://ann:s3%@localhost/todo",
     "s3@w": "postgresql://ann:s3@w@localhost/todo",
     "s3@@w": "postgresql://ann:s3@@w@localhost/todo",
     "@s3": "postgresql://ann:@s3@localhost/todo",
@@ -578,6 +574,13 @@ REFUSED = {
     "psql and its input": ("psql -h h1 d <<EOF", "more than a connection"),
     "psql and its answer": (f"psql '{LOCAL}'\npsql (17.2)", "more than a connection"),
     "arguments beside a URL": (f'create_engine("{LOCAL}", connect_args={{"host": "h"}})', AROUND),
+    # in which line
+    "a word in a line": (f"A=1\n\n# b\nDATABASE_URL={LOCAL}\nCopied s3", "line 5: there is text"),
+    "a setting in a line": ("A=1\nPGHOST=h1\nPGUSER=ann\nPGHOST=h2", "line 4: there are two diff"),
+    "a URL in a line": (f"A=1\r\nDATABASE_URL={LOCAL.replace('s3', 's3@/')}", "line 2: USER:PASS"),
+    "another connection in a line": (f"A=1\n{LOCAL}\nB=2\nPGHOST=h1", "line 4: there are parts"),
+    "a placeholder in a line": (f"DATABASE_URL={LOCAL}\nHOME=${{S3}}", "line 2: there is a placeh"),
+    "another database in a line": (f"A=1\nB=mysql://s3@h\nC={LOCAL}", "line 2: the text is for"),
     # unknown names
     "HOST=db:5432": ("HOST=db:5432", HAS_PORT),
     "HOST: db:5432": ("'HOST': 'db:5432'\n'PASSWORD': 's3'", HAS_PORT),
@@ -675,7 +678,8 @@ REFUSED = {
     "two strings in one": (f'"{LOCAL}" "{LOCAL}"', FOLLOWS),
     "a setting in the next line": ("postgresql://ann:s3\nMAIL=s3@h1/todo", NO_PLACE),
     "a space in the password": ("'postgresql://ann:s3 cr3t@localhost/todo'", NO_PLACE),
-    "a code and a bare %": ("postgresql://ann:s3%cr%20@h1/d", "does not start a code"),
+    "a bare %": ("postgresql://ann:s3%@h1/d", "starts no code"),
+    "a code and a bare %": ("postgresql://ann:s3%cr%20@h1/d", "starts no code"),
     "a code that is no UTF-8": ("postgresql://ann:s3%FF@localhost/todo", "is not text"),
     "other letters behind it": (f"{LOCAL}\u3092", FOLLOWS),
     "a code for a line end": (f"{LOCAL}%0A", "is not text"),

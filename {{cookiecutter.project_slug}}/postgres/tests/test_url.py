@@ -111,7 +111,7 @@ def test_what_a_program_replaces_is_refused_anywhere(reference: str, around: str
     texts += [f"Host=h1;Username={value};Database=d", f"DB_HOST=h1\nDB_USER=ann\nDB_NAME={value}"]
 
     for text in texts:
-        with pytest.raises(DatabaseUrlError, match="has a placeholder, which a program replaces"):
+        with pytest.raises(DatabaseUrlError, match="a placeholder, which a program replaces"):
             parse(text)
 
 
@@ -122,7 +122,7 @@ def test_what_a_program_replaces_is_refused_anywhere(reference: str, around: str
         (f"\ufeff{STRING}\u200b", []),
         (f"psql '{STRING}'", ["ignored the text around the connection string"]),
         (f"[{STRING}]({STRING})", ["extracted the string from a link"]),
-        (STRING.replace("aws", "\u200baws"), ["removed invisible characters"]),
+        (STRING.replace("aws", "\u200baws"), ["replaced invisible and typographic characters"]),
         (STRING.replace("aws", "\naws"), ["joined the lines of the string"]),
         (STRING.replace("&", "&amp;"), ['unescaped "&", "?" and "="']),
         (STRING.replace("postgresql", "postgres"), ['wrote "postgresql://" at the start']),
@@ -132,11 +132,10 @@ def test_what_a_program_replaces_is_refused_anywhere(reference: str, around: str
             f"{STRING}&pgbouncer=true&schema=public",
             ["removed pgbouncer, which libpq rejects", "removed schema, which libpq rejects"],
         ),
-        ("postgresql://ann:5%@localhost/todo", ['wrote "%" in the password as %25']),
         ("PGHOST=localhost\nPGUSER=ann\nPGDATABASE=todo", ["combined the separate settings"]),
         (
-            "DATABASE_URL=postgresql://ann@h1/todo\nDIRECT_URL=postgresql://ann@h2/todo",
-            ["ignored the text around the connection string", "took DATABASE_URL of 2 strings"],
+            "DIRECT_URL=postgresql://ann@h2/todo\nDATABASE_URL=postgresql://ann@h1/todo",
+            ["ignored the text around the connection string", "took the string in line 2"],
         ),
     ],
 )
