@@ -20,13 +20,13 @@ from postgres.pasted.url import (
 
 # Host=…;Username=…: .NET's. A value with ";" is in quotes.
 SEMICOLONS = re.compile(
-    r"""(?ax) \s*(?P<name>[A-Za-z][A-Za-z _]{0,40}?)[ ]*=[ ]*
-    (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^'\\]*)'|(?P<bare>[^;"'\n\\]*?))[ ]*(?:;\s*|$)"""
+    r"""(?ax) [ ]*(?P<name>[A-Za-z][A-Za-z _]{0,40}?)[ ]*=[ ]*
+    (?:"(?P<double>[^"\\]*)"|'(?P<quoted>[^'\\]*)'|(?P<bare>[^;"'\n\\]*?))[ ]*(?:;[ ]*|$)"""
 )
 # host=… user=…: libpq's own. A value is in '…' or has no spaces; "\" escapes what needs it.
 # Here and below, NAME= after a space is never the value of the name before it.
 KEYWORDS = re.compile(
-    r"""(?asx) \s*(?P<name>[a-z]\w*|TimeZone)\s*=\s*
+    r"""(?asx) \s*(?P<name>[a-z]\w*|TimeZone)[ \t]*=[ \t]*
     (?:'(?P<quoted>(?:[^'\\]|\\[\\'\ ])*)'
     |(?:(?<!\s)|(?!\w+\s*=))(?P<bare>(?:[^\s\\'"]|\\[\\'\ ])+|(?=\s*$))(?<![;,]))(?=\s|$)\s*"""
 )

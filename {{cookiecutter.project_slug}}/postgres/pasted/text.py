@@ -210,7 +210,8 @@ def read_broken(text: str, changes: list[str]) -> dict[str, str]:
     with suppress(DatabaseUrlError):
         complete = read_string(lines[0], [])
     more = lines[0][-1] + "".join(lines[1:])
-    is_unclear = "password=" in lines[0] or not re.search("[@/?&=]", more)  # may be any word
+    mark = "&" if "user=" in lines[0] else "[?&=]"  # without it, the next line may be any word
+    is_unclear = "password=" in lines[0] or not re.search(mark, more)
     if not found or (complete and is_unclear):
         raise DatabaseUrlError(explain(text))
     changes.append("joined the lines of the string")

@@ -137,7 +137,7 @@ def add(
         raise DatabaseUrlError(f"there is a parameter that libpq does not know: {PASTE}")
     value = decode(text, keyword) if encoded else text
     is_name = keyword in {"host", "user", "dbname"} and not encoded
-    if "\n" in text or (is_name and UNLIKELY.search(text)):
+    if "\n" in text or (is_name and UNLIKELY.search(text)) or (keyword == "user" and ":" in text):
         raise DatabaseUrlError(f"the {PARTS.get(keyword, keyword)} is more than one word: {PASTE}")
     if keyword == "password" and not encoded and ENTITY.search(text):
         raise DatabaseUrlError(f"the password has an escape of HTML, such as &amp;: {PASTE}")

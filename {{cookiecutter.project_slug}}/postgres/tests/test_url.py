@@ -393,11 +393,14 @@ BLOCKS = ["\n\n", "\n# old\n", "\n[other]\n", "\nother:\n"]
 
 @st.composite
 def two_configurations(draw: st.DrawFn) -> str:
-    """Draw two texts in one line or block, or two pieces of texts in two blocks."""
-    texts = [draw(st.sampled_from(RENDERINGS)).format(n=number) for number in (1, 2)]
+    """Draw two texts in one line or block, or pieces of them in two blocks or in lines."""
+    forms = [draw(st.sampled_from(RENDERINGS)) for _ in range(2)]
+    texts = [form.format(n=number) for number, form in enumerate(forms, 1)]
     if draw(st.booleans()):
         return draw(st.sampled_from(GLUE)).join(texts)
     cuts = [draw(st.integers(0, len(text))) for text in texts]
+    if forms[0] != forms[1] and draw(st.booleans()):  # else nobody could tell them apart
+        return f"{texts[0][: cuts[0]]}\n{texts[1][texts[1].rfind('\n', 0, cuts[1]) + 1 :]}"
     pieces = [
         draw(st.sampled_from([text[:cut], text[cut:]]))
         for text, cut in zip(texts, cuts, strict=True)
