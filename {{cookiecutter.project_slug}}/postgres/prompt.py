@@ -6,6 +6,7 @@ A paste may have several lines. getpass takes the first and leaves the rest to t
 import getpass
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
@@ -24,13 +25,22 @@ if sys.platform == "win32":
 
     def read_pasted(prompt: str) -> str:
         """Read a line and what was pasted with it, without echo. Raises EOFError for Ctrl-D."""
-        text = getpass.getpass(prompt)
-        if text in {"\x04", "\x1a"}:  # Ctrl-D and Ctrl-Z
+        if msvcrt.kbhit():
+            while msvcrt.kbhit():
+                msvcrt.getwch()
+            print(TYPED_AHEAD, end="", file=sys.stderr)
+        lines = [getpass.getpass(prompt)]
+        if lines[0] in {"\x04", "\x1a"}:  # Ctrl-D and Ctrl-Z
             raise EOFError
-        rest = []
-        while msvcrt.kbhit():
-            rest.append(msvcrt.getwch())
-        return "\n".join([text, "".join(rest).replace("\r", "\n")]).strip("\n")
+        while is_key_waiting():
+            lines.append(getpass.getpass(""))
+        return "\n".join([*lines, ""])
+
+    def is_key_waiting() -> bool:
+        """Whether another key was pressed or pasted, or is within a moment."""
+        if not msvcrt.kbhit():
+            time.sleep(PAUSE)
+        return msvcrt.kbhit()
 
 else:
     import select
