@@ -169,11 +169,11 @@ def assemble(settings: Mapping[str, str], changes: list[str]) -> DatabaseUrl:
     own = {name: settings.get(name, "") for name in ("user", "password", "host", "port", "dbname")}
     user, password, host, port, database = own.values()
     host = host or settings.get("hostaddr", "")
+    if re.fullmatch(r"[\w.-]+[:,]\d+", host):
+        raise DatabaseUrlError(HOST_AND_PORT)
     for part, value in {"host": host, "user": user, "database": database}.items():
         if not value:
             raise DatabaseUrlError(f"the {part} is missing: {PASTE}")
-    if re.fullmatch(r"[\w.-]+[:,]\d+", host):
-        raise DatabaseUrlError(HOST_AND_PORT)
     if "," in host:
         raise DatabaseUrlError(f"there are several hosts: {PASTE}, with the primary")
     if not (HOST_PATTERN.fullmatch(host) or is_address(host)):

@@ -78,11 +78,9 @@ REFERENCE = re.compile(
     r"|\bos\.environ|\b(?:process|meta|Deno|Bun)\.env\b"
     r"|\b(?:settings|secrets|config|env|vars?)\.(?=\w*[A-Z_])"
 )
-PLACEHOLDER_VALUE = (
-    re.compile(  # <host>, [YOUR-PASSWORD], {user}, $PGPASSWORD, %DB_USER%, of vaults
-        r"(?ai).*<[^>]*>.*|\[[a-z][\w -]*\]|\{[^}]*\}|\$[a-z_][\w:]*|%s|%[a-z_]+%|__\w+__"
-        r"|\w+:/.*|@Microsoft\.KeyVault.*|arn:aws:.*"
-    )
+PLACEHOLDER_VALUE = re.compile(  # <host>, [YOUR-PASSWORD], {user}, $pw, %DB_USER%, of vaults
+    r"(?ai).*<[^>]*>.*|\[[a-z][\w -]*\]|\{[^}]*\}|\$[a-z_][\w:]*|%s|%[a-z_]+%|__\w+__"
+    r"|\w+:/.*|@Microsoft\.KeyVault.*|arn:aws:.*"
 )
 PLACEHOLDER_NAME = re.compile(
     r"(?ai)x{4,}|\.{3,}|your[-_]?(?:user|role|pass|host|endpoint)[\w-]*"

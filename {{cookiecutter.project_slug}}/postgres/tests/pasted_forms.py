@@ -588,6 +588,7 @@ REFUSED = {
     # unknown names
     "HOST=db:5432": ("HOST=db:5432", HAS_PORT),
     "HOST: db:5432": ("'HOST': 'db:5432'\n'PASSWORD': 's3'", HAS_PORT),
+    "DB_HOST=db:5432": ("DB_HOST=db:5432", HAS_PORT),
     "a port in PGHOST": ("PGHOST=db:5432\nPGUSER=ann\nPGDATABASE=d", HAS_PORT),
     "a port in .NET": ("Host=db:5432;Username=ann;Database=d;Password=s3", HAS_PORT),
     "a port behind a comma": ("Host=db,5432;Username=ann;Database=d;Password=s3", HAS_PORT),
