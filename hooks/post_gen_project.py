@@ -23,9 +23,9 @@ NO_IDENTITY = """git does not know who you are. Type, with your own name and add
 # What changes how git, Python and uv work, but not who commits and where packages come from.
 MISLEADING = re.compile(r"GIT_(DIR|INDEX_FILE|WORK_TREE)$|PYTHON|UV_(?!NO_PROG|PUBLISH|TOOL)")
 HIDDEN = re.compile(
-    r"(?!GIT_(AUTHOR|COMMITTER|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|UN|UTF8)|UV_(LINK|OFFLINE))"
-    r"(?!UV_.*(CACHE|CERTS|HTTP|INDEX|INSECURE|INSTALL_DIR|KEYRING|MIRROR|NATIVE_TLS|PYTHON_[DP]))"
-    r"(GIT_|PYTHON|UV_|(NEON_DATABASE_URL|PYENV_DIR|PYENV_VERSION|VIRTUAL_ENV)$)"
+    r"(?!GIT_((AUTHOR|COMMITTER)_[EN]|CEIL|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|UN|UTF8)|UV_(LINK|OFF))"
+    r"(?!UV_.*(CACHE|CERTS|CREDENTIAL|ENDPOINT|HTTP|INDEX|INSECURE|INSTALL_DIR|KEYRING|MIRROR))"
+    r"(?!UV_(NAT|PYTHON_[DP]|REQUEST))(GIT_|PYTHON|UV_|PYENV_[DV]|(NEON_DATABASE_URL|VIRTUAL_ENV)$)"
 )
 
 
@@ -59,8 +59,10 @@ def install() -> None:
         unfinished.touch()
     run(UV, "run", "python", "-c", "")  # like `uv sync`, but without a line for each package
     unfinished.unlink(missing_ok=True)
-    if ask(UV, "lock", "--check", "--no-config") is None:
-        print("! uv.lock follows your uv.toml: without that file, uv may make another lock")
+    indexes = {name: "" for name in os.environ if re.match(r"UV_([DE]\w+_)?INDEX(_URL)?$", name)}
+    if ask(UV, "lock", "--check", "--offline", "-f", ".", UV_NO_CONFIG="1", **indexes) is None:
+        sources = " or ".join(["uv.toml", *indexes])  # "-f": uv refuses a lock of another index
+        print(f"! uv.lock follows your {sources}: without it, uv may fail or make another lock")
 
 
 def commit() -> str | None:
@@ -71,7 +73,8 @@ def commit() -> str | None:
         return "the folder is already a repository"
     if ask("git", "rev-parse", "--show-prefix"):
         return "the folder is already inside a repository: git add . && git commit"
-    if ask("git", "var", "GIT_COMMITTER_IDENT") is None:
+    name = ("git", "var", "GIT_COMMITTER_IDENT")  # if one of ours helps, only the user's is missing
+    if ask(*name) is None and ask(*name, GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a"):
         raise subprocess.SubprocessError(NO_IDENTITY)
     run("git", "init", "--quiet")
     for lock in Path(".git").rglob("*.lock"):  # left by an attempt that was killed

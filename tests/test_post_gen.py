@@ -76,25 +76,6 @@ def test_a_command_that_takes_too_long_is_stopped(
     assert not psutil.pid_exists(int(Path("pid").read_text("utf-8")))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["NEON_DATABASE_URL", "PYENV_VERSION", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT", "VIRTUAL_ENV"],
-)
-def test_a_step_does_not_inherit_variables_meant_for_other_programs(
-    hook: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv(name, "other")
-    monkeypatch.setenv("HTTPS_PROXY", "mine")
-    monkeypatch.setattr(hook, "install", lambda: hook.run("sh", "-c", "env > seen; exit 1"))
-    monkeypatch.setattr(hook, "commit", lambda: "none")
-
-    hook.main(ANSWERS)
-
-    seen = Path("seen").read_text("utf-8").splitlines()
-    assert f"{name}=other" not in seen
-    assert "HTTPS_PROXY=mine" in seen
-
-
 @pytest.fixture
 def sync(hook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     """A uv that fails while installing packages."""
@@ -166,12 +147,6 @@ def test_a_repository_that_git_cannot_open_is_left_unchanged(
 
     assert note == "the folder is already a repository"
     assert lock.exists()
-
-
-def test_variables_that_mislead_python_and_uv_are_unset(hook: ModuleType) -> None:
-    hidden = {"GIT_EDITOR": "mine", "PYTHONPATH": "other", "VIRTUAL_ENV": "other"}
-
-    assert hook.find_way(hidden)[1:2] == ["unset PYTHONPATH"]
 
 
 def test_the_cd_command_works_for_any_folder_name(
