@@ -253,9 +253,12 @@ def describe(mistake: Any) -> str:
 
 
 def clear_libpq_variables(settings: Settings) -> None:
-    """Remove PG… variables if this process uses the embedded server: they are for another one."""
-    if settings.database_url.is_embedded:
-        for name in [name for name in os.environ if name.startswith("PG")]:
+    """Remove PG… variables that are for another server than that of DATABASE_URL.
+
+    For the embedded server, those are all. For others, they are the ones that name an address.
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        if settings.database_url.is_embedded or name in {"PGHOSTADDR", "PGSERVICE"}:
             del os.environ[name]
 
 

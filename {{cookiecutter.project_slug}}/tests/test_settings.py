@@ -50,18 +50,20 @@ def test_the_environment_overrides_the_file(
     assert settings.port == 9000
 
 
-def test_pg_variables_do_not_reach_the_embedded_server(
+def test_pg_variables_of_another_server_do_not_affect_the_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
+    names = {"PGHOSTADDR", "PGSERVICE", "PGSSLROOTCERT"}
+    for name in names:
+        monkeypatch.setenv(name, "other")
     remote = URL.replace("127.0.0.1", "db.example.com")
     embedded = URL.replace("//me:", "//embedded:")
 
     clear_libpq_variables(load(tmp_path, DATABASE_URL=remote))
-    assert "PGHOSTADDR" in os.environ
+    assert names & os.environ.keys() == {"PGSSLROOTCERT"}
 
     clear_libpq_variables(load(tmp_path, DATABASE_URL=embedded))
-    assert "PGHOSTADDR" not in os.environ
+    assert not names & os.environ.keys()
 
 
 def test_several_front_ends_are_separated_by_commas(tmp_path: Path) -> None:
