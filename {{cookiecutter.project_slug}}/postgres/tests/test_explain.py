@@ -88,6 +88,27 @@ def test_each_part_of_a_rule_decides_for_a_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        ("server login failed: FATAL", "pooler-waits"),
+        ("Failed to connect to the compute node:", "waking-up"),
+    ],
+)
+def test_a_servers_error_that_a_pooler_forwards_keeps_its_finding(words: str, own: str) -> None:
+    """The order of the rules decides, since the text has the words of both."""
+    told = [(text, name) for source, text, name, _ in TEXTS if source == "PostgreSQL"]
+    assert len(told) > 40
+    vague = {"connection-lost", "no-answer", "server-refused"}
+
+    found = [
+        (text, explain(psycopg2.OperationalError(f"FATAL:  {words} {text}"), URL).name)
+        for text, _ in told
+    ]
+
+    assert found == [(text, own if name in vague else name) for text, name in told]
+
+
+@pytest.mark.parametrize(
     ("options", "answer", "name"),
     [
         ({"sslmode": "require"}, SILENCE, "tls-not-offered"),
@@ -254,6 +275,7 @@ def test_rows_quoted_in_an_error_are_not_passed_on(
         (ConnectionResetError(104, "Connection reset by peer"), "connection-lost"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), "network-unreachable"),
         (PermissionError(errno.EACCES, "Permission denied"), "connection-forbidden"),
+        (OSError(errno.EMFILE, "Too many open files"), "too-many-files"),
         (OSError("AF_UNIX path too long"), "settings-wrong"),
         (OSError("whatever"), "other-error"),
         (ValueError("whatever"), "other-error"),
