@@ -238,6 +238,9 @@ connect-storm | yes, with jitter | Rate of connection to proxy exceeded 5.
 pooler-full | back off | The maximum number of client connections to the proxy exceeded 5.
 pooler-waits | yes | Timed-out waiting to acquire database connection.
 database-missing | no | Request returned an error: database "todo" does not exist
+# Aurora DSQL
+endpoint-missing | no | unable to accept connection, sni was not received
+login-refused | no | unable to accept connection, access denied
 # Azure
 tls-required | no | SSL connection is required. Please specify SSL options and retry.
 endpoint-missing | no | Invalid Username specified. Please check the Username and …
