@@ -18,9 +18,10 @@ from variables import DROPPED, INHERITED_BY_GIT, INHERITED_BY_UV, NAMED
 ANSWERS = {"project_name": "Todo Backend", "project_slug": "todo", "database": "local"}
 
 
-def write_project(folder: Path, *dependencies: str) -> None:
+def write_project(folder: Path, *dependencies: str, index: str = "") -> None:
     lines = ["[project]", 'name = "todo"', 'version = "1"', 'requires-python = ">=3.11"']
     lines.append(f"dependencies = {list(dependencies)}")
+    lines += ["[[tool.uv.index]]", f'url = "{index}"', "default = true"] if index else []
     (folder / "pyproject.toml").write_text("\n".join(lines), "utf-8")
 
 
@@ -45,6 +46,20 @@ def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.chdir(folder)
     return load_hook("post_gen_project")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> str:
+    """The URL of an index with one package, `tiny`."""
+    folder = tmp_path / "index" / "tiny"
+    folder.mkdir(parents=True)
+    wheel, metadata = "tiny-1-py3-none-any.whl", "Metadata-Version: 2.1\nName: tiny\nVersion: 1"
+    with zipfile.ZipFile(folder / wheel, "w") as archive:
+        archive.writestr("tiny-1.dist-info/METADATA", metadata)
+        archive.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
+        archive.writestr("tiny-1.dist-info/RECORD", "")
+    (folder / "index.html").write_text(f'<a href="{wheel}">{wheel}</a>', "utf-8")
+    return folder.parent.as_uri()
 
 
 def names_of_files(folder: Path) -> list[str]:
@@ -81,6 +96,13 @@ def test_a_variable_of_git_and_uv_that_is_in_no_table_is_not_inherited(
     assert kept <= INHERITED_BY_UV.keys()
 
 
+@pytest.fixture
+def needs_tiny(hook: ModuleType, index: str) -> None:  # noqa: ARG001  (the hook's folder)
+    """The project needs the package of the index, which it names."""
+    write_project(Path(), "tiny", index=index)
+
+
+@pytest.mark.usefixtures("needs_tiny")
 @pytest.mark.parametrize("variable", INHERITED_BY_UV.items())
 def test_an_inherited_variable_of_uv_leaves_the_project_right_or_is_reported(
     hook: ModuleType,
@@ -99,8 +121,8 @@ def test_an_inherited_variable_of_uv_leaves_the_project_right_or_is_reported(
         output = capfd.readouterr().err
         assert value in output or name in output
     else:
-        assert Path(".venv", "pyvenv.cfg").exists()
-        assert Path("uv.lock").exists()
+        assert len([*Path(".venv").rglob("tiny-1.dist-info")]) == 1
+        assert 'name = "tiny"' in Path("uv.lock").read_text("utf-8")
     assert names_of_files(tmp_path / "home") == around
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["todo"]
 
@@ -139,20 +161,6 @@ def test_an_error_of_git_is_not_taken_for_a_missing_name(
         hook.commit()
 
     assert "bad config line 1" in capfd.readouterr().err
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> str:
-    """The URL of an index with one package, `tiny`."""
-    folder = tmp_path / "index" / "tiny"
-    folder.mkdir(parents=True)
-    wheel, metadata = "tiny-1-py3-none-any.whl", "Metadata-Version: 2.1\nName: tiny\nVersion: 1"
-    with zipfile.ZipFile(folder / wheel, "w") as archive:
-        archive.writestr("tiny-1.dist-info/METADATA", metadata)
-        archive.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
-        archive.writestr("tiny-1.dist-info/RECORD", "")
-    (folder / "index.html").write_text(f'<a href="{wheel}">{wheel}</a>', "utf-8")
-    return folder.parent.as_uri()
 
 
 @pytest.mark.parametrize("name", ["UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX"])
