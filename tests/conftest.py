@@ -55,10 +55,18 @@ LONG_FILES = [
     "test_life",
 ]
 
+# The files of `pytest -m quick`: answers, rendered files, workflows, documentation.
+QUICK_FILES = {"test_answers", "test_documentation", "test_prompts", "test_rendering"}
+QUICK_FILES |= {"test_workflows"}
 
+
+@pytest.hookimpl(tryfirst=True)  # before -m picks tests by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first: with --no-loadscope-reorder, xdist keeps this order."""
     order = {name: number for number, name in enumerate(LONG_FILES)}
+    for item in items:
+        if item.path.stem in QUICK_FILES:
+            item.add_marker("quick")
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
