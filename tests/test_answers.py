@@ -212,16 +212,6 @@ def test_an_invalid_answer_on_the_command_line_creates_nothing(
     assert not (machine.root / "outside").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "slug"),
-    [("O'Brien & Søn", "o-brien-son"), ("可愛い", "ke-ai-i"), ("👩‍💻", "todo-backend")],
-)
-def test_every_name_gives_a_valid_slug(offline: Machine, name: str, slug: str) -> None:
-    outcome = offline.generate(f"project_name={name}", slug=slug)
-
-    assert (outcome.project.path / "README.md").exists(), outcome.output
-
-
 def test_an_empty_slug_leaves_existing_files_unchanged(machine: Machine) -> None:
     (machine.work / "mine.txt").write_text("mine", "utf-8")
 
