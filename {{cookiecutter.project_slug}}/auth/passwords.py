@@ -176,8 +176,8 @@ class Throttle:
     async def may_mail(self, purpose: str, address: str, client: str, *, is_due: bool) -> bool:
         """Count a message, and return whether the address may get it. The client must not learn it.
 
-        is_due: whether there is something to send. Otherwise it counts for nobody, so that nobody
-        can use up the limit of an address, and takes the same time.
+        is_due: whether there is something to send. If not, this takes the same time, but does not
+        use up the limit of the address.
         """
         may = await self._limiter.hit(self.MAILS, purpose, address if is_due else "nobody")
         if not is_due:
@@ -195,7 +195,7 @@ class Throttle:
         await self._limiter.hit(self.LOGINS, account, client)
 
     async def prove(self, account: str, client: str) -> None:
-        """Let the owner of an account log in from there, whoever has guessed at its password."""
+        """Note that the owner uses this client: earlier guesses from it do not count any more."""
         await self._limiter.clear(self.PER_ACCOUNT, account, client)
         await self._limiter.hit(self.KNOWN, account, client)
 

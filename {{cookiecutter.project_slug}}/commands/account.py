@@ -132,7 +132,7 @@ def password(email: EmailArgument, *, as_json: AsJson = False) -> None:
     Asks twice, without showing it, or reads a line of standard input if that is not a terminal.
     """
     with our_accounts() as accounts:
-        accounts.find(email)  # first: nobody types a password in vain
+        accounts.find(email)  # before it asks for a password
         changed = accounts.set_password(email, ask_password())
     show_account(
         changed,

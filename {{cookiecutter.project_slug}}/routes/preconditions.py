@@ -96,7 +96,7 @@ def preconditions_of(request: Request) -> Preconditions:
 
 
 def read_tags(header: bytes, name: str, *, weak: bool) -> list[datetime] | None:
-    """Return the versions in a header, None for `*`. What is no ETag of ours is no row's.
+    """Return the versions in a header, None for `*`. A tag in another form matches no row.
 
     Raises RequestValidationError.
     """
