@@ -170,27 +170,6 @@ def wake_up(stage: Stage) -> list[Answer]:
         return at_once(*[create] * POOL_SIZE)
 
 
-@dataclass(frozen=True)
-class Abandonment:
-    """The result of a statement that waited too long."""
-
-    answer: Answer
-    waiting: list[int]  # backends that still waited a moment later
-    titles: list[str]  # afterwards
-
-
-def abandon(stage: Stage) -> Abandonment:
-    own = stage.copy()
-    with own.app("abandoned") as app:
-        token = app.register()
-        with own.locked("tasks"):
-            answer = app.request("POST", "/tasks", {"title": "abandoned"}, token=token)
-            time.sleep(1)
-            waiting = own.waiting()
-        wait_for(lambda: not own.waiting())
-        return Abandonment(answer, waiting, own.titles())
-
-
 def wait_twice(stage: Stage) -> Answer:
     """Log in while the first statement waits for a while, and the next one forever."""
     own = stage.copy()
@@ -218,7 +197,6 @@ ORDEALS: dict[str, Callable[[Stage], Ordeal]] = {
 LONG_WORK: dict[str, Callable[[Stage], Any]] = {
     **ORDEALS,
     "database_that_wakes_up": wake_up,
-    "cancelled_on_the_server": abandon,
     "several_statements": wait_twice,
 }
 
@@ -466,16 +444,6 @@ def test_requests_wait_for_a_database_that_wakes_up(begun: dict[str, Future[list
 
     assert [answer.status for answer in answers] == [201] * POOL_SIZE
     assert min(answer.seconds for answer in answers) >= WAKE_UP_SECONDS
-
-
-def test_a_statement_that_waits_too_long_is_cancelled_on_the_server(
-    begun: dict[str, Future[Abandonment]],
-) -> None:
-    result = begun["cancelled_on_the_server"].result()
-
-    assert result.answer.is_refusal, result.answer
-    assert result.waiting == []
-    assert result.titles == []
 
 
 def test_a_request_with_several_statements_stays_within_the_time_limit(
