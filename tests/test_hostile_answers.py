@@ -608,8 +608,8 @@ def test_the_nastiest_answers_give_a_working_project(nastiest: Outcome) -> None:
     assert NASTIEST["project_name"] in nastiest.output
 
 
-# Only the tests that read what the answers change: the Python files are copied unchanged. The
-# smoke test has checked the database, which is named after the slug.
+# Only the tests that read what the answers change: the Python files are copied unchanged. `setup`
+# has checked the database, which is named after the slug.
 @pytest.mark.parametrize(
     "command",
     [
