@@ -5,11 +5,15 @@ Nothing here reads .env, or reaches the database that is developed on.
 
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine
@@ -115,6 +119,23 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 def token_for(settings: Settings) -> Callable[[str], str]:
     """Return an access token of the user with an id, for any app of the tests."""
     return OwnTokens(settings).issue
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[int]:
+    """Serve an app on a real socket. Yields the port."""
+    config = uvicorn.Config(
+        app, port=0, loop="asyncio:SelectorEventLoop", ws="none", log_config=None
+    )
+    server = uvicorn.Server(config)
+    with ThreadPoolExecutor(1) as thread:
+        serving = thread.submit(server.run)
+        while not (server.started or serving.done()):
+            time.sleep(0.01)
+        try:
+            yield server.servers[0].sockets[0].getsockname()[1]
+        finally:
+            server.should_exit = True
 
 
 def add_account(engine: Engine, user_id: str) -> None:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Protocol
 
 import psycopg2
 import pytest
-import uvicorn
 from alembic import command
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
@@ -57,6 +56,7 @@ from models import Task
 from postgres import dialect
 from postgres import engine as engine_module
 from postgres.url import DatabaseUrl
+from tests.conftest import served
 
 NOTES = Table("notes", MetaData(), Column("id", Integer, primary_key=True), Column("text", Text))
 
@@ -512,25 +512,6 @@ def test_a_route_can_set_a_shorter_time_limit(app_of_size: AppOfSize, way: str) 
     assert time.monotonic() - start < 5
 
 
-@contextmanager
-def served(app: FastAPI) -> Iterator[HTTPConnection]:
-    """Serve an app as in production. Yields a connection to it."""
-    config = uvicorn.Config(
-        app, port=0, loop="asyncio:SelectorEventLoop", ws="none", log_config=None
-    )
-    server = uvicorn.Server(config)
-    with ThreadPoolExecutor(1) as thread:
-        serving = thread.submit(server.run)
-        while not (server.started or serving.done()):
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        try:
-            with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-                yield connection
-        finally:
-            server.should_exit = True
-
-
 def test_each_request_has_its_own_time_limit_and_background_tasks_have_none(
     app_of_size: AppOfSize,
 ) -> None:
@@ -550,7 +531,7 @@ def test_each_request_has_its_own_time_limit_and_background_tasks_have_none(
         await session.scalar(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
 
     statuses = []
-    with served(app) as client:
+    with served(app) as port, closing(HTTPConnection("127.0.0.1", port, timeout=30)) as client:
         for limit, seconds, after in ((0.3, 60, 0), (10, 0, 0), (0.7, 0, 1)):
             with short_requests(limit):
                 client.request("GET", f"/work?seconds={seconds}&after={after}")

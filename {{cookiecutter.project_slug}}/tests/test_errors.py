@@ -6,16 +6,12 @@ What there is to send is read from the OpenAPI, so that a new route is tested as
 import http.client
 import itertools
 import json
-import socket
-import time
 from collections.abc import Callable, Iterator
-from threading import Thread
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
-import uvicorn
 from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from pydantic import Field
@@ -27,6 +23,7 @@ from db import SessionDep, StatementDep
 from errors import MAX_BODY_BYTES, MAX_MISTAKES, MAX_TEXT_CHARACTERS
 from postgres.url import DatabaseUrl
 from schemas.text import MAX_FIELDS, PlainText, Strict
+from tests.conftest import served
 
 type Schema = dict[str, Any]
 
@@ -261,15 +258,8 @@ def port(settings: Settings) -> Iterator[int]:
     """An app behind a real server and a real socket."""
     app = main.create_app(settings)
     app.include_router(probe)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-        thread = Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+    with served(app) as port:
+        yield port
 
 
 def refusal_of(answer: Any) -> list[Schema]:
