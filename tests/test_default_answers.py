@@ -132,17 +132,8 @@ def test_nothing_is_left_to_commit(project: Project) -> None:
     assert project.git("rev-list", "--count", "HEAD").strip() == "1"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "ruff check",
-        "ruff format --check",
-        "mypy .",
-        "alembic check",
-    ],
-)
-def test_the_projects_checks_pass(project: Project, command: str) -> None:
-    outcome = project.run("uv", "run", *command.split())
+def test_the_projects_types_fit(project: Project) -> None:
+    outcome = project.run("uv", "run", "mypy", ".")
 
     assert outcome.code == 0, outcome.output
 
