@@ -7,13 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable  # noqa: TC003
 from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 from time import monotonic
 
-LONGEST, TO_CLEAN_UP = 1800, 20  # timeouts of a command and of its end, in seconds
 UV = os.environ.get("UV") or shutil.which("uv") or "uv"
 INSTALL_UV = ["# No uv in that folder (pyenv has one per Python):", "python3 -m pip install uv"]
 GIT = 'git init && git add --all && git commit -m "First commit"'
@@ -23,9 +22,9 @@ NO_IDENTITY = """git does not know who you are. Type, with your own name and add
 # What changes how git, Python and uv work, but not who commits and where packages come from.
 MISLEADING = re.compile(r"GIT_(DIR|INDEX_FILE|WORK_TREE)$|PYTHON|UV_(?!NO_PROG|PUBLISH|TOOL)")
 HIDDEN = re.compile(
-    r"(?!GIT_((AUTHOR|COMMITTER)_[EN]|CEIL|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|UN|UTF8)|UV_(LINK|OFF))"
-    r"(?!UV_.*(CACHE|CERTS|CREDENTIAL|ENDPOINT|HTTP|INDEX|INSECURE|INSTALL_DIR|KEYRING|MIRROR))"
-    r"(?!UV_(NAT|PYTHON_[DP]|REQUEST))(GIT_|PYTHON|UV_|PYENV_[DV]|(NEON_DATABASE_URL|VIRTUAL_ENV)$)"
+    r"(?!GIT_((AUTHOR|COMMITTER)_[EN]|CEIL|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|U[NT])|UV_PYTHON_[DP])"
+    r"(?!UV_(LINK|NAT|OFF|REQUEST|.*(CACHE|CERTS|CRED|ENDPOINT|HTTP|IN(DEX|SECURE|STALL_D)|KEY|MIRROR)))"
+    r"(GIT_|PYTHON|UV_|PYENV_[DV]|(NEON_DATABASE_URL|VIRTUAL_ENV)$)"
 )
 
 
@@ -33,10 +32,10 @@ def run(*command: str, stdin: int | None = subprocess.DEVNULL, **variables: str)
     """Run a command with its output on this terminal. Raises SubprocessError if it fails."""
     with subprocess.Popen(command, env=os.environ | variables, stdin=stdin) as process:
         try:
-            process.wait(timeout=LONGEST)
+            process.wait(timeout=1800)
         finally:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=TO_CLEAN_UP)  # Ctrl-C reached it too
+                process.wait(timeout=20)  # Ctrl-C reached it too
             process.kill()
     if process.returncode:
         raise subprocess.SubprocessError("see above")
@@ -60,9 +59,9 @@ def install() -> None:
     run(UV, "run", "python", "-c", "")  # like `uv sync`, but without a line for each package
     unfinished.unlink(missing_ok=True)
     indexes = {name: "" for name in os.environ if re.match(r"UV_([DE]\w+_)?INDEX(_URL)?$", name)}
+    # With "-f", uv refuses a lock of another index than the default.
     if ask(UV, "lock", "--check", "--offline", "-f", ".", UV_NO_CONFIG="1", **indexes) is None:
-        sources = " or ".join(["uv.toml", *indexes])  # "-f": uv refuses a lock of another index
-        print(f"! uv.lock follows your {sources}: without it, uv may fail or make another lock")
+        print(f"! uv.lock follows your {' or '.join(['uv.toml', *indexes])}: uv may fail elsewhere")
 
 
 def commit() -> str | None:
@@ -80,8 +79,7 @@ def commit() -> str | None:
     for lock in Path(".git").rglob("*.lock"):  # left by an attempt that was killed
         lock.unlink()
     run("git", "-c", "core.excludesFile=", "add", "--all")  # a global one may name uv.lock
-    # Signing may ask for a passphrase, which nobody can type here.
-    run("git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--message", "First commit")
+    run("git", "commit", "-q", "--no-gpg-sign", "-m", "First commit")  # it may want a passphrase
     return None
 
 
@@ -95,16 +93,15 @@ def find_way(hidden: dict[str, str]) -> list[str]:
 
 
 def main(answers: dict[str, str]) -> None:
-    here, temporary = Path.cwd(), Path(tempfile.gettempdir()).resolve()
-    by_cruft = "_output_dir" not in answers
-    if by_cruft and here.parents[1] == temporary and re.fullmatch(r"tmp\w{8}", here.parent.name):
+    here, by_cruft = Path.cwd(), "_output_dir" not in answers
+    if by_cruft and here.match(f"tmp{'[!-.]' * 8}/*") and here.parents[1].samefile(gettempdir()):
         return  # `cruft update` renders here only to compare
     hidden = {name: os.environ.pop(name) for name in sorted(os.environ) if HIDDEN.match(name)}
     way = find_way(hidden)  # before the steps: after Ctrl-C, Cookiecutter does not wait for this
     setup = "uv run manage.py setup" + (" --local" if answers["database"] == "local" else "")
     commands = {"dependencies": "uv sync --reinstall", "setup": setup, "git": GIT}
-    neon = {name: hidden[name] for name in hidden if name == "NEON_DATABASE_URL"}
     steps: dict[str, Callable[[], str | None]] = {"dependencies": install}
+    neon = {name: hidden[name] for name in hidden if name == "NEON_DATABASE_URL"}
     steps["setup"] = lambda: run(UV, *setup.split()[1:], stdin=None, **neon)
     steps |= {} if by_cruft else {"git": commit}  # cruft has yet to write .cruft.json
     print(f"\n{answers['project_name']}, in {here}")

@@ -66,8 +66,12 @@ def test_a_project_in_the_users_own_temporary_folder_is_set_up(
 def test_a_command_that_takes_too_long_is_stopped(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook, "LONGEST", 0.5)
-    monkeypatch.setattr(hook, "TO_CLEAN_UP", 0.5)
+    wait = subprocess.Popen.wait
+
+    def wait_less(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        return wait(process, timeout and timeout / 2000)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_less)
     script = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
 
     with pytest.raises(subprocess.TimeoutExpired):
