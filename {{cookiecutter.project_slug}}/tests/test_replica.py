@@ -23,7 +23,6 @@ from postgres.tests.counting_proxy import CountingProxy, counting_proxy
 from postgres.tests.servers import create_database, run_alone
 from postgres.url import DatabaseUrl
 
-OWNER = str(uuid4())
 END_CONNECTIONS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity JOIN pg_database USING (datname)
 WHERE NOT datallowconn
@@ -42,9 +41,9 @@ CREATE VIEW tasks AS SELECT * FROM stored WHERE disconnects();
 """
 
 
-def add_task(url: DatabaseUrl, title: str) -> str:
+def add_task(url: DatabaseUrl, owner: str, title: str) -> str:
     now = datetime.now(UTC)
-    task = Task(id=uuid4(), owner_id=OWNER, title=title, created_at=now, updated_at=now)
+    task = Task(id=uuid4(), owner_id=owner, title=title, created_at=now, updated_at=now)
     path = f"/tasks/{task.id}"
     engine = create_engine(url.for_sqlalchemy())
     with Session(engine) as session:
@@ -54,17 +53,22 @@ def add_task(url: DatabaseUrl, title: str) -> str:
     return path
 
 
-@pytest.fixture(scope="module")
-def path(embedded_url: DatabaseUrl) -> str:
-    """The path of the task that only the primary has."""
-    return add_task(embedded_url, "on the primary")
+@pytest.fixture
+def owner() -> str:
+    return str(uuid4())
 
 
 @pytest.fixture
-def replica(embedded_server: DatabaseUrl) -> DatabaseUrl:
+def path(embedded_url: DatabaseUrl, owner: str) -> str:
+    """The path of the task that only the primary has."""
+    return add_task(embedded_url, owner, "on the primary")
+
+
+@pytest.fixture
+def replica(embedded_server: DatabaseUrl, owner: str) -> DatabaseUrl:
     url = create_database(embedded_server)
     migrations.upgrade(url)
-    add_task(url, "on the replica")
+    add_task(url, owner, "on the replica")
     return url
 
 
@@ -88,12 +92,13 @@ def client(
     link: CountingProxy,
     settings_for: Callable[..., Settings],
     token_for: Callable[[str], str],
+    owner: str,
     path: str,  # noqa: ARG001
     log: list[EventDict],  # noqa: ARG001  (logging is set up first)
 ) -> Iterator[TestClient]:
     settings = settings_for(embedded_url, read_database_url=replica.replace(port=link.port))
     with TestClient(create_app(settings)) as client:
-        client.headers["Authorization"] = f"Bearer {token_for(OWNER)}"
+        client.headers["Authorization"] = f"Bearer {token_for(owner)}"
         yield client
 
 
