@@ -20,7 +20,7 @@ only from these modules (tests/test_structure.py); all others may change:
 - deadline: time limits for what a request does in the database
 - dialect: psycopg2 on the event loop
 - statements: statements that are compiled only once
-- tests.servers, tests.scripted_server, tests.counting_proxy: for the app's tests
+- tests.servers, tests.scripted_server, tests.counting_proxy, tests.terminal: for the app's tests
 
 Behind them: `prompt` asks for a connection string without showing it, `pasted` parses what people
 paste, and `copy_tables` copies rows.
