@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,9 +103,12 @@ class Meeting:
 Meetings = dict[tuple[Mishap, str], Meeting]
 
 
+Checking = dict[tuple[Mishap, str], Future[Meeting]]
+
+
 @pytest.fixture(scope="module")
-def meetings(project: Project, neon: NeonProxy, migrated: str) -> Meetings:
-    """The check's runs for all mishaps, with text and with JSON output."""
+def checking(project: Project, neon: NeonProxy, migrated: str) -> Iterator[Checking]:
+    """The check's runs for all mishaps, with text and with JSON output, while other tests run."""
 
     def meet(mishap: Mishap, *options: str) -> Meeting:
         endpoint = neon.new_endpoint(migrated)
@@ -114,47 +117,12 @@ def meetings(project: Project, neon: NeonProxy, migrated: str) -> Meetings:
 
     cases = [(mishap, option) for mishap in MISHAPS for option in ("", "--json")]
     with ThreadPoolExecutor(len(cases)) as patient, ThreadPoolExecutor(CORES) as busy:
-        futures = {
+        yield {
             (mishap, option): (patient if mishap.retry == "yes" else busy).submit(
                 meet, mishap, *filter(None, [option])
             )
             for mishap, option in cases
         }
-        return {case: future.result() for case, future in futures.items()}
-
-
-def names(mishap: Mishap) -> str:
-    return mishap.text[:60]
-
-
-@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
-def test_the_check_says_what_is_wrong_and_what_to_do(meetings: Meetings, mishap: Mishap) -> None:
-    report = meetings[mishap, "--json"].run
-    text = meetings[mishap, ""].run
-
-    found = json.loads(report.output[report.output.index("{") :])
-    (failed,) = [step for step in found["checks"] if step["ok"] is False]
-    assert (report.code, text.code) == (1, 1)
-    assert (found["ok"], found["finding"], failed["finding"]) == (False, *[mishap.finding] * 2)
-    assert f"✗ {failed['name']:<9} {failed['detail']}\n" in text.output
-    assert failed["advice"]
-    assert f"→ {failed['advice']}\n" in text.output
-
-
-@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
-def test_the_check_retries_only_if_that_can_help(meetings: Meetings, mishap: Mishap) -> None:
-    meeting = meetings[mishap, ""]
-
-    if mishap.counted:
-        assert meeting.attempts in {"no": {1}, "once": {2}, "yes": range(2, 20)}[mishap.retry]
-    assert meeting.run.seconds < CHECK_SECONDS
-
-
-@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
-def test_the_check_shows_no_secret(meetings: Meetings, mishap: Mishap) -> None:
-    shown = [meetings[mishap, option] for option in ("", "--json")]
-
-    assert all(meeting.password not in meeting.run.output for meeting in shown)
 
 
 @pytest.mark.usefixtures("own_tests")  # they start now
@@ -267,6 +235,48 @@ def test_the_consoles_connection_string_can_be_pasted(
     assert endpoint.password not in env.output
     assert f"DATABASE_URL={endpoint.url()}\n" in (folder / ".env").read_text("utf-8")
     assert check.code == 0, check.output
+
+
+# What the check says
+
+
+@pytest.fixture(scope="module")
+def meetings(checking: Checking) -> Meetings:
+    return {case: future.result() for case, future in checking.items()}
+
+
+def names(mishap: Mishap) -> str:
+    return mishap.text[:60]
+
+
+@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
+def test_the_check_says_what_is_wrong_and_what_to_do(meetings: Meetings, mishap: Mishap) -> None:
+    report = meetings[mishap, "--json"].run
+    text = meetings[mishap, ""].run
+
+    found = json.loads(report.output[report.output.index("{") :])
+    (failed,) = [step for step in found["checks"] if step["ok"] is False]
+    assert (report.code, text.code) == (1, 1)
+    assert (found["ok"], found["finding"], failed["finding"]) == (False, *[mishap.finding] * 2)
+    assert f"✗ {failed['name']:<9} {failed['detail']}\n" in text.output
+    assert failed["advice"]
+    assert f"→ {failed['advice']}\n" in text.output
+
+
+@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
+def test_the_check_retries_only_if_that_can_help(meetings: Meetings, mishap: Mishap) -> None:
+    meeting = meetings[mishap, ""]
+
+    if mishap.counted:
+        assert meeting.attempts in {"no": {1}, "once": {2}, "yes": range(2, 20)}[mishap.retry]
+    assert meeting.run.seconds < CHECK_SECONDS
+
+
+@pytest.mark.parametrize("mishap", MISHAPS, ids=names)
+def test_the_check_shows_no_secret(meetings: Meetings, mishap: Mishap) -> None:
+    shown = [meetings[mishap, option] for option in ("", "--json")]
+
+    assert all(meeting.password not in meeting.run.output for meeting in shown)
 
 
 # The generator, and the command with which it sets a project up
@@ -498,26 +508,30 @@ def test_an_app_can_start_while_the_compute_sleeps(
 # The project's own tests
 
 
-# Tests that use no database, or one on the embedded server. Ignored, so that none is collected.
+# Tests that use no database, or one on the embedded server, or that are about commands, which the
+# tests above run on the pooled host. Ignored, so that none is collected.
 ELSEWHERE = (
-    *("asking", "auth_logs", "better_auth", "connect", "copying", "embedded", "env_file"),
-    *("explain", "headers", "logs", "mail", "openapi", "prompt", "protocol", "server", "settings"),
-    *("setup", "structure", "url"),
+    *("asking", "auth_logs", "better_auth", "connect", "copying", "docs", "embedded", "env_file"),
+    *("explain", "headers", "logs", "mail", "mailbox", "manage", "openapi", "outage_log"),
+    *("plans", "prompt", "protocol", "server", "settings", "setup", "structure", "url"),
 )
+# Input that is refused before any statement, and requests cancelled on the embedded server.
+EARLIER = "not (test_errors and (bad or headers or large)) and not cancelled_requests"
 
 
 @pytest.fixture(scope="module")
 def own_tests(
-    project: Project, neon: NeonProxy, migrated: str, meetings: Meetings
+    project: Project, neon: NeonProxy, migrated: str, checking: Checking
 ) -> Iterator[tuple[Endpoint, Future[Outcome]]]:
     """The project's tests on a pooled host, running while other tests wait."""
-    assert meetings  # wait until these are done
+    wait(future for (mishap, _), future in checking.items() if mishap.retry != "yes")
     endpoint = neon.new_endpoint(migrated)
     environment = {**project.environment, "TEST_DATABASE_URL": endpoint.url()}
     tested = Project(project.path, environment)
     with ThreadPoolExecutor(1) as executor:
         # Two workers, not the usual four: each imports the app and collects the tests.
         command = ["uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider", "-n", "2"]
+        command += ["-k", EARLIER]
         command += [f"--ignore-glob=*/test_{name}.py" for name in ELSEWHERE]
         yield endpoint, executor.submit(tested.run, *command, seconds=OWN_SECONDS)
 
