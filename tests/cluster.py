@@ -68,11 +68,9 @@ class Crowd:
             method = "POST" if title else "GET"
             by = ""
             try:
-                response, text = self._send(
-                    connection, method, path if turn == 1 else "/tasks", title
-                )
+                response = self._send(connection, method, path if turn == 1 else "/tasks", title)
                 by = response.headers[SERVED_BY]
-                content = json.loads(text)
+                content = json.loads(response.read())
             except (OSError, HTTPException, ValueError) as error:
                 self.failures.append(Failure(client, method, by, repr(error)))
                 connection.close()
@@ -89,14 +87,11 @@ class Crowd:
                     path = f"/tasks/{content['id']}"
         connection.close()
 
-    def _send(
-        self, connection: HTTPConnection, method: str, path: str, title: str
-    ) -> tuple[HTTPResponse, bytes]:
+    def _send(self, connection: HTTPConnection, method: str, path: str, title: str) -> HTTPResponse:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         body = json.dumps({"title": title}) if title else None
         connection.request(method, path, body, headers)
-        response = connection.getresponse()
-        return response, response.read()
+        return connection.getresponse()
 
     @property
     def answered(self) -> int:
