@@ -14,7 +14,7 @@ import processes
 from cluster import CLIENTS, STOP_SECONDS, Cluster, cluster
 from machine import Project
 from stage import new_stage
-from visitors import wait_for
+from visitors import RECOVERY_SECONDS, wait_for
 
 REVISION = """
 import sqlalchemy as sa
@@ -102,13 +102,13 @@ def test_lists_come_from_the_primary_while_the_replica_is_away(
     with running.crowd(token) as crowd:
         with_replica = running.replica_statements()
         running.replica.stop()
-        wait_for(lambda: latest() == {"replica lost"})
+        wait_for(lambda: latest() == {"replica lost"}, seconds=RECOVERY_SECONDS)
         crowd.wait_for_more()
         without = running.replica_statements()
         crowd.wait_for_more()
         more_without = running.replica_statements() - without
         running.replica.start()
-        wait_for(lambda: latest() == {"replica back"})
+        wait_for(lambda: latest() == {"replica back"}, seconds=RECOVERY_SECONDS)
         again = running.replica_statements()
         crowd.wait_for_more()
         more_again = running.replica_statements() - again
@@ -117,7 +117,6 @@ def test_lists_come_from_the_primary_while_the_replica_is_away(
     assert more_without == 0
     assert more_again > CLIENTS
     for lines in told():
-        assert [message for message, _ in lines].count("replica back") == 1
         assert all(line != following for line, following in pairwise(lines))  # each change once
     assert crowd.failures == []
     assert crowd.refusals == []
