@@ -1,7 +1,6 @@
 """Follow docs/frontend.md with real packages, and use the app in a browser.
 
-With our own accounts each time, with Better Auth once a week (`-m ""`): tests/test_better_auth.py
-is about its tokens.
+What is the same code with all accounts runs with Better Auth once a week (`-m ""`).
 """
 
 import os
@@ -29,7 +28,8 @@ AWAY = "The API cannot be reached."
 END_SESSIONS = {"better-auth": "DELETE FROM session", "own": "DELETE FROM refresh_tokens"}
 LINK = re.compile(r"http://localhost:\d+/\S*(?:reset-password|verify-email)[^\s']*")
 
-WEEKLY = pytest.param("better-auth", marks=pytest.mark.weekly)  # both take two minutes
+WEEKLY = pytest.param("better-auth", marks=pytest.mark.weekly)
+SAME_CODE = pytest.mark.parametrize("site", [WEEKLY, "own"], indirect=True)
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -169,7 +169,7 @@ def api_for(front_end: FrontEnd, kind: str, url: str) -> Iterator[AppServer]:
         yield api
 
 
-@pytest.fixture(scope="module", params=[WEEKLY, "own"])
+@pytest.fixture(scope="module", params=["better-auth", "own"])
 def site(
     request: pytest.FixtureRequest, created: Callable[[], FrontEnd], project: Project
 ) -> Iterator[Site]:
@@ -285,6 +285,7 @@ def test_a_tab_of_the_last_user_writes_nothing_for_the_next_one(tab: Tab) -> Non
     other.sees()
 
 
+@SAME_CODE
 def test_failures_are_reported_and_nothing_typed_is_lost(tab: Tab) -> None:
     tab.sign_up()
     tasks = re.compile(f"{tab.site.api_url}/tasks.*")
@@ -310,6 +311,7 @@ def test_failures_are_reported_and_nothing_typed_is_lost(tab: Tab) -> None:
     expect(title).to_have_value("")
 
 
+@SAME_CODE
 def test_the_page_says_that_the_api_is_away(tab: Tab, tmp_path: Path) -> None:
     tab.sign_up()
     nowhere = f"http://localhost:{free_port()}"
@@ -387,6 +389,7 @@ def test_social_login_and_a_second_factor_fit(site: Site) -> None:
     lib.rename(front_end.folder / "lib")
 
 
+@SAME_CODE
 def test_fields_and_buttons_have_borders(tab: Tab) -> None:
     tab.open("/login")
 
