@@ -71,8 +71,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of workers: at least two, because most tests spend their time waiting."""
-    return min(max(os.cpu_count() or 1, 2), 4)
+    """Return the number of workers: one more than cores, because tests wait a third of the time."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 @pytest.hookimpl(wrapper=True)
