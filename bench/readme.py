@@ -66,6 +66,37 @@ def goals(results: Results) -> list[Goal]:
     return [goal for goal in found if goal]
 
 
+def glance(results: Results) -> str:
+    """Return the figures that need no table, one to a line."""
+    lines = []
+    cells = [one for one in results.of("speed") if one.cell.clients == 16]
+    cells = [one for one in cells if one.cell.operation in COMPARED]
+    if ratios := [ratio for one in cells if (ratio := one.ratio("ours", "textbook"))]:
+        farthest = max(one.cell.latency_ms for one in cells)
+        lines.append(
+            f"- **{min(ratios):.1f} to {max(ratios):.1f} times** the responses per second of the"
+            f" app that tutorials lead to, with a database 0 to {farthest} ms away."
+        )
+    if found := round_trips(results):
+        slowest = max(of_app["ours"] for operation, of_app in found if operation != "mixed")
+        lines.append(
+            f"- **One round trip** to the database: a response takes {slowest:.2f} of them at most."
+        )
+    if crowds := results.of("crowd"):
+        most = max(one.cell.clients for one in crowds)
+        sent = sum(one.total("ours", "sent") for one in crowds)
+        succeeded = 100 * sum(one.total("ours", "succeeded") for one in crowds) / sent
+        failed = sum(one.total("ours", "failed") for one in crowds)
+        rest = f"{failed} fail" if failed else "the rest get a prompt 503"
+        lines.append(
+            f"- **Up to {most:,} clients at once**: {succeeded:.1f} % of the requests succeed, and"
+            f" {rest}."
+        )
+    if rivals := [one for one in crowds if one.cell.clients == 200 and "textbook" in one.cell.apps]:
+        lines[-1] += f" With 200 clients, {shares(rivals, 'textbook')} of the textbook app's do."
+    return "".join(f"{line}\n" for line in lines)
+
+
 def yes_if(*facts: bool) -> str:
     return "yes" if all(facts) else "no"
 
@@ -254,6 +285,7 @@ def summary(results: Results, folder: Path, root: Path) -> str:
     list_of_apps = "".join(f"- *{app}*: {WHAT_APPS_ARE[app]}\n" for app in apps)
     return "\n".join(
         [
+            glance(results),
             INTRODUCTION.format(apps=list_of_apps, processor=facts["processor"]),
             "".join(f"| {' | '.join(line)} |\n" for line in lines),
             *[f"![{PLOTS[name]}]({place}/{name}.svg)\n" for name in drawn],
