@@ -20,9 +20,9 @@ GIT = 'git init && git add --all && git commit -m "First commit"'
 NO_IDENTITY = """git does not know who you are. Type, with your own name and address:
     git config --global user.name <"NAME"> && git config --global user.email <"ADDRESS">"""
 # What changes how git, Python and uv work, but not who commits and where packages come from.
-MISLEADING = re.compile(r"GIT_(DIR|INDEX_FILE|WORK_TREE)$|PYTHON|UV_(?!NO_PROG|PUBLISH|TOOL)")
+MISLEADING = re.compile(r"GIT_(DIR|INDEX_FILE|WORK_TREE)$|PYTHON|UV_(?!INT|NO_PROG|PUB|RUN|TOOL)")
 HIDDEN = re.compile(
-    r"(?!GIT_((AUTHOR|COMMITTER)_[EN]|CEIL|CONFIG_[GNS]|EXEC)|PYTHON(DONT|IO|U[NT])|UV_PYTHON_[DP])"
+    r"(?!GIT_((AUTHOR|COMMITTER)_[EN]|CEIL|CONFIG_[GNS]|EXEC)|PYTHON(DO|IO|U[NT])|UV_PYTHON_(DO|PR))"
     r"(?!UV_(LINK|NAT|OFF|REQUEST|.*(CACHE|CERTS|CRED|ENDPOINT|HTTP|IN(DEX|SECURE|STALL_D)|KEY|MIRROR)))"
     r"(GIT_|PYTHON|UV_|PYENV_[DV]|(NEON_DATABASE_URL|VIRTUAL_ENV)$)"
 )

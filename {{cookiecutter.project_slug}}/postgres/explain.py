@@ -68,7 +68,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ("not-postgresql", "received invalid|expected authentication request|unsupported frontend"),
     # The provider of the database
     ("address-not-allowed", "not allowed to connect|VPC endpoint|blocked network|allow_list"),
-    ("address-not-allowed", "not allowed to access"),
+    ("address-not-allowed", "not allowed to access|public network access"),
     ("endpoint-mismatch", "Inconsistent project name"),
     ("endpoint-missing", "Endpoint ID is not specified|Common name inferred|no tenant identifier"),
     ("endpoint-missing", "Project name .* must contain|Invalid Username specified|sni was not"),

@@ -288,7 +288,9 @@ def part_of(pair: tuple[str, str]) -> tuple[str, str, str] | None:
 
 def differ(one: dict[str, str], two: dict[str, str], part: str) -> bool:
     """Whether both have the part, with different values. A pooler's host is that of its server."""
-    values = {settings.get(part, "").replace("-pooler.", ".") for settings in (one, two)}
+    values = {settings.get(part, "") for settings in (one, two)}
+    if part == "host":
+        values = {host.replace("-pooler.", ".") for host in values}
     if part == "port":
         values = {settings["port"] or "5432" for settings in (one, two) if "port" in settings}
     return len(values - {""}) > 1

@@ -185,7 +185,7 @@ def refuse_placeholder(keyword: str, value: str) -> None:
             "if it is real, percent-encode it"
         )
     if MASK.search(value):
-        raise DatabaseUrlError(f"the {part} is masked: show it, then copy the string again")
+        raise DatabaseUrlError(f"the {part} is masked: {PASTE}")
 
 
 def read_url(text: str, settings: dict[str, str], changes: list[str], *, jdbc: bool = False) -> str:

@@ -357,6 +357,10 @@ WHOLE = {
         f'DATABASE_URL="host={HOST} user=alex password={PASSWORD} dbname=neondb sslmode=require '
         'channel_binding=require"'
     ),
+    "keywords in DATABASE_URL, without quotes": (
+        f"DATABASE_URL=host={HOST} user=alex password={PASSWORD} dbname=neondb sslmode=require "
+        "channel_binding=require"
+    ),
     "no TLS, to Neon": (
         f"postgresql://{LOGIN}@{HOST}/neondb?sslmode=disable&channel_binding=require"
     ),

@@ -33,10 +33,10 @@ if sys.platform == "win32":  # the default event loop there cannot watch psycopg
         warnings.simplefilter("ignore", DeprecationWarning)  # TestClient has no other way
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
 
-# Hypothesis uses a fixed seed, so that a test fails only because of a change. To try other
-# examples: pytest --hypothesis-profile=random --hypothesis-seed=NUMBER
-settings.register_profile("fixed", derandomize=True)
-settings.register_profile("random", derandomize=False, print_blob=True)
+# Hypothesis uses a fixed seed and measures no time, so that a test fails only because of a change.
+# To try other examples: pytest --hypothesis-profile=random --hypothesis-seed=NUMBER
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("fixed")
 
 # Remove variables that libpq would read: they are meant for another server.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from postgres import env_file
@@ -165,7 +165,6 @@ def test_a_placeholder_is_not_a_connection_string(env: Path, line: str, *, found
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
-@settings(deadline=None)
 def test_a_connection_string_is_written_without_quotes(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:

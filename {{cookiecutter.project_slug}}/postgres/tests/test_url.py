@@ -343,7 +343,7 @@ def outcome_of(text: str) -> Reading | DatabaseUrlError:
 
 
 @given(pasted | st.text() | damaged_urls | damaged(*WHOLE.values(), pieces=TEXT_PIECES))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_any_text_is_understood_once_and_for_all_or_refused(text: str) -> None:
     outcome = outcome_of(text)
 
@@ -363,7 +363,7 @@ def around(text: str) -> set[str]:
 
 
 @given(pasted | damaged_urls | damaged(*ALL_FORMS, pieces=URL_PIECES + TEXT_PIECES))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_nothing_is_read_that_does_not_stand_in_the_text(text: str) -> None:
     outcome = outcome_of(text)
 
@@ -409,7 +409,7 @@ def two_configurations(draw: st.DrawFn) -> str:
 
 
 @given(two_configurations())
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_parts_of_two_configurations_are_never_put_together(text: str) -> None:
     outcome = outcome_of(text)
 
@@ -439,7 +439,7 @@ def test_parts_of_two_configurations_are_never_put_together(text: str) -> None:
         ]
     ),
 )
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_a_password_goes_to_its_own_host_or_nowhere(password: str, form: str) -> None:
     outcome = outcome_of(form.replace("npg", password))
 
@@ -461,7 +461,7 @@ FORMS += ["postgresql://ann:{}", "ann:{}@localhost/todo"]
     st.text("JXΩ19@:/?#%&=+,;<>[]{}()|$*'\"`\\ ", min_size=1).filter(set("JXΩ").intersection),
     st.sampled_from(FORMS),
 )
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_no_piece_of_the_password_is_in_any_message(password: str, form: str) -> None:
     outcome = outcome_of(form.replace("{}", password))
 
@@ -472,7 +472,6 @@ def test_no_piece_of_the_password_is_in_any_message(password: str, form: str) ->
 
 
 @given(urls)
-@settings(deadline=None)
 def test_a_written_url_is_read_back(url: DatabaseUrl) -> None:
     assert read(url.for_libpq()) == Reading(url, ())
 
@@ -484,7 +483,6 @@ def parts_of(url: DatabaseUrl) -> dict[str, str]:
 
 
 @given(urls)
-@settings(deadline=None)
 def test_libpq_reads_a_written_url_the_same_way(url: DatabaseUrl) -> None:
     assert parse_dsn(url.for_libpq()) == parts_of(url)
 
@@ -497,7 +495,6 @@ visible = st.characters(
 
 
 @given(urls_of(st.text(visible | st.sampled_from(" '\\"), min_size=1)))
-@settings(deadline=None)
 def test_keywords_are_read_as_libpq_writes_them_or_refused(url: DatabaseUrl) -> None:
     outcome = outcome_of(make_dsn(**parts_of(url)))
 
@@ -511,7 +508,7 @@ def test_keywords_are_read_as_libpq_writes_them_or_refused(url: DatabaseUrl) -> 
         pieces=KEYWORD_PIECES,
     )
 )
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_keywords_and_values_are_read_like_libpq(text: str) -> None:
     if (both := understood_by_both(text)) is None:
         return
@@ -522,7 +519,7 @@ def test_keywords_and_values_are_read_like_libpq(text: str) -> None:
 
 
 @given(damaged_urls)
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_what_libpq_accepts_as_a_url_is_understood_as_libpq_does(text: str) -> None:
     if (both := understood_by_both(text)) is None:
         return
@@ -556,13 +553,11 @@ def with_defaults(theirs: dict[str, str]) -> dict[str, str]:
     """Add libpq's missing defaults, and fix the two values that it checks only on connecting."""
     given = {name: value for name, value in theirs.items() if value}
     given |= {name: re.sub("[-_ ]", "", given[name]) for name in MODES if name in given}
-    neon = "neon.tech" in given["host"]
-    defaults = {"port": "5432", "dbname": "neondb" if neon else given["user"], "password": ""}
-    return defaults | ({"sslmode": "require"} if neon else {}) | given
+    tls = {"sslmode": "require"} if "neon.tech" in given["host"] else {}
+    return {"port": "5432", "password": ""} | tls | given
 
 
 @given(urls)
-@settings(deadline=None)
 def test_sqlalchemy_reads_the_same_parts_and_the_driver(url: DatabaseUrl) -> None:
     theirs = make_url(url.for_sqlalchemy())
 
