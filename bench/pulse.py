@@ -73,10 +73,10 @@ def pulse(port: int, path: str) -> Iterator[Pulse]:
         asked: list[Future[float | None]] = []
         with ThreadPoolExecutor(AT_ONCE) as threads:
             while not over.wait(NEW_SECONDS):
-                asked.append(threads.submit(ask_anew))
+                asked.append(threads.submit(ask_on_a_new_connection))
         found.new += [question.result() for question in asked]
 
-    def ask_anew() -> float | None:
+    def ask_on_a_new_connection() -> float | None:
         with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)) as connection:
             return ask(connection, path)
 

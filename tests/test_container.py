@@ -116,7 +116,7 @@ def context(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in planted:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(SECRET, "utf-8")
-    (folder / "main.py").chmod(0o600)  # as whoever has a strict umask gets it
+    (folder / "main.py").chmod(0o600)  # as a strict umask makes it
     return copy_context(folder, tmp_path_factory.mktemp("context"))
 
 

@@ -78,6 +78,7 @@ def test_an_existing_folder_is_left_unchanged(machine: Machine) -> None:
     assert outcome.code == 1
     assert "already exists" in outcome.output
     assert [file.name for file in existing.iterdir()] == ["mine.txt"]
+    assert machine.left_in_temp() == []
 
 
 # While packages and Python are downloaded
@@ -181,6 +182,7 @@ def test_ctrl_c_leaves_a_complete_project_and_says_how_to_continue(machine: Mach
     assert "Stopped. Completed steps are kept." in output
     assert commands_at_the_end(output)[:2] == AGAIN
     assert is_whole(machine.project())
+    assert machine.left_in_temp() == []
 
 
 def test_ctrl_c_at_the_hidden_prompt_leaves_a_complete_project(machine: Machine) -> None:
@@ -191,6 +193,7 @@ def test_ctrl_c_at_the_hidden_prompt_leaves_a_complete_project(machine: Machine)
 
     assert "\n    uv run manage.py setup\r\n" in output
     assert is_whole(machine.project())
+    assert machine.left_in_temp() == []
 
 
 def test_a_terminal_without_check_marks_shows_a_substitute(offline: Machine) -> None:

@@ -57,6 +57,19 @@ def test_an_invalid_answer_is_asked_for_again_at_once(offline: Machine) -> None:
     assert 'name = "my-list"' in offline.project("my-list").read("pyproject.toml")
 
 
+def test_ctrl_c_at_a_question_leaves_nothing(offline: Machine) -> None:
+    terminal = offline.type()
+    terminal.expect("as people")
+    terminal.sendline("")
+    terminal.expect("folder's")
+
+    output = offline.press_ctrl_c(terminal)
+
+    assert "Traceback" not in output
+    assert list(offline.work.iterdir()) == []
+    assert offline.left_in_temp() == []
+
+
 def test_typed_braces_are_not_rendered(offline: Machine) -> None:
     terminal = offline.type("project_slug=braces")
     terminal.expect("as people")

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 class SharedCounts(MemoryStorage):
     """Counts in Redis, and in memory too: that is what counts while Redis does not answer."""
 
-    ANSWER_SECONDS = 0.5  # for each question, the wait for a connection included
-    RETRY_SECONDS = 5.0  # after a failure: until then, nothing is asked and no request waits
+    COUNT_SECONDS = 0.5  # for each question, the wait for a connection included
+    PAUSE_SECONDS = 5.0  # after a failure: until then, nothing is asked and no request waits
     CONNECTIONS = 10
 
     def __init__(self, url: str) -> None:
@@ -49,13 +49,13 @@ class SharedCounts(MemoryStorage):
         if was_away:
             if time.monotonic() < self._retry_at:
                 return own
-            self._retry_at = time.monotonic() + self.RETRY_SECONDS  # this question alone tries
+            self._retry_at = time.monotonic() + self.PAUSE_SECONDS  # this question alone tries
         log = structlog.get_logger()
         try:
-            async with asyncio.timeout(self.ANSWER_SECONDS), self._free:
+            async with asyncio.timeout(self.COUNT_SECONDS), self._free:
                 answer = await question()
         except (StorageError, OSError) as error:
-            self._retry_at = time.monotonic() + self.RETRY_SECONDS
+            self._retry_at = time.monotonic() + self.PAUSE_SECONDS
             if not self._is_away:
                 self._is_away = True
                 reason = type(error.__cause__ or error).__name__  # its text may quote the URL
@@ -68,7 +68,7 @@ class SharedCounts(MemoryStorage):
 
     async def aclose(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.ANSWER_SECONDS):
+            async with asyncio.timeout(self.COUNT_SECONDS):
                 await cast("RedispyBridge", self._redis.bridge).storage.aclose()
 
 

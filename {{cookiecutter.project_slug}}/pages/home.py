@@ -26,7 +26,7 @@ from postgres.url import DatabaseUrl
 from resources import resources
 
 PAGE = Path(__file__).with_name("home.html")
-QUERY_SECONDS = 5.0  # a person waits for the answer, and a compute may have to wake up
+STATUS_SECONDS = 5.0  # a person waits for the answer, and a compute may have to wake up
 NO_SUCH_TABLE = "42P01"  # PostgreSQL's code
 STATES: dict[str, State] = {
     "schema-behind": "behind the code",
@@ -59,7 +59,7 @@ router = APIRouter(include_in_schema=False, dependencies=[Depends(refuse_foreign
 
 @router.get("/")
 def get_home() -> HTMLResponse:
-    """Serve the page, read anew each time: edit home.html and reload."""
+    """Serve the page, which is read for each request: edit home.html and reload."""
     html = PAGE.read_text("utf-8")
     return secure_page(
         html,
@@ -100,7 +100,7 @@ async def read_database(
     """Return the state of the database, and its schema, None if it could not be read."""
     status = DatabaseStatus(ok=True, kind=kind_of(url), name=url.database, address=url.address)
     try:
-        with time_limit(Deadline(QUERY_SECONDS)):
+        with time_limit(Deadline(STATUS_SECONDS)):
             seconds, schema = await read_schema(engine)
     except DatabaseBusy as error:
         status.ok, status.cause, status.advice = False, str(error), "check again in a moment"

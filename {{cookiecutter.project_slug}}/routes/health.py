@@ -12,7 +12,7 @@ from resources import resources
 from schemas.health import Health, Ready
 from schemas.problem import problems
 
-ANSWER_SECONDS = 2.0  # the longest that /ready takes
+READY_SECONDS = 2.0  # the longest that /ready takes
 PING_SECONDS = 1.8  # the part of it for the query: if that takes longer, the database is down
 SHARED_SECONDS = 1.5  # how long a result is shared; there is no timer
 
@@ -35,7 +35,7 @@ class Readiness:
             question = self._question = asyncio.create_task(self._ask())
             self._asked_at = time.monotonic()
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(READY_SECONDS):
                 return await asyncio.shield(question)
         except TimeoutError:
             raise DatabaseBusy("all connections are in use") from None

@@ -1,6 +1,6 @@
 """Creating tasks, each in one statement that also asks whether its owner has an account, and room.
 
-An access token outlives its account by some minutes: the tasks that it created would be nobody's.
+An access token outlives its account by some minutes: the tasks that it created would have no owner.
 """
 
 import math
@@ -44,8 +44,8 @@ COUNTED_SECONDS = 60.0
 MAX_OWNERS = 10_000  # whose room a process remembers: some megabytes
 NEVER_REPLACE = Preconditions(must_exist=False, match=None, none_match=None)
 
-# The columns that a client sees, named: an owner's id is not sent back for each of his tasks. The
-# id comes as text, as it stands in addresses: to make a UUID of it would take longer than the rest.
+# The columns that a client sees: the id of the owner is left out. The id of the task is text, as in
+# URLs, because making a UUID of it would take longer than all the rest.
 COLUMNS = [
     cast(col(Task.id), Text).label("id"),
     *(col(getattr(Task, name)) for name in TaskPublic.model_fields if name not in {"id", "url"}),
@@ -111,7 +111,7 @@ FOR_OWN_ACCOUNTS = Statements(
     .where(col(User.id) == bindparam("account"))
     .with_for_update(read=True, key_share=True)
 )
-# Accounts of a Better Auth server are not in this database: whoever has a token has one.
+# Accounts of a Better Auth server are not in this database: anyone with a token has one.
 FOR_ANYBODY = Statements(select(literal(1).label("id")))
 
 
@@ -120,8 +120,8 @@ class Quota:
 
     To count a full account takes as long as to create some tasks. So a process counts only when
     an owner has used a tenth of the room that he had at the last count, or after a minute. It
-    counts once at a time for an owner: whoever creates many tasks at once waits for the first
-    count, and whoever has a full account takes one connection.
+    counts once at a time for an owner: a client that creates many tasks at once waits for the
+    first count, and a full account takes one connection.
     """
 
     def __init__(self, most: int) -> None:

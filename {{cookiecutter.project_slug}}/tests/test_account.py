@@ -334,7 +334,7 @@ def test_a_new_password_ends_the_link_of_a_new_address(
 
     assert verify(client, token_in(mailbox(thief)[-1])).status_code == 422
     assert log_in(client, ada.email, NEW_PASSWORD).status_code == 200
-    assert "password" in mailbox(ada.email)[-1]["Subject"]  # the owner is told
+    assert "password" in mailbox(ada.email)[-1]["Subject"]
 
 
 def test_a_link_that_is_followed_twice_at_once_works(

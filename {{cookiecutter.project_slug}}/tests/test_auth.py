@@ -374,7 +374,7 @@ def test_a_password_has_one_spelling(client: TestClient, first: str, second: str
     assert log_in(client, email, second).status_code == 200
 
 
-def test_a_password_that_was_hashed_as_it_was_sent_works_on_and_is_hashed_anew(
+def test_a_password_that_was_hashed_as_it_was_sent_works_on_and_is_hashed_again(
     client: TestClient, ada: Account, engine: Engine
 ) -> None:
     normal, sent = SPELLINGS
@@ -388,7 +388,7 @@ def test_a_password_that_was_hashed_as_it_was_sent_works_on_and_is_hashed_anew(
     assert log_in(client, ada.email, normal).status_code == 200
 
 
-def test_a_password_is_hashed_anew_when_the_parameters_have_changed(
+def test_a_password_is_hashed_again_when_the_parameters_have_changed(
     client: TestClient, ada: Account, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stronger = RecordingHasher(memory_cost=16)
@@ -404,7 +404,7 @@ def test_a_password_is_hashed_anew_when_the_parameters_have_changed(
     assert stronger.computations == 1
 
 
-def test_logins_that_hash_a_password_anew_at_once_are_not_taken_for_wrong(
+def test_logins_that_rehash_a_password_at_once_are_not_taken_for_wrong(
     client: TestClient, ada: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Passwords, "HASHER", PasswordHash((RecordingHasher(memory_cost=16),)))

@@ -85,7 +85,7 @@ def flood(request: BaseHTTPRequestHandler) -> None:
 
 
 class Clock:
-    """Stands in for the module `time`."""
+    """A replacement for the module `time`."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -27,7 +27,7 @@ from tests.conftest import served
 
 type Schema = dict[str, Any]
 
-SENT = "kangaroo"  # stands in all that is sent, and must stand in no answer
+SENT = "kangaroo"  # part of every value that is sent; must not appear in any response
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 ORIGIN = {"Origin": "http://localhost:3000"}
@@ -52,7 +52,7 @@ def body_schema(operation: Schema, media_type: str) -> Schema | None:
 
 
 def address(method: str, path: str) -> str:
-    """Fill the parameters of a path with something that is well-formed, and does not exist."""
+    """Fill the parameters of a path with well-formed values that do not exist."""
     for parameter in OPENAPI["paths"].get(path, {}).get(method.lower(), {}).get("parameters", []):
         schema = resolve(parameter["schema"])
         unknown = {"uuid": uuid4(), "integer": 1}
@@ -131,7 +131,7 @@ def bad_values(schema: Schema) -> list[Any]:
 
 
 def bad_parameters(schema: Schema) -> list[str]:
-    """What a parameter in a query or a path must not be, as it stands in the address."""
+    """Return bad values for a parameter in a query or a path, encoded as in a URL."""
     values: list[str] = []
     for option in [resolve(option) for option in schema.get("anyOf", [schema])]:
         match option:

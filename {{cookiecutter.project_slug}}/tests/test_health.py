@@ -81,7 +81,7 @@ def test_a_busy_database_is_not_reported_as_lost(
     settings_for: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(health, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(health, "READY_SECONDS", 0.2)
     app = create_app(settings_for(database_url, db_pool_size=1))
     was_asked = threading.Event()
 

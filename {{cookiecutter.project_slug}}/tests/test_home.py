@@ -194,7 +194,7 @@ def test_a_database_that_is_away_is_reported_with_what_to_do(
 def test_a_frozen_database_is_reported_within_the_limit_and_blocks_nobody(
     database_url: DatabaseUrl, settings_for: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(home, "QUERY_SECONDS", 1.0)
+    monkeypatch.setattr(home, "STATUS_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as thread:
         app = create_app(settings_for(database_url.replace(port=silent.getsockname()[1])))
         with TestClient(app) as client:

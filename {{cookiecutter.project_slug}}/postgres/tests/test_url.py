@@ -356,7 +356,7 @@ def test_any_text_is_understood_once_and_for_all_or_refused(text: str) -> None:
 
 
 def around(text: str) -> set[str]:
-    """Return a text as its parts may stand in it: in one line, decoded, unescaped, unquoted."""
+    """Return a text as its parts may appear in it: in one line, decoded, unescaped, unquoted."""
     plain = re.sub(r"[\s\x1b\xad\u200b]", "", text)
     unquoted = re.sub(r"['\"]", "", plain)  # a shell joins 'a''b'
     return {plain, unquote(plain), re.sub(r"\\(.)", r"\1", plain), unquoted, unquote(unquoted)}
