@@ -8,7 +8,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -117,9 +117,10 @@ def processor_times(server: psutil.Process) -> dict[str, float]:
     times[WRK] = ended.ru_utime + ended.ru_stime
     ours = psutil.Process().children(recursive=True)
     for process in [*ours, server, *server.children()]:
-        name = process.name()
-        used = process.cpu_times()
-        times[name if name in times else APP] += used.user + used.system
+        with suppress(psutil.NoSuchProcess):  # such as a worker of autovacuum that has just ended
+            name = process.name()
+            used = process.cpu_times()
+            times[name if name in times else APP] += used.user + used.system
     return times
 
 
