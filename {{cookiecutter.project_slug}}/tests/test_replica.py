@@ -4,6 +4,7 @@ A second database takes its place, with another task in it, so a list shows wher
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from postgres.tests.counting_proxy import CountingProxy, counting_proxy
 from postgres.tests.servers import create_database, run_alone
 from postgres.url import DatabaseUrl
 
+POOL_SIZE = 2
 END_CONNECTIONS = """
 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity JOIN pg_database USING (datname)
 WHERE NOT datallowconn
@@ -96,7 +98,8 @@ def client(
     path: str,  # noqa: ARG001
     log: list[EventDict],  # noqa: ARG001  (logging is set up first)
 ) -> Iterator[TestClient]:
-    settings = settings_for(embedded_url, read_database_url=replica.replace(port=link.port))
+    read_url = replica.replace(port=link.port)
+    settings = settings_for(embedded_url, read_database_url=read_url, db_pool_size=POOL_SIZE)
     with TestClient(create_app(settings)) as client:
         client.headers["Authorization"] = f"Bearer {token_for(owner)}"
         yield client
@@ -194,8 +197,10 @@ def test_a_frozen_replica_leaves_time_for_the_primary(
     titles(client)
     monkeypatch.setattr(db, "REPLICA_SECONDS", 0.3)
 
-    with link.holding_back("FROM tasks"):
-        assert titles(client) == ["on the primary"]
+    with link.holding_back("FROM tasks"), ThreadPoolExecutor() as clients:
+        lists = list(clients.map(titles, [client] * 2 * POOL_SIZE))  # half of them get connections
+
+    assert lists == [["on the primary"]] * 2 * POOL_SIZE
 
 
 def test_a_replica_that_was_away_is_not_asked_for_each_list(
