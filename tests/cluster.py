@@ -55,6 +55,7 @@ class Crowd:
     titles: list[str] = field(default_factory=list)  # of tasks that were reported as created
     served: Counter[str] = field(default_factory=Counter)  # requests that succeeded, by process
     lists: int = 0
+    longest: float = 0.0  # seconds until a response was there
     _over: threading.Event = field(default_factory=threading.Event)
 
     def go_on(self, client: int) -> None:
@@ -66,7 +67,7 @@ class Crowd:
             turn = number % 3
             title = f"{client}-{number}" if turn == 0 else ""
             method = "POST" if title else "GET"
-            by = ""
+            by, begun = "", time.monotonic()
             try:
                 response = self._send(connection, method, path if turn == 1 else "/tasks", title)
                 by = response.headers[SERVED_BY]
@@ -75,6 +76,7 @@ class Crowd:
                 self.failures.append(Failure(client, method, by, repr(error)))
                 connection.close()
                 continue
+            self.longest = max(self.longest, time.monotonic() - begun)
             if response.status == 503 and response.headers["Retry-After"]:
                 self.refusals.append(f"{method} {by}")
             elif not 200 <= response.status < 300:
@@ -105,6 +107,13 @@ class Crowd:
                 raise TimeoutError(f"{goal - self.answered} answers are missing: {self.failures}")
             time.sleep(0.05)
 
+    def __str__(self) -> str:
+        refused, failed = len(self.refusals), len(self.failures)
+        return (
+            f"{self.answered + refused + failed} sent, {self.answered} 2xx, {refused} 503,"
+            f" {failed} failed, longest {self.longest:.2f} s"
+        )
+
     def stop(self) -> None:
         self._over.set()
 
@@ -134,6 +143,7 @@ class Cluster:
             crowd.stop()
             for thread in threads:
                 thread.join()
+            print(f"\n{crowd}")  # for `pytest -n0 -sv`
 
     def replace(self, member: AppServer) -> None:
         """Start a process in place of one that has ended, and wait until it serves."""
