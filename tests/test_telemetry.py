@@ -27,12 +27,14 @@ EMAIL = "ada@example.com"
 SECRET = "of all workers and replicas, for tests only"
 SAMPLE = "http://127.0.0.1:4318"  # the address of a collector in the page
 PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter", "prometheus_client", "sentry_sdk")
-# Starts the app and ends it, without a request, and prints which of the packages it imported.
+# Starts the app and ends it, without a request but with a span, and prints which of the packages it
+# imported.
 START = f"""
 import asyncio, sys, main
 async def start():
     async with main.app.router.lifespan_context(main.app):
         print("imported:", [name for name in {PACKAGES} if name in sys.modules])
+        main.telemetry.trace.get_tracer("test").start_span("test").end()
 asyncio.run(start())
 """
 # An error that is nobody's mistake but the developer's, with an address in its text.
@@ -387,3 +389,19 @@ def test_missing_packages_are_reported_and_the_app_starts(project: Project) -> N
 
     assert "no telemetry is sent" in output
     assert "install its packages: uv sync --group telemetry" in output
+
+
+def test_traces_are_sent_without_the_port_for_prometheus(equipped: Project) -> None:
+    """Another process of the app has it."""
+    with new_collector() as collector:
+        port = collector.url.rpartition(":")[2]
+        output = start(
+            equipped,
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_METRICS_EXPORTER="prometheus",
+            OTEL_EXPORTER_PROMETHEUS_HOST="127.0.0.1",
+            OTEL_EXPORTER_PROMETHEUS_PORT=port,
+        )
+
+    assert "no metrics are served" in output
+    assert [span.name for span in collector.spans] == ["test"]

@@ -155,7 +155,13 @@ def set_providers() -> list[Any]:
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
         case "prometheus":  # serves them on a port of its own, as its variables say
             (prometheus,) = entry_points(group="opentelemetry_metrics_exporter", name="prometheus")
-            readers.append(prometheus.load()())
+            try:
+                readers.append(prometheus.load()())
+            except OSError as error:  # another process of the app has the port: traces go on
+                advice = "with several processes, set OTEL_METRICS_EXPORTER=otlp"
+                structlog.get_logger().warning(
+                    "no metrics are served", error=str(error), advice=advice
+                )
         case "none":
             pass
         case _:
