@@ -43,6 +43,10 @@ LONGEST_STATEMENT = 4000  # characters; the rest of its text is left out
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # The first word of a statement, and its first table.
 SUMMARY = re.compile(r"\s*(?=(\w+))(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?([\w.]+))?", re.DOTALL)
+# Of a statement that begins with WITH: what precedes its last change, or else its first query.
+PREFIX = re.compile(
+    r"\s*WITH\b(?:.*\b(?=INSERT\s|DELETE\s|UPDATE\s+\S+\s+SET\b)|.*?\b(?=SELECT\b))", re.DOTALL
+)
 
 
 def destination(signal: str) -> str:
@@ -370,5 +374,6 @@ def wrapped(owner: type, name: str, wrapper: Wrapper) -> Iterator[None]:
 @lru_cache
 def summarize(query: str) -> str:
     """Return the kind of a statement, and its first table: SELECT tasks."""
-    match = SUMMARY.match(query)
+    prefix = PREFIX.match(query)
+    match = SUMMARY.match(query, prefix.end() if prefix else 0)
     return " ".join(filter(None, match.groups())) if match else "SQL"
