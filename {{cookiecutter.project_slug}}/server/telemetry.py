@@ -128,7 +128,10 @@ async def observing(
         with observing_database(engines, availability):
             yield
     finally:
-        await asyncio.gather(*(asyncio.to_thread(provider.shutdown) for provider in providers))
+        ends = (asyncio.to_thread(provider.shutdown) for provider in providers)
+        for outcome in await asyncio.gather(*ends, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                structlog.get_logger().warning("some telemetry is lost", error=str(outcome))
 
 
 def set_providers() -> list[Any]:
@@ -288,18 +291,19 @@ def connect_wrapper(meter: metrics.Meter) -> Wrapper:
 
     def wrap_connect(connect: Wrapped) -> Wrapped:
         def observed(self: OrderedPool) -> Any:
-            start = time.time_ns()
+            start = time.perf_counter()
             try:
                 return connect(self)
             except DatabaseBusy:
                 timeouts.add(1, name_of(self))
                 raise
             finally:
-                end = time.time_ns()
-                seconds = (end - start) / 1e9
+                seconds = time.perf_counter() - start
                 waits.record(seconds, name_of(self))
                 if seconds > WAIT_SECONDS and trace.get_current_span().is_recording():
-                    tracer.start_span(WAIT, start_time=start, attributes=name_of(self)).end(end)
+                    end = time.time_ns()
+                    begin = end - int(seconds * 1e9)
+                    tracer.start_span(WAIT, start_time=begin, attributes=name_of(self)).end(end)
 
         return observed
 
