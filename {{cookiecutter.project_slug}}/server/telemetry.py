@@ -148,9 +148,11 @@ def set_providers() -> list[Any]:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
-    protocol = environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
-    if protocol != "http/protobuf":
-        raise ValueError("OTEL_EXPORTER_OTLP_PROTOCOL: write http/protobuf, or remove it")
+    for signal in ("TRACES", "METRICS"):
+        names = (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        name = next(filter(environ.get, names), None)  # the first that is set
+        if destination(signal) == "otlp" and name and environ[name] != "http/protobuf":
+            raise ValueError(f"{name}: write http/protobuf, or remove it")
     # While the app ends, it waits as long for a collector that is away.
     environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", TIMEOUT_SECONDS)
     defaults = {"service.name": PYPROJECT["project"]["name"], "service.version": VERSION}
@@ -161,6 +163,8 @@ def set_providers() -> list[Any]:
         case "otlp":
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
         case "prometheus":  # serves them on a port of its own, as its variables say
+            import opentelemetry.exporter.prometheus  # noqa: F401, PLC0415  (or ImportError)
+
             (prometheus,) = entry_points(group="opentelemetry_metrics_exporter", name="prometheus")
             try:
                 readers.append(prometheus.load()())
