@@ -51,12 +51,11 @@ PREFIX = re.compile(
 
 def destination(signal: str) -> str:
     """Return where TRACES or METRICS go, by the standard variables: otlp, prometheus or none."""
-    wanted = (environ.get(f"OTEL_{signal}_EXPORTER") or "otlp").strip().lower()
+    wanted = environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower()
     urls = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
-    is_off = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    if is_off or (wanted == "otlp" and not any(environ.get(name) for name in urls)):
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return "none"
-    return wanted
+    return wanted or ("otlp" if any(environ.get(name) for name in urls) else "none")
 
 
 def has_traces() -> bool:
