@@ -67,9 +67,16 @@ def options() -> TelemetryConfig:
 
     Its log records would contain the texts of errors, and so user data: the app's own log has the
     same without them. Its spans of dependencies, the endpoint and the serialization would take as
-    much processor time again as the others.
+    much processor time again as the others. What is off is not looked up for each request.
     """
-    return {"auto_configure": False, "logs": False, "exclude": is_probe, "operation_spans": False}
+    return {
+        "auto_configure": False,
+        "tracing": has_traces(),
+        "metrics": destination("METRICS") != "none",
+        "logs": False,
+        "operation_spans": False,
+        "exclude": is_probe,
+    }
 
 
 def is_probe(scope: Any) -> bool:
