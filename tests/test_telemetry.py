@@ -3,8 +3,10 @@
 import gzip
 import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+import psycopg2
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from app_server import PASSWORD, AppServer, app_server
+from app_server import PASSWORD, Answer, AppServer, app_server
 from machine import Project
 from postgres_server import Server, free_port
 from test_extending import Step, read_steps, take
@@ -43,6 +46,7 @@ CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE EXCEPTION 'no task for {EMAIL}' USING DETAIL = NEW.title; END $$;
 CREATE TRIGGER fail BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION fail();
 """
+WAITING = "db.client.connection.pending_requests"
 TRACE = "0af7651916cd43dd8448eb211c80319c"  # of a caller, and its span
 PARENT = "b7ad6b7169203331"
 
@@ -70,10 +74,11 @@ class Collector:
     @property
     def metrics(self) -> dict[str, list[Any]]:
         """The data points of the last message, by the metric's name."""
-        last = self.messages("/v1/metrics", ExportMetricsServiceRequest)[-1]
+        messages = self.messages("/v1/metrics", ExportMetricsServiceRequest)
         return {
             metric.name: list(getattr(metric, metric.WhichOneof("data")).data_points)
-            for resource in last.resource_metrics
+            for message in messages[-1:]
+            for resource in message.resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
@@ -164,11 +169,13 @@ def run(
     database = server.new_database()
     url = server.url(database=database)
     with new_collector() as collector:
-        settings = variables(steps, "Traces", {SAMPLE: collector.url}) | {"DB_POOL_SIZE": "1"}
+        settings = variables(steps, "Traces", {SAMPLE: collector.url})
+        settings |= {"DB_POOL_SIZE": "1", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
         migrate(equipped, url)
         log = tmp_path_factory.mktemp("log") / "app.log"
         with app_server(equipped, url, log, settings) as app:
             token = use(app)
+            queue(app, url, collector)
             app.stop()
         spans: dict[str, list[Any]] = {}
         for span in collector.spans:
@@ -200,6 +207,23 @@ def use(app: AppServer) -> str:
     assert app.request("GET", "/ready").status == 200
     assert app.request("GET", "/health").status == 200
     return token
+
+
+def queue(app: AppServer, url: str, collector: Collector) -> None:
+    """Let one request keep the only connection while another waits for it."""
+    with closing(psycopg2.connect(url)) as connection, ThreadPoolExecutor() as clients:
+        connection.cursor().execute("LOCK TABLE users")
+        answers = [clients.submit(log_in_in_vain, app) for _ in range(2)]
+        limit = time.monotonic() + 10
+        while [point.as_int for point in collector.metrics.get(WAITING, ())] != [1]:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        connection.rollback()
+        assert [answer.result().status for answer in answers] == [401, 401]
+
+
+def log_in_in_vain(app: AppServer) -> Answer:
+    return app.request("POST", "/auth/login", f"username=nobody@example.com&password={PASSWORD}")
 
 
 def of_request(run: Run, name: str) -> list[Any]:
@@ -248,6 +272,18 @@ def test_the_time_until_a_connection_was_there_is_a_span(run: Run) -> None:
     names = [span.name for span in of_request(run, "POST /auth/register")]
 
     assert "wait for a connection" in names  # which this request opened
+
+
+def test_the_time_in_the_queue_is_a_span_of_the_request_that_waited(run: Run) -> None:
+    (refused,) = [
+        span
+        for trace in run.spans.values()
+        if any(span.name == "wait for a connection" for span in trace)
+        for span in trace
+        if span.name == "POST /auth/login"
+    ]
+
+    assert attributes(refused)["http.response.status_code"] == 401
 
 
 def test_a_transaction_has_a_span_for_its_end(run: Run) -> None:
@@ -322,7 +358,7 @@ def test_metrics_have_the_connections_the_queue_and_the_statements(run: Run) -> 
         "idle": 1,
     }
     assert metrics["db.client.connection.max"][0].as_int == 1
-    assert metrics["db.client.connection.pending_requests"][0].as_int == 0
+    assert metrics[WAITING][0].as_int == 0
     assert metrics["db.client.connection.wait_time"][0].count > 5
 
 
@@ -385,7 +421,7 @@ def test_without_its_variables_nothing_is_imported(equipped: Project) -> None:
 
 
 def test_missing_packages_are_reported_and_the_app_starts(project: Project) -> None:
-    output = start(project, OTEL_EXPORTER_OTLP_ENDPOINT=SAMPLE)
+    output = start(project, OTEL_TRACES_EXPORTER="otlp")  # to the default address
 
     assert "no telemetry is sent" in output
     assert "install its packages: uv sync --group telemetry" in output
