@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 PORTS = {"smtp": 587, "smtps": 465}
 DELIVERY_SECONDS = 15.0  # connecting, TLS, logging in, sending
+QUIT_SECONDS = 1.0  # for a server's goodbye
 RETRY_SECONDS = 5.0  # before the second and last attempt
 # Before a message is made: otherwise the next response on a connection would come later, and tell
 # that an address has an account.
@@ -167,8 +168,8 @@ async def deliver(url: MailUrl, email: EmailMessage) -> None:
         async with asyncio.timeout(DELIVERY_SECONDS):
             await client.connect()
             await client.send_message(email)
-            with suppress(aiosmtplib.SMTPException):  # it has taken the message
-                await client.quit()
+        with suppress(aiosmtplib.SMTPException, OSError):  # it has taken the message
+            await client.quit(timeout=QUIT_SECONDS)
     except TimeoutError:
         raise MailError(f"{url.host} did not take it within {DELIVERY_SECONDS:.0f} s") from None
     except aiosmtplib.SMTPRecipientsRefused as error:
@@ -178,9 +179,9 @@ async def deliver(url: MailUrl, email: EmailMessage) -> None:
             is_final=all(code >= 500 for code in codes),
         ) from None
     except aiosmtplib.SMTPResponseException as error:
-        raise MailError(
-            f"{url.host} refused it: {error.code} {error.message}", is_final=error.code >= 500
-        ) from None
+        words = [str(error.code), *error.message.split()]
+        text = " ".join(word for word in words if "@" not in word)  # addresses are not logged
+        raise MailError(f"{url.host} refused it: {text}", is_final=error.code >= 500) from None
     except (aiosmtplib.SMTPException, OSError) as error:
         is_final = isinstance(error, aiosmtplib.SMTPNotSupported)
         raise MailError(f"{url.host} cannot be used: {error}", is_final=is_final) from None

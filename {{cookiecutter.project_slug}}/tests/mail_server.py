@@ -32,6 +32,7 @@ class MailServer:
     implicit_tls: bool = False  # from the first byte, instead of STARTTLS
     replies: list[str] = field(default_factory=list)  # to the next messages; then it takes all
     delay: float = 0.0
+    quit_delay: float = 0.0
     port: int = 0
     messages: list[EmailMessage] = field(default_factory=list)
     attempts: int = 0
@@ -48,6 +49,10 @@ class MailServer:
         self.messages.append(message)
         self.arrived.set()
         return "250 OK"
+
+    async def handle_QUIT(self, *_: object) -> str:  # noqa: N802
+        await asyncio.sleep(self.quit_delay)
+        return "221 Bye"
 
     def authenticate(self, *arguments: Any) -> AuthResult:
         data = arguments[-1]

@@ -123,13 +123,27 @@ def test_a_server_that_is_busy_is_asked_once_more(server: MailServer) -> None:
 
 
 def test_a_message_that_is_refused_is_not_sent_again(server: MailServer) -> None:
-    server.replies = ["554 no"]
+    server.replies = ["554 5.7.1 no mail for <jörg@xn--exmple-cua.com>, sorry"]
     with capture_logs() as lines:
         send(url_of(server), MESSAGE)
 
     assert server.attempts == 1
     assert lines[-1]["event"] == "message not sent"
-    assert MESSAGE.to not in str(lines)
+    assert "554 5.7.1 no mail for sorry" in lines[-1]["error"]
+    assert "jörg" not in str(lines)
+
+
+def test_a_server_that_is_silent_at_the_end_has_taken_the_message(
+    server: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mail, "DELIVERY_SECONDS", 0.5)
+    monkeypatch.setattr(mail, "QUIT_SECONDS", 0.1)
+    server.quit_delay = 5
+    with capture_logs() as lines:
+        send(url_of(server), MESSAGE)
+
+    assert server.attempts == 1
+    assert [line["event"] for line in lines] == ["message sent"]
 
 
 def test_a_server_that_does_not_answer_is_given_up(
