@@ -305,13 +305,18 @@ def test_failures_are_reported_and_nothing_typed_is_lost(tab: Tab) -> None:
         expect(title).to_have_value("Buy milk")
         tab.page.unroute(tasks)
 
+    tab.page.route("**/api/auth/token", lambda route: route.fulfill(status=503, body="Reload."))
+    tab.page.route(tasks, send_a_stale_token)
+    tab.press("Add")
+    expect(tab.problem).to_have_text(AWAY)
+    tab.page.unroute_all()
+
     tab.press("Add")
     expect(tab.problem).to_be_empty()
     expect(tab.rows).to_have_count(2)
     expect(title).to_have_value("")
 
 
-@SAME_CODE
 def test_the_page_says_that_the_api_is_away(tab: Tab, tmp_path: Path) -> None:
     tab.sign_up()
     nowhere = f"http://localhost:{free_port()}"
@@ -324,6 +329,38 @@ def test_the_page_says_that_the_api_is_away(tab: Tab, tmp_path: Path) -> None:
         tab.page.context.clear_cookies(name="access_token")  # as if it had expired
         tab.page.goto(f"{url}/tasks")
         expect(tab.page.get_by_text("The API cannot be reached")).to_be_visible()
+
+
+@pytest.mark.parametrize("site", ["own"], indirect=True)
+def test_without_the_api_a_user_stays_logged_in_and_can_log_out_later(
+    tab: Tab, tmp_path: Path
+) -> None:
+    tab.sign_up()
+    tab.add("Buy milk")
+    tab.sees("Buy milk")
+    (refresh_token,) = (
+        cookie["value"]
+        for cookie in tab.page.context.cookies()
+        if cookie["name"] == "refresh_token"
+    )
+    tab.page.context.clear_cookies(name="access_token")  # as if it had expired
+    nowhere = f"http://localhost:{free_port()}"
+    with tab.site.front_end.served(tmp_path / "log", port=free_port(), API_URL=nowhere) as url:
+
+        def send_there(route: Route) -> None:
+            headers = {**route.request.headers, "origin": url}
+            route.fulfill(response=route.fetch(url=f"{url}/tasks", headers=headers))
+
+        tab.page.route(f"{tab.site.url}/tasks", send_there)
+        tab.press("Log out")
+        expect(tab.problem).to_have_text(f"You are still logged in. {AWAY}")
+    tab.page.unroute_all()
+    tab.sees("Buy milk")
+
+    tab.log_out()
+    body = {"refresh_token": refresh_token}
+    assert tab.page.context.cookies() == []
+    assert tab.site.api.request("POST", "/auth/refresh", body).status == 401
 
 
 def test_a_refused_token_is_replaced_until_the_session_has_ended(tab: Tab) -> None:
