@@ -157,14 +157,19 @@ class FrontEnd:
             assert done.returncode == 0, f"{line}\n{done.stdout}"
 
     @contextmanager
-    def served(self, log: Path, port: int | None = None, **settings: str) -> Iterator[str]:
-        """Serve the app that was built. Yields its URL. settings: override .env.local."""
+    def served(
+        self, log: Path, port: int | None = None, command: str = "start", **settings: str
+    ) -> Iterator[str]:
+        """Serve the app that was built, or with `dev`, its files. Yields its URL.
+
+        settings: override .env.local.
+        """
         port = port or self.port
         next_js = str(self.folder / "node_modules" / "next" / "dist" / "bin" / "next")
         node = shutil.which("node", path=self.environment["PATH"]) or "node"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [node, next_js, "start", f"--port={port}"],
+                [node, next_js, command, f"--port={port}"],
                 cwd=self.folder,
                 env={**self.environment, **settings},
                 stdin=subprocess.DEVNULL,

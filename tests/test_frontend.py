@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg2
@@ -432,3 +432,29 @@ def test_fields_and_buttons_have_borders(tab: Tab) -> None:
 
     for element in tab.page.locator("input, button").all():
         assert element.evaluate("element => getComputedStyle(element).borderTopWidth") == "1px"
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize("site", ["own"], indirect=True)
+def test_the_development_server_shows_no_errors_and_logs_no_password(
+    tab: Tab, tmp_path: Path
+) -> None:
+    front_end, log = replace(tab.site.front_end, port=free_port()), tmp_path / "log"
+    with api_for(front_end, "own", tab.site.database) as api:
+        api_url = f"http://localhost:{api.port}"
+        settings = {"API_URL": api_url, "NEXT_PUBLIC_API_URL": api_url}
+        with front_end.served(log, front_end.port, "dev", **settings):
+            developer = Tab(tab.page, replace(tab.site, front_end=front_end, api=api))
+            lines: list[str] = []
+            tab.page.on("console", lambda line: lines.append(f"{line.type}: {line.text}"))
+
+            developer.sign_up()
+            developer.add("Buy milk")
+            developer.sees("Buy milk")
+
+            badge = tab.page.locator("nextjs-portal [data-next-badge]")
+            expect(badge).to_have_attribute("data-error", "false")
+            expect(tab.page.locator("nextjs-portal [data-issues]")).to_have_count(0)
+            assert not [line for line in lines if line.startswith("error")]
+            assert "POST /login" in log.read_text("utf-8")
+            assert PASSWORD not in log.read_text("utf-8")
