@@ -1,6 +1,7 @@
 """The terminal from an empty folder to a checked connection, drawn from a real run."""
 
 import os
+import re
 import subprocess
 import tempfile
 from io import StringIO
@@ -46,6 +47,10 @@ FORMAT = """\
 """
 
 
+# Where an interpreter is, which uv says, differs from one machine to the next.
+PLACE_OF_PYTHON = re.compile(r"(interpreter at: (?:\x1b\[\d+m)*)[^\s\x1b]*/")
+
+
 def draw(folder: Path) -> Path:
     """Generate a project on a terminal, as a reader would, and draw it. Returns the file."""
     screen = pyte.Screen(COLUMNS, ROWS)
@@ -81,7 +86,8 @@ def play(work: Path, stream: pyte.Stream) -> None:
     def expect(text: str) -> None:
         shell.expect_exact(text)
         # Readers do not have this temporary folder.
-        stream.feed(f"{shell.before}{text}".replace(str(work), "~"))
+        shown = f"{shell.before}{text}".replace(str(work), "~")
+        stream.feed(PLACE_OF_PYTHON.sub(r"\1", shown))
 
     expect(PROMPT)
     shell.sendline("uvx cookiecutter template")
