@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from email.message import EmailMessage
 from functools import partial
@@ -15,6 +15,8 @@ from structlog.testing import capture_logs
 import mail
 from mail import Mailer, MailError, MailUrl, Message, deliver
 from tests.mail_server import HOST, PASSWORD, USER, MailServer, mail_server, make_certificate
+
+type Send = Callable[..., Mailer]
 
 MESSAGE = Message(
     to="jörg@exämple.com",
@@ -48,24 +50,45 @@ def url_of(server: MailServer, login: str = "", scheme: str = "smtp") -> MailUrl
     return MailUrl.parse(f"{scheme}://{login}{HOST}:{server.port}?from=todo@example.com")
 
 
-def send(url: MailUrl | None, *messages: Message, keeps: bool = False) -> Mailer:
+@pytest.fixture(autouse=True)
+def runner() -> Iterator[asyncio.Runner]:
+    """A loop that outlives the servers, as an app's does.
+
+    TLS is closed in its background. A loop that ended at once would leave sockets open, now and
+    then, and fail a later test.
+    """
+
+    async def settle() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    with asyncio.Runner() as runner:
+        yield runner
+        runner.run(settle())
+
+
+@pytest.fixture
+def send(runner: asyncio.Runner) -> Send:
     """Send messages as an app does, until it ends."""
 
-    async def run() -> Mailer:
+    async def run(url: MailUrl | None, messages: Sequence[Message], *, keeps: bool) -> Mailer:
         mailer = Mailer(url, "Ada's Todo\nApp", keeps=keeps)
         for message in messages:
             mailer.send(partial(replace, message))
         await mailer.aclose()
         return mailer
 
-    return asyncio.run(run())
+    def send(url: MailUrl | None, *messages: Message, keeps: bool = False) -> Mailer:
+        return runner.run(run(url, messages, keeps=keeps))
+
+    return send
 
 
 def email() -> EmailMessage:
     return MESSAGE.as_email("Todo", "todo@example.com")
 
 
-def test_a_message_arrives_as_plain_text_and_as_html(server: MailServer) -> None:
+def test_a_message_arrives_as_plain_text_and_as_html(send: Send, server: MailServer) -> None:
     send(url_of(server), MESSAGE)
 
     received = server.wait()
@@ -80,31 +103,35 @@ def test_a_message_arrives_as_plain_text_and_as_html(server: MailServer) -> None
 
 @pytest.mark.filterwarnings("ignore:Requiring AUTH")  # aiosmtpd does not see TLS around it
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
-def test_a_password_is_sent_over_tls(certificate: Path, scheme: str) -> None:
+def test_a_password_is_sent_over_tls(
+    runner: asyncio.Runner, certificate: Path, scheme: str
+) -> None:
     login = f"{quote(USER)}:{quote(PASSWORD, safe='')}@"
     secured = MailServer(certificate, login=True, implicit_tls=scheme == "smtps")
     with mail_server(secured) as server:
-        asyncio.run(deliver(url_of(server, login, scheme), email()))
+        runner.run(deliver(url_of(server, login, scheme), email()))
 
     assert len(server.messages) == 1
 
 
-def test_a_password_is_not_sent_without_tls(server: MailServer) -> None:
+def test_a_password_is_not_sent_without_tls(runner: asyncio.Runner, server: MailServer) -> None:
     with pytest.raises(MailError, match="STARTTLS"):
-        asyncio.run(deliver(url_of(server, "ada:kangaroo@"), email()))
+        runner.run(deliver(url_of(server, "ada:kangaroo@"), email()))
 
     assert server.attempts == 0
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    runner: asyncio.Runner, tmp_path: Path
+) -> None:
     with (
         mail_server(MailServer(make_certificate(tmp_path))) as server,
         pytest.raises(MailError, match="certificate"),
     ):
-        asyncio.run(deliver(url_of(server), email()))
+        runner.run(deliver(url_of(server), email()))
 
 
-def test_a_wrong_password_is_final_and_not_logged(certificate: Path) -> None:
+def test_a_wrong_password_is_final_and_not_logged(send: Send, certificate: Path) -> None:
     with mail_server(MailServer(certificate, login=True)) as server, capture_logs() as lines:
         send(url_of(server, "ada:kangaroo@"), MESSAGE)
 
@@ -113,7 +140,7 @@ def test_a_wrong_password_is_final_and_not_logged(certificate: Path) -> None:
     assert "kangaroo" not in str(lines)
 
 
-def test_a_server_that_is_busy_is_asked_once_more(server: MailServer) -> None:
+def test_a_server_that_is_busy_is_asked_once_more(send: Send, server: MailServer) -> None:
     server.replies = ["451 try again later"]
     with capture_logs() as lines:
         send(url_of(server), MESSAGE)
@@ -122,7 +149,7 @@ def test_a_server_that_is_busy_is_asked_once_more(server: MailServer) -> None:
     assert [line["event"] for line in lines] == ["message delayed", "message sent"]
 
 
-def test_a_message_that_is_refused_is_not_sent_again(server: MailServer) -> None:
+def test_a_message_that_is_refused_is_not_sent_again(send: Send, server: MailServer) -> None:
     server.replies = ["554 5.7.1 no mail for <jörg@xn--exmple-cua.com>, sorry"]
     with capture_logs() as lines:
         send(url_of(server), MESSAGE)
@@ -134,7 +161,7 @@ def test_a_message_that_is_refused_is_not_sent_again(server: MailServer) -> None
 
 
 def test_a_server_that_is_silent_at_the_end_has_taken_the_message(
-    server: MailServer, monkeypatch: pytest.MonkeyPatch
+    send: Send, server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mail, "DELIVERY_SECONDS", 0.5)
     monkeypatch.setattr(mail, "QUIT_SECONDS", 0.1)
@@ -147,16 +174,16 @@ def test_a_server_that_is_silent_at_the_end_has_taken_the_message(
 
 
 def test_a_server_that_does_not_answer_is_given_up(
-    server: MailServer, monkeypatch: pytest.MonkeyPatch
+    runner: asyncio.Runner, server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mail, "DELIVERY_SECONDS", 0.2)
     server.delay = 5
 
     with pytest.raises(MailError, match="within"):
-        asyncio.run(deliver(url_of(server), email()))
+        runner.run(deliver(url_of(server), email()))
 
 
-def test_a_message_that_cannot_be_made_costs_a_line_in_the_log() -> None:
+def test_a_message_that_cannot_be_made_costs_a_line_in_the_log(send: Send) -> None:
     with capture_logs() as lines:
         send(None, replace(MESSAGE, to="nobody"), keeps=True)
 
@@ -170,7 +197,7 @@ def test_only_a_relay_nearby_may_do_without_tls(near: str) -> None:
     assert MailUrl.parse("smtp://smtp.example.com?from=a@b.co").requires_tls
 
 
-def test_a_dead_server_costs_two_lines_in_the_log() -> None:
+def test_a_dead_server_costs_two_lines_in_the_log(send: Send) -> None:
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
     with capture_logs() as lines:
@@ -180,7 +207,7 @@ def test_a_dead_server_costs_two_lines_in_the_log() -> None:
 
 
 def test_an_app_that_ends_does_not_wait_for_long(
-    server: MailServer, monkeypatch: pytest.MonkeyPatch
+    send: Send, server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mail, "CLOSE_SECONDS", 0.2)
     server.delay = 5
@@ -192,7 +219,9 @@ def test_an_app_that_ends_does_not_wait_for_long(
     ]
 
 
-def test_more_messages_than_can_wait_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_messages_than_can_wait_are_dropped(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mail, "MAX_WAITING", 2)
     with capture_logs() as lines:
         mailer = send(None, *[MESSAGE] * 3, keeps=True)
@@ -202,7 +231,9 @@ def test_more_messages_than_can_wait_are_dropped(monkeypatch: pytest.MonkeyPatch
     assert [line["event"] for line in lines if line["log_level"] == "error"] == ["message dropped"]
 
 
-def test_without_a_server_a_mailbox_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_server_a_mailbox_keeps_the_newest(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mail, "MAILBOX_SIZE", 2)
     with capture_logs() as lines:
         mailer = send(None, *[MESSAGE] * 3, keeps=True)
