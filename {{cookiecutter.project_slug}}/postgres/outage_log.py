@@ -8,6 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextvars import Context
 from dataclasses import replace
 from threading import Thread
 from typing import Any
@@ -24,12 +25,14 @@ from postgres.check import (
     compare_columns,
     compare_revisions,
 )
+from postgres.deadline import Deadline, time_limit
 from postgres.explain import recognize
 from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
 QUIET_SECONDS = 10.0  # an unstable connection is logged at most this often
 REFUSAL_SECONDS = 60.0  # a persistent error of some work, such as a full disk, this often
+LOOK_SECONDS = 5.0  # for the closer look, which a failed request waits for
 # The database's revisions, and its columns.
 SCHEMA = text("SELECT ARRAY(SELECT version_num FROM alembic_version), ARRAY(" + COLUMNS + ")")  # noqa: S608  (a constant)
 
@@ -107,15 +110,18 @@ class Availability:
             self._logged_at[finding.name] = now
             self._is_logged = self._is_logged or finding.is_outage
             if finding.name == "schema-behind" and self._known is not None:
-                self._look = asyncio.create_task(self._look_closer(finding, self._known))
+                # In a context of its own: the request may still hold its connection.
+                look = self._look_closer(finding, self._known)
+                self._look = asyncio.create_task(look, context=Context())
             else:
                 self._log_finding(finding)
 
     async def _look_closer(self, finding: Finding, known: KnownSchema) -> Finding:
         """Log, and return, whether migrations have not run or were never written."""
         try:
-            async with self._engine.connect() as connection:
-                revisions, columns = (await connection.execute(SCHEMA)).one()
+            with time_limit(Deadline(LOOK_SECONDS)):
+                async with self._engine.connect() as connection:
+                    revisions, columns = (await connection.execute(SCHEMA)).one()
             history, expected = await asyncio.to_thread(known)
             compare_revisions(revisions, lambda: history, self._url)
             compare_columns(expected, columns, self._url)

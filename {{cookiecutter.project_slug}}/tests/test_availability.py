@@ -13,7 +13,7 @@ from structlog.typing import EventDict
 
 import migrations
 from config import Settings
-from db import StatementDep
+from db import SessionDep, StatementDep
 from main import create_app
 from postgres.tests.scripted_server import error, scripted_server
 from postgres.url import DatabaseUrl
@@ -77,6 +77,7 @@ def test_responses_name_the_cause_in_general_terms(
     assert int(answer.headers["Retry-After"]) > 0
 
 
+@pytest.mark.parametrize("uses_session", [False, True])
 @pytest.mark.parametrize(
     ("migrated", "finding", "advice"),
     [
@@ -90,6 +91,7 @@ def test_the_log_says_whether_to_run_migrations_or_to_write_one(
     monkeypatch: pytest.MonkeyPatch,
     log: list[EventDict],
     *,
+    uses_session: bool,
     migrated: bool,
     finding: str,
     advice: str,
@@ -100,12 +102,18 @@ def test_the_log_says_whether_to_run_migrations_or_to_write_one(
     monkeypatch.setattr(migrations, "columns", lambda: {"users.colour"})
     app = create_app(settings_for(url))
 
+    colours = text("SELECT colour FROM users")
+
     @app.get("/colours")
     async def list_colours(statement: StatementDep) -> None:
-        await statement.all(text("SELECT colour FROM users"))
+        await statement.all(colours)
+
+    @app.get("/colours/session")
+    async def list_colours_in_session(session: SessionDep) -> None:
+        await session.scalar(colours)
 
     with TestClient(app) as client:
-        answers = [client.get("/colours") for _ in range(3)]
+        answers = [client.get("/colours/session" if uses_session else "/colours") for _ in range(3)]
 
     assert {answer.status_code for answer in answers} == {503}
     assert answers[0].json() == {"detail": "the schema is behind the code"}
