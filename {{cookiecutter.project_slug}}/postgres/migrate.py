@@ -38,7 +38,9 @@ def bring_up_to_date(
             )
             fail(f"{url.address}: given up after {timeout:.0f} s", advice=advice)
         finding = explain(error, url)
-        problem = f"{url.address}: {finding.cause}; no migration was applied"
+        is_unsure = connection is not None and finding.is_outage  # it may have been committing
+        outcome = "perhaps they were applied" if is_unsure else "no migration was applied"
+        problem = f"{url.address}: {finding.cause}; {outcome}"
         if named.is_pooled and named.direct == url:
             problem += (
                 "; migrations use the direct host, because a transaction pooler does not keep"
