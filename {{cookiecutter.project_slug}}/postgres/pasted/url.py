@@ -51,6 +51,12 @@ FOREIGN = {
     workaround
     """.split()  # noqa: SIM905
 }
+# Parameters that are whole numbers. libpq would say so only when it connects, and the app never,
+# since it replaces some of them.
+NUMBERS = {
+    *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval"),
+    *("keepalives_count", "tcp_user_timeout"),
+}
 # Parameters with a fixed set of values, each with its spellings, without "-", "_" and spaces.
 MODES: dict[str, dict[str, str]] = {
     "sslmode": {
@@ -141,6 +147,8 @@ def add(
         raise DatabaseUrlError(f"the password has an escape of HTML, such as &amp;: {PASTE}")
     for written in (text, quote(value, safe="")):  # the latter will be read again
         refuse_placeholder(keyword, written)
+    if keyword in NUMBERS and value and not re.fullmatch(r"(?a)-?\d{1,9}", value):
+        raise DatabaseUrlError(f"{keyword} is not a whole number: write {keyword}=10")
     if keyword in MODES and value:
         value = spell_mode(keyword, value, changes)
     if keyword == "host":

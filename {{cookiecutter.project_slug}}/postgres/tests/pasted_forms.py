@@ -471,6 +471,15 @@ REFUSED = {
     "a word": ("hello", "not a connection string"),
     "a control character": (f"{STRING}\0", "control characters: copy it again"),
     "half a character": (f"{STRING}\ud800", "control characters: copy it again"),
+    # numbers
+    "a time with a unit": (
+        "postgresql://ann:s3@h1/d?connect_timeout=10s",
+        "connect_timeout is not a whole number",
+    ),
+    "a switch that is a number": (
+        "host=h1 user=ann password=s3 dbname=d keepalives=on",
+        "keepalives is not a whole number",
+    ),
     # placeholders
     ".env.example": ("postgresql://USER:PASSWORD@HOST/DATABASE", "the user is a placeholder"),
     "<password>": (f"postgresql://alex:<password>@{HOST}/neondb", "the password is a placeholder"),
