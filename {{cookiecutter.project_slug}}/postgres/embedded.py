@@ -53,8 +53,8 @@ CARELESS = (
 )
 # The server does not need these, and would keep them in its environment while it runs.
 APP_SECRETS = {
-    *("BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT"),
-    *("NEON_DATABASE_URL", "READ_DATABASE_URL", "TARGET_DATABASE_URL"),
+    *("BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT", "MAIL_URL", "NEON_DATABASE_URL"),
+    *("READ_DATABASE_URL", "SENTRY_DSN", "TARGET_DATABASE_URL", "THROTTLE_URL"),
 }
 CREATE_DATABASE = r"""
 SELECT format('CREATE DATABASE %I', :'name')
@@ -443,8 +443,8 @@ def _run(
     Raises LocalPostgresError with the end of the output.
     """
     environment = {
-        name: text
-        for name, text in os.environ.items()
+        name: value
+        for name, value in os.environ.items()
         if not name.startswith("PG") and name not in APP_SECRETS
     }
     environment |= {"LC_ALL": "C", "TZ": "UTC"} | (variables or {})
