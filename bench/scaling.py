@@ -17,7 +17,7 @@ import psutil
 
 from .load import Run, require_wrk, send
 from .measure import Display, describe_machine, prepared, warm_up
-from .plan import Cell, Plan
+from .plan import MAIN, Cell, Plan
 from .processes import BenchError
 from .project import REPOSITORY, generate
 from .report import table
@@ -28,7 +28,7 @@ from nginx import nginx
 from pgbouncer import pgbouncer
 from postgres_server import free_port
 
-OPERATIONS = ("list", "create")
+OPERATIONS = MAIN  # docs/growing.md of a project plans with them
 PROCESSES = (1, 2, 3, 4)
 CLIENTS = 32
 POOL_SIZE = 20  # PgBouncer's connections to the server, its default
