@@ -50,7 +50,7 @@ __all__ = [
 
 USE_SECONDS = 10.0  # how long a request may use the database, after it has waited for a connection
 REPLICA_SECONDS = 3.0  # the part of a request's time for a replica; the rest is for the primary
-REST_SECONDS = 5.0  # after a failure, how long nothing is read from a replica
+REPLICA_PAUSE_SECONDS = 5.0  # after a failure, how long nothing is read from a replica
 REPLICA_ADVICE = "the primary answers instead; to see why: uv run manage.py check"
 
 type AnyStatement = Executable | CompiledStatement
@@ -128,7 +128,7 @@ class OneStatement:
     """
 
     # How long the server may work on the statement; the wait for a connection, or in a pooler's
-    # queue, does not count. From one second on, whole seconds.
+    # queue, does not count. Above one second, it is rounded down.
     seconds: float | None = None
 
     def __init__(self, engine: AsyncEngine, limit: Deadline) -> None:
@@ -225,30 +225,31 @@ class Replica:
         self._engine = engine.sync_engine
         self._availability = Availability(url, name="replica", advice=REPLICA_ADVICE)
         self._availability.listen_to(engine)
-        self._rests_until = 0.0  # by time.monotonic(); 0 if the last statement did not fail
+        self._paused_until = 0.0  # by time.monotonic(); 0 if the last statement did not fail
 
     async def all(
         self, statement: AnyStatement, parameters: Row, seconds: float | None
     ) -> list[Row] | None:
         """Return the rows, or None if the primary has to answer. Raises as OneStatement.all()."""
         now = time.monotonic()
-        if now < self._rests_until:
+        if now < self._paused_until:
             return None
-        if self._rests_until:
-            self._rests_until = now + REST_SECONDS  # for all others: this request tries it
+        if self._paused_until:
+            # For all others: this request tries it.
+            self._paused_until = now + REPLICA_PAUSE_SECONDS
         try:
             with time_limit(Deadline(REPLICA_SECONDS)):
                 rows = await greenlet_spawn(send, self._engine, statement, parameters, seconds)
         except DatabaseBusy:
-            if not self._rests_until:
+            if not self._paused_until:
                 raise
         except DBAPIError as error:
             finding = self._availability.explain(error)
-            if finding is None or finding.name == "query-cancelled":  # so it would be elsewhere
+            if finding is None or finding.name == "query-cancelled":  # the primary would fail too
                 raise
-            self._rests_until = time.monotonic() + REST_SECONDS
+            self._paused_until = time.monotonic() + REPLICA_PAUSE_SECONDS
         else:
-            self._rests_until = 0.0
+            self._paused_until = 0.0
             return rows
         return None
 

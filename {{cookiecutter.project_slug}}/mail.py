@@ -21,8 +21,8 @@ PORTS = {"smtp": 587, "smtps": 465}
 DELIVERY_SECONDS = 15.0  # connecting, TLS, logging in, sending
 QUIT_SECONDS = 1.0  # for a server's goodbye
 RETRY_SECONDS = 5.0  # before the second and last attempt
-# Before a message is made: otherwise the next response on a connection would come later, and tell
-# that an address has an account.
+# Before a message is made: otherwise, the next response on the connection would be late, and reveal
+# that the address has an account.
 DELAY_SECONDS = (0.2, 1.0)
 CLOSE_SECONDS = 4.0  # for messages that wait when the app ends
 MAX_CONNECTIONS = 4  # to the mail server
@@ -77,7 +77,7 @@ class MailUrl:
         password = unquote(url.password) if url.password else None
         if (user is None) != (password is None):
             raise ValueError(f"has a user without a password: write {EXAMPLE_URL}")
-        options = parse_qs(url.query.replace("+", "%2B"))  # it is no form: + is no space
+        options = parse_qs(url.query.replace("+", "%2B"))  # not form data: + is not a space
         if set(options) - {"from"} or len(options.get("from", [])) > 1:
             raise ValueError(f"has an option other than one from: write {EXAMPLE_URL}")
         sender = options.get("from", [user or ""])[0]

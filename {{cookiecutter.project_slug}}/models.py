@@ -45,9 +45,9 @@ LAST = 2**31 - 1  # the sort value of tasks without an order
 
 
 def later_than(column: str) -> TextClause:
-    """Return the time, which is later than before even if the clock is not.
+    """Return the current time, or 1 µs after the column's if the clock has not moved on.
 
-    ETags are made of it, and none may come twice.
+    ETags are made from it, so no two versions may share one.
     """
     return text(f"greatest(now(), {column} + interval '1 microsecond')")
 

@@ -8,7 +8,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -226,10 +226,9 @@ class PageReader:
         # One more row than the page shows tells whether there is a next page.
         values["limit"] = query.limit + 1
         user_id = getattr(self._request.state, "user_id", None)
-        if is_filtered and user_id is not None:
-            async with resources(self._request).user_limit.turn(user_id):
-                rows = await self._send(statement, values | parameters)
-        else:
+        limit = resources(self._request).user_limit
+        turn = limit.turn(user_id) if is_filtered and user_id is not None else nullcontext()
+        async with turn:
             rows = await self._send(statement, values | parameters)
         keys = [name for name, _ in named(pages.order(query.sort))]
         values_of = [[row.pop(key) for key in keys] for row in rows]

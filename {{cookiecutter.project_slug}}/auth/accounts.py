@@ -46,7 +46,7 @@ async def get_login(request: Request, _: AccountId, tokens: OwnTokensDep) -> UUI
 # Some routes hash a password between two statements. They hold no connection meanwhile, so these
 # statements are separate on purpose: each has a parameter, and a name, of its own.
 SeparateStatementDep = Annotated[OneStatement, Depends(get_statement, use_cache=False)]
-Login = Annotated[UUID | None, Depends(get_login)]
+LoginId = Annotated[UUID | None, Depends(get_login)]
 
 
 def credentials(

@@ -12,7 +12,7 @@ MAX_KEY_CHARACTERS = 45  # as an IPv6 address has; a proxy may pass on anything
 def client_key(host: str) -> str:
     """Return what a client is counted by: its IPv4 address or its IPv6 network.
 
-    Providers give a customer a /56 network, or a larger one, whose addresses are all his.
+    Providers give a customer a /56 network, or a larger one, whose addresses are all theirs.
     host: the client's address, which uvicorn takes from a proxy if it trusts that.
     """
     try:

@@ -1,8 +1,8 @@
 """The links that our own accounts mail: to choose a new password, to confirm an address.
 
-Their tokens are signed and stored nowhere. Each is bound to what it changes: a reset, and a new
-address, to the present address and the present password hash. So it works once, and not after
-another change. Each purpose has a key of its own.
+Their tokens are signed and not stored. Each is bound to the state that it changes: a reset or a
+change of address, to the current address and password hash. So it works once, and not after another
+change. Each purpose has a key of its own.
 """
 
 import base64
@@ -32,7 +32,7 @@ class InvalidLink(Exception):
 def reset_token(
     settings: Settings, user_id: UUID, email: str, password_hash: str, seconds: int
 ) -> str:
-    """Return a token that allows to choose a new password, once, within so many seconds."""
+    """Return a token that lets its owner choose a new password, once, within `seconds`."""
     state = fingerprint(settings, email, password_hash)
     return issue(settings, RESET, {"sub": str(user_id), "state": state}, seconds)
 

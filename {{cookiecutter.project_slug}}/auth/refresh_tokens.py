@@ -75,8 +75,8 @@ def start(token: str, user_id: UUID, verified: ColumnElement[bool], client: str)
     """Return a statement that stores a new session and deletes the user's expired ones.
 
     It returns a row if `verified` still holds for the user. If the password is being changed at the
-    same time, it waits for that change and sees it. A session too many ends the one that has not
-    been used for the longest time.
+    same time, it waits for that change and sees it. If the user then has too many sessions, the
+    least recently used one ends.
     """
     values = {
         "id": literal(login_of(token)),

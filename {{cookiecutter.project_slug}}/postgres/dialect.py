@@ -107,7 +107,7 @@ class Connection(psycopg2.extensions.connection):
         """Make sure that a COMMIT that is held up on its way cannot succeed after the deadline.
 
         The server ends a transaction that has been idle for `idle_limit`. That may be too late, if
-        the last statement took long, or lies some time back.
+        the last statement took long, or was a while ago.
         """
         clock = asyncio.get_running_loop().time
         while (

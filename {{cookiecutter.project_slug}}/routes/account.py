@@ -12,7 +12,7 @@ from auth import links, no_account, refresh_tokens, unauthorized
 from auth.accounts import (
     COLUMNS,
     AccountId,
-    Login,
+    LoginId,
     OwnTokensDep,
     SeparateStatementDep,
     changed_meanwhile,
@@ -119,7 +119,7 @@ async def request_new_address(
 async def delete_me(
     body: AccountDeletion,
     user_id: AccountId,
-    login: Login,
+    login: LoginId,
     statement: StatementDep,
     session: SessionDep,
     guard: PasswordGuardDep,

@@ -1,7 +1,7 @@
 """Our own accounts. With Better Auth, which has its own, main.py does not include these routes.
 
 Access tokens of a login session that has ended stay valid for up to 15 minutes: to revoke them,
-each request would need a lookup. What destroys the account looks it up.
+each request would need a lookup. Only deleting the account makes one.
 """
 
 from typing import Annotated
@@ -18,7 +18,7 @@ from auth import refresh_tokens, unauthorized
 from auth.accounts import (
     COLUMNS,
     AccountId,
-    Login,
+    LoginId,
     OwnTokensDep,
     SeparateStatementDep,
     changed_meanwhile,
@@ -131,11 +131,11 @@ async def refresh_token(
     successor = refresh_tokens.next_token(token, tokens.refresh_key)
     verified_only = resources(request).settings.require_verified_email
     replacement = refresh_tokens.replace(token, successor, verified_only=verified_only)
-    if login := await replace.first(replacement):
-        return token_pair(tokens, login["user_id"], successor)
-    if login := await end_if_reused.first(refresh_tokens.end_if_reused(token, successor)):
+    if row := await replace.first(replacement):
+        return token_pair(tokens, row["user_id"], successor)
+    if row := await end_if_reused.first(refresh_tokens.end_if_reused(token, successor)):
         event = "refresh token reused, login session ended"
-        structlog.get_logger().warning(event, user_id=str(login["user_id"]), client=guard.client)
+        structlog.get_logger().warning(event, user_id=str(row["user_id"]), client=guard.client)
     raise unauthorized("the refresh token is invalid, has expired or was used before")
 
 
@@ -147,7 +147,7 @@ async def logout(body: RefreshRequest, statement: StatementDep) -> None:
 
 @router.get("/sessions", responses=problems(401, 503))
 async def list_sessions(
-    user_id: AccountId, login: Login, statement: StatementDep
+    user_id: AccountId, login: LoginId, statement: StatementDep
 ) -> list[LoginSession]:
     """List the login sessions of the account, the one that was used last first."""
     rows = await statement.all(refresh_tokens.sessions_of(user_id, login))
@@ -155,7 +155,7 @@ async def list_sessions(
 
 
 @router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT, responses=problems(401, 503))
-async def end_other_sessions(user_id: AccountId, login: Login, statement: StatementDep) -> None:
+async def end_other_sessions(user_id: AccountId, login: LoginId, statement: StatementDep) -> None:
     """End all login sessions of the account but the one that the access token belongs to."""
     await statement.all(refresh_tokens.end_others(user_id, login))
 

@@ -1,6 +1,7 @@
-"""Creating tasks, each in one statement that also asks whether its owner has an account, and room.
+"""Creates tasks, each in one statement that also checks the owner's account and quota.
 
-An access token outlives its account by some minutes: the tasks that it created would have no owner.
+An access token outlives its account by some minutes. Without the check, it could create tasks
+without an owner.
 """
 
 import math
@@ -116,10 +117,10 @@ FOR_ANYBODY = Statements(select(literal(1).label("id")))
 
 
 class Quota:
-    """The most tasks that an owner may have, and how many he may create before the next count.
+    """The most tasks that an owner may have, and how many they may create before the next count.
 
     To count a full account takes as long as to create some tasks. So a process counts only when
-    an owner has used a tenth of the room that he had at the last count, or after a minute. It
+    an owner has used a tenth of the room that they had at the last count, or after a minute. It
     counts once at a time for an owner: a client that creates many tasks at once waits for the
     first count, and a full account takes one connection.
     """
@@ -130,7 +131,7 @@ class Quota:
         self._counts = UserLimit(at_once=1, waiting=math.inf, wait_seconds=USE_SECONDS)
 
     def must_count(self, owner_id: str) -> bool:
-        """Return whether the owner's next task needs a count. If not, use some of his room."""
+        """Return whether the owner's next task needs a count. If not, use some of their room."""
         if not self.most:
             return False
         room, until = self._room.get(owner_id, (0, 0.0))

@@ -341,8 +341,9 @@ async def update_task(task: OwnTaskDep, body: TaskUpdate) -> TaskPublic:
     openapi_extra=document_preconditions("If-Match", "If-None-Match"),
 )
 async def replace_task(task: OwnTaskDep, body: TaskCreate) -> TaskPublic:
-    """Create a task under an id of your own, or change all of one: what is not sent gets its
-    default. It is safe to send again when an answer was lost.
+    """Create a task under an id that you choose, or replace it.
+
+    Omitted fields get their defaults. It is safe to repeat if the response was lost.
     """
     return await task.put(body)
 

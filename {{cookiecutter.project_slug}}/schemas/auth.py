@@ -10,7 +10,7 @@ from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Secret, StringConstraints
 
 from auth.passwords import COMMON, normalize
-from schemas.text import IS_VISIBLE, VISIBLE, NotBlank, PlainText, Strict, Utc, left_out
+from schemas.text import IS_VISIBLE, VISIBLE, NotBlank, PlainText, Strict, Utc, unset
 
 MIN_PASSWORD = 8
 
@@ -101,13 +101,13 @@ class AccountDeletion(Strict):
 class AccountUpdate(Strict):
     """Changes to an account. Omitted fields stay as they are."""
 
-    name: Name = Field(default_factory=left_out)
+    name: Name = Field(default_factory=unset)
     email: Annotated[
         Email, Field(description="It takes effect once the link that is mailed to it is followed")
-    ] = Field(default_factory=left_out)
+    ] = Field(default_factory=unset)
     current_password: Annotated[
         OldPassword, Field(description="Required to change the address")
-    ] = Field(default_factory=left_out)
+    ] = Field(default_factory=unset)
 
 
 class AddressOnly(Strict):

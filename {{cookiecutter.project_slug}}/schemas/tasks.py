@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from models import Priority
-from schemas.text import VISIBLE, NotBlank, PlainText, Strict, Utc, Whole, left_out
+from schemas.text import VISIBLE, NotBlank, PlainText, Strict, Utc, Whole, unset
 
 # One day within Python's limits, so that no time zone moves a date out of them.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
@@ -65,12 +65,12 @@ class TaskCreate(Strict):
 class TaskUpdate(Strict):
     """Changes to a task. Omitted fields stay as they are."""
 
-    title: Title = Field(default_factory=left_out)
-    description: Description | None = Field(default_factory=left_out)
-    completed: bool = Field(default_factory=left_out)
-    order: Order | None = Field(default_factory=left_out)
-    priority: PriorityName = Field(default_factory=left_out)
-    due_at: Moment | None = Field(default_factory=left_out)
+    title: Title = Field(default_factory=unset)
+    description: Description | None = Field(default_factory=unset)
+    completed: bool = Field(default_factory=unset)
+    order: Order | None = Field(default_factory=unset)
+    priority: PriorityName = Field(default_factory=unset)
+    due_at: Moment | None = Field(default_factory=unset)
 
 
 class TasksUpdate(Strict):

@@ -18,7 +18,7 @@ INVISIBLE = (
     r"\u0000-\u0020\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f"
     r"\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0"
 )
-# The OpenAPI shows this pattern; `not_blank` has the message for people.
+# The OpenAPI shows this pattern; NotBlank has the message for people.
 VISIBLE = rf"^[^\u0000]*[^{INVISIBLE}][^\u0000]*$"
 IS_VISIBLE = re.compile(rf"[^{INVISIBLE}\U000e0000-\U000e0fff]")
 
@@ -47,8 +47,8 @@ def drop_zero_fraction(value: Any) -> Any:
 Whole = BeforeValidator(drop_zero_fraction)
 
 
-def left_out() -> Any:
-    """Return the value of a field that was not sent; nothing reads it."""
+def unset() -> Any:
+    """Stand in for a field that was not sent. `exclude_unset` drops it, so nothing reads it."""
 
 
 MAX_FIELDS = 100

@@ -18,8 +18,8 @@ from postgres.outage_log import look_once
 from server.protocol import LimitedProtocol
 from server.shutdown import Server
 
-# Requests take at most 15 s from when their body has arrived, and platforms kill a process 30 s
-# after SIGTERM.
+# With the default DB_QUEUE_SECONDS, requests take at most 15 s from when their body has arrived.
+# Platforms kill a process 30 s after SIGTERM.
 SHUTDOWN_SECONDS = 20
 # Longer than proxies keep idle connections (60 s): otherwise a proxy could send a request just as
 # the app closes the connection.

@@ -48,7 +48,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """One connection. What is refused gets an answer in the app's shape, and a line in the log."""
 
     HEAD_BYTES = 65_536  # the request line and the headers
-    # So much is parsed at once. Which part of it belongs to the next request is not known.
+    # Parsed at once. A piece may also contain the start of the next request.
     PIECE_BYTES = 16_384
     HEAD_SECONDS = 20.0  # until they are complete; silent connections get no more either
     # Until the body is complete. For a route that takes larger bodies than errors.py allows now,
@@ -79,7 +79,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refusal: Refused | None = None
         self._upgrades = False  # to a WebSocket
         self._repeats = False  # the request is parsed again, as one without Upgrade
-        self._is_proxys = False  # a trusted proxy keeps the connection for any client's requests
+        self._from_proxy = False  # a trusted one keeps the connection for any client's requests
         self._ends = False  # after the next response, because the process shuts down
         self._counted: str | None = None  # the client in `clients`
 
@@ -131,7 +131,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 if self._upgrades:
-                    self._stop_counting()  # the other protocol will not tell when it ends
+                    self._stop_counting()  # the other protocol will not report its end
                     self.handle_websocket_upgrade()
                     return
                 self._repeat_without_upgrade()
@@ -245,7 +245,7 @@ class LimitedProtocol(HttpToolsProtocol):
         know whether it was read.
         """
         self._ends = True
-        if self._is_proxys and (self.cycle is None or self.cycle.response_complete):
+        if self._from_proxy and (self.cycle is None or self.cycle.response_complete):
             self._due = self._due or math.inf
         else:
             super().shutdown()
@@ -358,7 +358,7 @@ class LimitedProtocol(HttpToolsProtocol):
                     advice=f"if this is your proxy, add {peer} to FORWARDED_ALLOW_IPS",
                 )
             return
-        self._is_proxys = True
+        self._from_proxy = True
         schemes = [value for name, value in self.headers if name == b"x-forwarded-proto"]
         if len(schemes) > 1 or (schemes and b"," in schemes[0]):
             # The first is the client's. uvicorn reads the last header, and takes no list.

@@ -247,7 +247,7 @@ def test_the_link_is_mailed_again_to_an_address_that_is_not_verified(
     assert mailbox(unknown) == []
 
 
-def test_a_new_address_counts_when_it_is_verified_and_the_old_one_is_told(
+def test_a_new_address_counts_when_it_is_verified_and_the_old_one_gets_a_message(
     client: TestClient, ada: Account, mailbox: Mailbox
 ) -> None:
     old, new = ada.email, new_email()

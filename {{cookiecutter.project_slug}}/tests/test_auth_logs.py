@@ -152,7 +152,7 @@ def events_of(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_postgresqls_log_has_a_statement_that_timed_out_unless_it_is_told(
+def test_postgresqls_log_has_a_statement_that_timed_out_unless_that_is_switched_off(
     embedded_server: DatabaseUrl,
     settings_for: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,

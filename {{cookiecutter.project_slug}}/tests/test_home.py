@@ -153,7 +153,7 @@ def test_a_database_that_newer_code_has_migrated_is_ahead(
     assert status["migrations"]["revision"] == "9999"
 
 
-def test_models_that_no_migration_knows_are_told(
+def test_models_that_no_migration_knows_are_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "columns", lambda: {"tasks.colour"})
@@ -164,7 +164,7 @@ def test_models_that_no_migration_knows_are_told(
     assert status["migrations"]["cause"] == "no migration creates the column tasks.colour"
 
 
-def test_migrations_that_cannot_be_read_are_told(
+def test_migrations_that_cannot_be_read_are_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def history() -> list[str]:

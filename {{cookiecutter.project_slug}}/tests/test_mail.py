@@ -258,7 +258,7 @@ def test_a_url_names_server_login_and_sender(text: str, expected: MailUrl) -> No
 
 
 @pytest.mark.parametrize("password", ["a/b", "a#b", "a?b"])
-def test_a_password_that_is_not_encoded_is_told_from_a_typo(password: str) -> None:
+def test_an_unencoded_password_gets_another_message_than_a_typo(password: str) -> None:
     with pytest.raises(ValueError, match="# is %23"):
         MailUrl.parse(f"smtp://ada:{password}@h?from=a@b.co")
 

@@ -144,7 +144,7 @@ def test_lists_come_from_the_primary_until_the_replica_is_back(
     log: list[EventDict],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(db, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(db, "REPLICA_PAUSE_SECONDS", 0.0)
     before = titles(client)
 
     shut(replica, embedded_server)
@@ -209,7 +209,7 @@ def test_a_replica_that_was_away_is_not_asked_for_each_list(
     embedded_server: DatabaseUrl,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(db, "REST_SECONDS", 60.0)
+    monkeypatch.setattr(db, "REPLICA_PAUSE_SECONDS", 60.0)
     shut(replica, embedded_server)
     meanwhile = titles(client)
     reopen(replica, embedded_server)
