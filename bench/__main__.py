@@ -23,8 +23,8 @@ README = REPOSITORY / "README.md"
 EPILOG = """\
 run      measure, and write tables, plots and figures; a full run also updates the README
 render   write them again from the figures of an earlier run: --figures FILE
-profile  profile list and create requests with py-spy; with --before COMMIT, also those of the
-         template at that commit
+profile  profile list, get and create requests with py-spy; with --before COMMIT, also those of
+         the template at that commit
 scale    measure one to four processes behind nginx, with PgBouncer; also with --quick
 """
 

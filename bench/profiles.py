@@ -1,4 +1,4 @@
-"""Profile list and create requests with py-spy.
+"""Profile list, get and create requests with py-spy.
 
 Only one Python thread runs at a time: the one that holds the global interpreter lock (GIL). Each
 sample looks at that thread. C code that releases the lock, such as libpq while it waits for the

@@ -130,7 +130,7 @@ def markdown(found: Sequence[Scale]) -> str:
     text = (
         "# From one process to four\n\n"
         f"{CLIENTS} clients, nginx, the app, PgBouncer in transaction mode and PostgreSQL on one"
-        f" machine: {machine['processor']}, {machine['date']}. Responses a second, in sum, over"
+        f" machine: {machine['processor']}, {machine['date']}. Responses a second, in total, over"
         " those of one process, and of each process; the processor time for a response by program,"
         f" in µs; and how many cores were busy with all of that, of {psutil.cpu_count()}.\n"
     )

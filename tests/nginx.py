@@ -27,7 +27,7 @@ def listens(port: int) -> bool:
 def nginx(blocks: str, port: int, folder: Path) -> Iterator[None]:
     """Run nginx until the end of the block.
 
-    blocks: what stands inside `http`. port: where it listens. folder: for its files.
+    blocks: what is inside `http`. port: where it listens. folder: for its files.
     """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if not program:

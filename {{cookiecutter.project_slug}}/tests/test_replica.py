@@ -76,7 +76,7 @@ def replica(embedded_server: DatabaseUrl, owner: str) -> DatabaseUrl:
 
 @pytest.fixture
 def link(replica: DatabaseUrl) -> Iterator[CountingProxy]:
-    """What stands between the app and the replica."""
+    """What is between the app and the replica."""
     with counting_proxy(replica) as link:
         yield link
 

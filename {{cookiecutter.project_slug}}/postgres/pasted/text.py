@@ -37,7 +37,7 @@ SPECIAL_QUOTES = re.compile(
 LINK = re.compile(r"\[([^\s]{1,500})\]\((?:mailto:)?\1\)|<(?:mailto:)?([^<>|\s]+)\|\2>")
 COMMENT = re.compile(r"\s*(?:(?:#|//|--)\s.*|#.*|`{3}\w*)?$")  # or nothing, or a fence in Markdown
 
-# One layer of what stands around a string: a shell's word, a name, quotes, brackets. Both
+# One layer of what is around a string: a shell's word, a name, quotes, brackets. Both
 # ends belong together. The first that matches counts, so a call comes before a name with a colon.
 LAYERS = [
     re.compile(f"(?as){layer}")
