@@ -10,7 +10,7 @@ from types import ModuleType
 import psutil
 import pytest
 
-from repository import load_hook
+from repository import REPOSITORY, load_hook
 
 ANSWERS = {"project_name": "Todo Backend", "project_slug": "todo-backend", "database": "local"}
 
@@ -30,6 +30,12 @@ def taken(hook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("install", "run", "commit"):
         monkeypatch.setattr(hook, name, lambda *_, name=name, **_options: taken.append(name))
     return taken
+
+
+def test_the_hook_is_short() -> None:
+    hook = REPOSITORY / "hooks" / "post_gen_project.py"
+
+    assert len(hook.read_text("utf-8").splitlines()) <= 130
 
 
 def test_the_hook_does_nothing_when_cruft_renders_to_compare(
