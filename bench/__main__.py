@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from . import plots, profiles, readme, report
+from . import goals, plots, profiles, readme, report
 from .measure import Measurement, Results, describe_machine, measure, require_results
 from .plan import CHAPTERS, OPERATIONS, full_plan, quick_plan, select
 from .processes import BenchError
@@ -132,10 +132,12 @@ def render(arguments: argparse.Namespace) -> None:
 def write(results: Results, folder: Path) -> None:
     """Write figures, tables and plots, and print the tables."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = report.markdown(results)
+    drawn = plots.draw(results, folder)
+    pictures = report.pictures(path.stem for path in drawn)
+    parts = [goals.markdown(results), pictures, report.markdown(results)]
+    text = "\n".join(part for part in parts if part)
     (folder / "results.json").write_text(as_json(results), "utf-8")
     (folder / "results.md").write_text(text, "utf-8")
-    drawn = plots.draw(results, folder)
     print(text)
     names = ["results.json", "results.md", *(path.name for path in drawn)]
     print(f"In {folder}: {', '.join(names)}")

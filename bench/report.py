@@ -9,6 +9,13 @@ from .measure import Measurement, Results
 from .plan import APPS, POOLS
 
 TIMES = "\N{MULTIPLICATION SIGN}"
+PLOTS = {
+    "speed": "Responses per second of each app, by operation and database latency",
+    "trips": "Round trips to the database per response",
+    "crowd": "Responses per second, by number of concurrent clients",
+    "growth": "Response time of a page, by the owner's number of tasks",
+    "pool": "Responses per second and their times, by pool size",
+}
 
 
 def markdown(results: Results) -> str:
@@ -26,6 +33,12 @@ def markdown(results: Results) -> str:
         about(results),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def pictures(names: Iterable[str]) -> str:
+    """Return the section of plots. names: of those that were drawn."""
+    lines = "\n".join(f"![{PLOTS[name]}]({name}.svg)\n" for name in names)
+    return f"### Plots\n\n{lines}" if lines else ""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from bench import __main__ as command
-from bench import load, measure, profiles, readme, report, scaling
+from bench import goals, load, measure, profiles, readme, report, scaling
 from bench.load import Health, Run
 from bench.measure import Measurement, Results, measure_at, prepared
 from bench.plan import POOLS, SESSION_APPS, SPEED_APPS, Cell, Plan, full_plan, quick_plan, select
@@ -261,24 +261,24 @@ def test_every_chapter_has_a_table() -> None:
     assert "its connection: 1.00 ms" in text
 
 
-def test_an_app_that_was_not_measured_is_not_mentioned(tmp_path: Path) -> None:
+def test_an_app_that_was_not_measured_is_not_mentioned() -> None:
     results = results_of(Cell("speed", "list", 16), Cell("speed", "list", 1, 10))
 
-    text = report.markdown(results) + readme.summary(results, tmp_path, tmp_path)
+    text = report.markdown(results) + goals.markdown(results)
 
     assert "ours ÷ floor" in text
     assert "- *floor*: Starlette" in text
     assert "async floor" not in text
 
 
-def test_the_readme_shows_which_goals_hold() -> None:
+def test_each_goal_says_whether_it_holds() -> None:
     cells = [Cell("speed", "list", 16), Cell("speed", "get", 16, 10), Cell("speed", "list", 1, 10)]
     cells += [Cell("crowd", "list", 200), Cell("growth", "list", 1)]
     cells += [Cell("growth", "list", 1, tasks=1_000_000)]
 
-    goals = {goal.what: (goal.measured, goal.holds) for goal in readme.goals(results_of(*cells))}
+    found = [(goal.measured, goal.holds) for goal in goals.goals(results_of(*cells))]
 
-    assert list(goals.values()) == [
+    assert found == [
         ("0 ms: list 2.00; 10 ms: get 2.00", "no"),
         ("0 ms: list 1.00; 10 ms: get 1.00", "yes"),
         ("0 ms: list 2,000 / 2,000 / 2,000; 10 ms: get 2,000 / 2,000 / 2,000", ""),
@@ -298,7 +298,7 @@ def test_a_goal_that_holds_only_at_some_latencies_says_where() -> None:
     fast = {"ours": [replace(RUN, in_time=400)], "textbook": [RUN], "floor": [RUN]}
     results.measurements[1] = replace(results.measurements[1], runs=fast)
 
-    goal = readme.goals(results)[0]
+    goal = goals.goals(results)[0]
 
     assert goal.holds == "at 10 ms"
 
@@ -329,16 +329,24 @@ def run_of(
     command.run(Namespace(quick=quick, only=words, output=None))
 
 
-def test_a_full_run_updates_the_readme(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_run_updates_the_readme_and_the_results(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_of(monkeypatch)
 
     text = published.read_text("utf-8")
     assert text.startswith(f"Before\n\n{readme.BEGIN}\n")
     assert text.endswith(f"{readme.END}\n\nAfter\n")
     assert "of another run" not in text
-    assert "| at least 3.5 × (list, get), 5 × (create) | 0 ms: list 2.00 | no |" in text
+    assert "- **2.0 to 2.0 times** the responses per second" in text
     assert "](bench/results/speed.svg)" in text
-    assert (published.parent / "bench" / "results" / "speed.svg").exists()
+    assert "[results](bench/results/results.md)" in text
+    folder = published.parent / "bench" / "results"
+    assert (folder / "speed.svg").exists()
+    tables = (folder / "results.md").read_text("utf-8")
+    assert tables.startswith("### Goals\n")
+    assert "| at least 3.5 × (list, get), 5 × (create) | 0 ms: list 2.00 | no |" in tables
+    assert "](speed.svg)" in tables
 
 
 def test_a_partial_run_leaves_published_files_unchanged(

@@ -43,9 +43,9 @@ def is_broken(page: Path, target: str) -> bool:
 
 @pytest.fixture(scope="module")
 def pages(project: Project) -> list[Path]:
-    folders = (REPOSITORY, REPOSITORY / "docs", project.path, project.path / "docs")
-    found = [page for folder in folders for page in folder.glob("*.md")]
-    return found + list((REPOSITORY / "docs" / "decisions").glob("*.md"))
+    names = (".", "docs", "docs/decisions", "bench/results")
+    folders = [*(REPOSITORY / name for name in names), project.path, project.path / "docs"]
+    return [page for folder in folders for page in folder.glob("*.md")]
 
 
 def test_no_link_is_broken(pages: list[Path]) -> None:
