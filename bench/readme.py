@@ -30,7 +30,8 @@ def glance(results: Results) -> str:
     if found := round_trips(results):
         slowest = max(of_app["ours"] for operation, of_app in found if operation != "mixed")
         lines.append(
-            f"- **One round trip** to the database: a response takes {slowest:.2f} of them at most."
+            f"- **One round trip** to the database: a median response takes at most {slowest:.2f}"
+            " of them."
         )
     if crowds := results.of("crowd"):
         most = max(one.cell.clients for one in crowds)
@@ -43,7 +44,9 @@ def glance(results: Results) -> str:
             f" {rest}."
         )
     if rivals := [one for one in crowds if one.cell.clients == 200 and "textbook" in one.cell.apps]:
-        lines[-1] += f" With 200 clients, {shares(rivals, 'textbook')} of the textbook app's do."
+        succeeded_any = any(one.total("textbook", "succeeded") for one in rivals)
+        part = shares(rivals, "textbook") if succeeded_any else "none"
+        lines[-1] += f" With 200 clients, {part} of the textbook app's requests succeed."
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -303,6 +303,18 @@ def test_a_goal_that_holds_only_at_some_latencies_says_where() -> None:
     assert goal.holds == "at 10 ms"
 
 
+@pytest.mark.parametrize(("statuses", "share"), [({"200": 90}, "89 %"), ({}, "none")])
+def test_the_share_of_the_textbook_app_is_shown_in_words_if_it_is_none(
+    statuses: dict[str, int], share: str
+) -> None:
+    results = results_of(Cell("crowd", "list", 200))
+    results.measurements[0].runs["textbook"] = [replace(RUN, statuses=statuses)]
+
+    text = readme.glance(results)
+
+    assert f" With 200 clients, {share} of the textbook app's requests succeed.\n" in text
+
+
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary repository that a full run writes to. Returns its README."""
