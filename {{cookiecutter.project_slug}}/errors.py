@@ -130,7 +130,7 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
     """
     if isinstance(error, DatabaseBusy):
         bind_contextvars(error=str(error))
-        return later(str(error))
+        return unavailable_response(str(error))
     finding = await resources(request).availability.diagnose(error)
     if finding is None:
         raise error
@@ -138,13 +138,21 @@ async def answer_fault(request: Request, error: Exception) -> JSONResponse:
     if finding.name == "disk-full":
         # Without Retry-After: waiting does not free any space.
         return JSONResponse({"detail": finding.public}, status.HTTP_507_INSUFFICIENT_STORAGE)
-    return later(finding.public)
+    return unavailable_response(finding.public)
 
 
-def later(detail: str) -> JSONResponse:
+def unavailable_response(detail: str) -> JSONResponse:
     return JSONResponse(
         {"detail": detail},
         status.HTTP_503_SERVICE_UNAVAILABLE,
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def unavailable(detail: str) -> HTTPException:
+    return HTTPException(
+        status.HTTP_503_SERVICE_UNAVAILABLE,
+        detail,
         headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 

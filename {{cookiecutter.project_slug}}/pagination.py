@@ -33,8 +33,8 @@ from sqlalchemy import (
 )
 from structlog.contextvars import bind_contextvars
 
-from auth import unavailable
 from db import CompiledStatement, OneStatement, ReadStatementDep, Row
+from errors import unavailable
 from resources import resources
 from schemas.problem import RETRY_AFTER_SECONDS
 from schemas.text import PlainText

@@ -11,8 +11,8 @@ from fastapi import Depends, FastAPI, HTTPException, status
 from fastapi.requests import HTTPConnection
 from fastapi.security import OAuth2PasswordBearer
 
+from errors import unavailable
 from resources import resources
-from schemas.problem import RETRY_AFTER_SECONDS
 
 CACHED_TOKENS = 4096  # verified tokens that are kept in memory: a few megabytes
 SCHEME = "bearer"  # the name of the security scheme in the OpenAPI
@@ -90,12 +90,4 @@ def no_account() -> HTTPException:
 def unauthorized(detail: str) -> HTTPException:
     return HTTPException(
         status.HTTP_401_UNAUTHORIZED, detail, headers={"WWW-Authenticate": "Bearer"}
-    )
-
-
-def unavailable(detail: str) -> HTTPException:
-    return HTTPException(
-        status.HTTP_503_SERVICE_UNAVAILABLE,
-        detail,
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
     )

@@ -10,10 +10,11 @@ from pydantic import Secret
 from sqlalchemy import ColumnElement, Select, select
 from sqlmodel import col
 
-from auth import CurrentUserId, account_id, no_account, refresh_tokens, unavailable
+from auth import CurrentUserId, account_id, no_account, refresh_tokens
 from auth.passwords import PasswordGuard
 from auth.tokens import ACCESS_TOKEN_SECONDS, OwnTokens
 from db import OneStatement, Row, get_statement
+from errors import unavailable
 from models import User
 from resources import resources
 from schemas.auth import TokenPair, UserPublic, is_own_address

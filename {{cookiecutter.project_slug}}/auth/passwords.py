@@ -28,9 +28,9 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from structlog.contextvars import bound_contextvars
 
-from auth import unavailable
 from auth.client import client_of
 from db import Row
+from errors import unavailable
 from resources import resources
 from schemas.problem import RETRY_AFTER_SECONDS
 
