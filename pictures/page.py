@@ -1,4 +1,4 @@
-"""Screenshots of the home page and of the API documentation, as a newcomer sees them."""
+"""Screenshots of the home page, the mailbox and the API documentation, as a newcomer sees them."""
 
 import os
 import signal
@@ -40,6 +40,7 @@ def photograph(project: Path, folder: Path) -> list[Path]:
     """Serve a project in development mode, and take screenshots. Returns the files."""
     with served(project) as url, chromium() as browser:
         return [
+            mailbox(browser, url, folder),  # first, while it has one message
             *(page_in(browser, url, scheme, folder) for scheme in ("light", "dark")),
             phone(browser, url, folder),
             docs(browser, url, folder),
@@ -114,6 +115,30 @@ def phone(browser: Browser, url: str, folder: Path) -> Path:
     return take(page, folder / "page-phone.png")
 
 
+def mailbox(browser: Browser, url: str, folder: Path) -> Path:
+    """Register, and take a screenshot of the message with the link, as text and as HTML."""
+    page = browser.new_page(viewport=WIDE, device_scale_factor=2, color_scheme="light")
+    page.goto(url)
+    register(page, "Mary")
+    expect(page.get_by_role("status")).to_have_text("Logged in.")
+    page.goto(f"{url}mailbox")
+    message = page.get_by_role("article")
+    limit = time.monotonic() + SECONDS
+    while not message.is_visible():  # it takes up to a second
+        if time.monotonic() > limit:
+            raise RuntimeError("the message has not arrived")
+        time.sleep(0.2)
+        page.reload()
+    # Chromium draws a sandboxed frame without the device_scale_factor: blurred.
+    message.locator("iframe").evaluate(
+        "frame => { frame.removeAttribute('sandbox'); frame.srcdoc = frame.srcdoc }"
+    )
+    message.get_by_text("As HTML").click()
+    expect(message.frame_locator("iframe").get_by_role("link")).to_be_visible()
+    page.evaluate("document.activeElement.blur()")
+    return take(page, folder / "mailbox.png")
+
+
 def docs(browser: Browser, url: str, folder: Path) -> Path:
     page = browser.new_page(viewport=WIDE, device_scale_factor=2, color_scheme="light")
     page.goto(f"{url}docs")
@@ -124,10 +149,7 @@ def docs(browser: Browser, url: str, folder: Path) -> Path:
 def work_on_tasks(page: Page, url: str, name: str) -> None:
     """Register, add tasks, and tick one."""
     page.goto(url)
-    page.get_by_label("E-mail").fill(f"{name.lower()}@example.com")
-    page.get_by_label("Password").fill("correct horse")
-    page.get_by_label("Name").fill(name)
-    page.get_by_role("button", name="Register").click()
+    register(page, name)
     for title in TASKS:
         page.get_by_label("New task").fill(title)
         page.get_by_role("button", name="Add").click()
@@ -136,6 +158,13 @@ def work_on_tasks(page: Page, url: str, name: str) -> None:
     expect(page.get_by_role("status")).to_contain_text("is done")
     page.get_by_role("heading", name="Tasks").click()  # remove the focus
     page.evaluate("document.activeElement.blur()")
+
+
+def register(page: Page, name: str) -> None:
+    page.get_by_label("E-mail").fill(f"{name.lower()}@example.com")
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_label("Name").fill(name)
+    page.get_by_role("button", name="Register").click()
 
 
 def take(page: Page, picture: Path) -> Path:
