@@ -28,6 +28,12 @@ def targets(page: Path) -> list[str]:
     return [unquote(target) for target in found if target and not re.match(r"\w+:", target)]
 
 
+def pictures(page: Path) -> dict[str, str]:
+    """Return the targets of the pictures in a page, and the texts that stand for them."""
+    images = [token for token in inline(page) if token.type == "image"]
+    return {unquote(str(image.attrs["src"])): image.content for image in images}
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a page."""
     tokens = MarkdownIt().parse(page.read_text("utf-8"))
@@ -53,6 +59,21 @@ def test_no_link_is_broken(pages: list[Path]) -> None:
 
     assert len(links) > 50
     assert [f"{page.name}: {target}" for page, target in links if is_broken(page, target)] == []
+
+
+def test_every_picture_is_shown_by_a_page(pages: list[Path]) -> None:
+    shown = {(page.parent / target).resolve() for page in pages for target in pictures(page)}
+    drawn = list((REPOSITORY / "docs" / "pictures").iterdir())
+
+    assert len(drawn) > 5
+    assert [picture.name for picture in drawn if picture not in shown] == []
+
+
+def test_every_picture_has_a_text_for_those_who_cannot_see_it(pages: list[Path]) -> None:
+    texts = {target: text for page in pages for target, text in pictures(page).items()}
+
+    assert len(texts) > 5
+    assert [target for target, text in texts.items() if not text] == []
 
 
 def test_every_page_of_a_project_is_linked_from_its_readme(project: Project) -> None:
