@@ -10,6 +10,7 @@ import pytest
 
 from config import PROJECT_DIR, Settings, SettingsError, clear_libpq_variables, load_settings
 from postgres import env_file
+from postgres.embedded import APP_SECRETS
 from postgres.env_file import EXAMPLE_SECRET
 from postgres.url import PLACEHOLDER
 
@@ -219,3 +220,14 @@ def test_every_setting_is_explained_in_the_readme() -> None:
     readme = (PROJECT_DIR / "README.md").read_text("utf-8")
 
     assert [name for name in Settings.model_fields if f"| `{name.upper()}` |" not in readme] == []
+
+
+def test_the_embedded_server_gets_no_secret_from_the_environment() -> None:
+    secret = {
+        name.upper()
+        for name, field in Settings.model_fields.items()
+        if re.search("SecretStr|DatabaseUrl|MailUrl", str(field.annotation))
+    }
+
+    assert len(secret) > 5
+    assert secret <= APP_SECRETS
