@@ -49,11 +49,15 @@ class Terminal:
 
 
 @contextmanager
-def on_terminal(program: str) -> Iterator[Terminal]:
-    """Run Python code in the project's folder, and end it after the block."""
+def on_terminal(program: str, typed: str = "") -> Iterator[Terminal]:
+    """Run Python code in the project's folder, and end it after the block.
+
+    typed: before the program starts.
+    """
     import pty  # noqa: PLC0415  (Windows has none)
 
     end, other = pty.openpty()
+    os.write(end, typed.encode())
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-c", TAKE_CONTROL + program],
         cwd=PROJECT,

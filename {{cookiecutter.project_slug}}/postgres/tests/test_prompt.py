@@ -65,8 +65,7 @@ def test_a_paste_with_its_marks_and_carriage_returns_is_one_answer(terminal: Ter
 
 @pytest.mark.parametrize("keys", ["early\n", "early", "\n"])
 def test_what_was_typed_ahead_of_the_prompt_is_not_used(keys: str) -> None:
-    with on_terminal(PROGRAM) as terminal:
-        terminal.type(keys)
+    with on_terminal(PROGRAM, typed=keys) as terminal:
         terminal.wait_for("is not used.\r\nPaste: ")
         terminal.type("later\n")
         terminal.wait_for("terminal as before")
