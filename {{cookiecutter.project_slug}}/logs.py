@@ -67,6 +67,13 @@ def redact_errors(logger: WrappedLogger, method: str, event: EventDict) -> Event
     return redact(logger, method, event) if "exception" in event or "error" in event else event
 
 
+def rename_uvicorn(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Write `uvicorn` for the logger that uvicorn uses for everything but its access log."""
+    if event["logger"] == "uvicorn.error":
+        event["logger"] = "uvicorn"
+    return event
+
+
 def add_trace_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
@@ -110,7 +117,12 @@ def configure_logging(settings: Settings, *, has_traces: bool = False) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *common, redact],
+            foreign_pre_chain=[
+                structlog.stdlib.add_logger_name,
+                rename_uvicorn,
+                *common,
+                redact,
+            ],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )

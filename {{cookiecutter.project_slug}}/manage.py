@@ -80,6 +80,10 @@ def complete_settings(*, local: bool) -> DatabaseUrl:
             env_file.set_database_url(ENV_FILE, new_url)
         url = settings_or_fail().database_url
     typer.echo(f"  DATABASE_URL is {url}")
+    given = os.environ.get("NEON_DATABASE_URL")
+    if given and not (new_url or local or choose.is_same_place(given, url)):
+        typer.echo("! NEON_DATABASE_URL names another one, which is not used.", nl=False)
+        typer.echo(" To change DATABASE_URL: uv run manage.py env")
     if local and not url.is_embedded:
         fail(
             ".env does not name the embedded PostgreSQL, but this database",

@@ -74,8 +74,9 @@ def serve() -> None:
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
         "timeout_worker_healthcheck": WORKER_SECONDS,
     }
-    config = uvicorn.Config("main:app", **options)
-    if config.should_reload or config.workers > 1:
+    # A Config that reloads logs what it watches, and uvicorn.run() makes one of its own.
+    config = None if reload else uvicorn.Config("main:app", **options)
+    if config is None or config.workers > 1:
         uvicorn.run("main:app", app_dir=str(PROJECT_DIR), **options)
         return
     server = Server(config)
