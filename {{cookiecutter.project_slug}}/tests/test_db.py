@@ -151,10 +151,16 @@ def test_tables_created_from_models_equal_those_of_the_migrations(
     asyncio.run(create_twice())
 
     scratch = create_engine(url.for_sqlalchemy())
-    assert describe(scratch) == {
-        table: columns for table, columns in describe(engine).items() if table != "alembic_version"
-    }
+    in_models, in_database = (
+        {f"{table}: {part}" for table, parts in describe(each).items() for part in parts}
+        for each in (scratch, engine)
+    )
     scratch.dispose()
+    missing = sorted(in_models - in_database)
+    left = sorted(part for part in in_database - in_models if not part.startswith("alembic_"))
+    advice = "\n".join(["models.py has, and the migrations lack:", *missing])
+    advice += "\n".join(["\nthe migrations have, and models.py lacks:", *left])
+    assert not missing + left, advice
 
 
 def describe(engine: Engine) -> dict[str, list[str]]:

@@ -93,23 +93,27 @@ def scalars(value: Any) -> Iterator[Schema]:
 def test_operation_ids_make_unique_names_of_functions() -> None:
     ids = Counter(operation["operationId"] for operation in OPERATIONS.values())
 
-    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", name) for name in ids)
-    assert set(ids.values()) == {1}
+    odd = [name for name in ids if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name)]
+    assert odd == [], "name the functions of routes in snake_case"
+    assert set(ids.values()) == {1}, f"give each route's function a name of its own: {ids}"
 
 
 def test_models_have_names_of_their_own() -> None:
     # Two models of one name get their modules' names before it: schemas__health__Problem.
-    assert [name for name in SCHEMAS if not re.fullmatch(r"[A-Z][A-Za-z]+", name)] == []
+    odd = [name for name in SCHEMAS if not re.fullmatch(r"[A-Z][A-Za-z0-9]+", name)]
+    assert odd == [], "give each model a name of its own, in CamelCase"
 
 
 def test_fastapis_own_errors_are_not_promised() -> None:
-    assert {"HTTPValidationError", "ValidationError"}.isdisjoint(SCHEMAS)
+    promised = {"HTTPValidationError", "ValidationError"} & SCHEMAS.keys()
+    assert not promised, "a route lacks 422: write responses=problems(422), or *BODY with a body"
 
 
 @each_operation
 def test_a_route_has_one_tag_and_says_what_it_does(name: str) -> None:
-    assert len(OPERATIONS[name]["tags"]) == 1
-    assert OPERATIONS[name]["description"]
+    tags = OPERATIONS[name].get("tags", [])
+    assert len(tags) == 1, "write APIRouter(…, tags=[…])"
+    assert OPERATIONS[name].get("description"), "write a docstring: /docs shows it"
 
 
 @each_operation
@@ -126,9 +130,10 @@ def test_a_route_answers_with_named_models(name: str) -> None:
         if status in BODILESS:
             assert "content" not in answer
         elif status.startswith("2"):
-            assert model_of(answer) in SCHEMAS
+            assert model_of(answer) in SCHEMAS, "return a model of schemas/, or a list of one"
         else:
-            assert model_of(answer) == expected
+            assert "content" in answer, f"write responses=problems({status})"
+            assert model_of(answer) == expected, f"write responses=problems({status})"
             assert answer["content"]["application/json"]["example"].keys() == {"detail"}
 
 
@@ -145,7 +150,8 @@ def test_a_route_names_all_its_statuses(name: str) -> None:
     if "security" in operation or operation["operationId"] in ASK_DATABASE:
         expected |= {"503"}
 
-    assert expected <= answers(name).keys()
+    missing = sorted(expected - answers(name).keys())
+    assert missing == [], f"add {', '.join(missing)} to responses=problems(…), or *BODY for a body"
 
 
 @each_operation
@@ -164,9 +170,11 @@ def test_all_input_has_bounds(name: str) -> None:
     for value in scalars([operation.get("requestBody"), operation.get("parameters")]):
         if value["type"] == "string":
             bounded = value.keys() & {"enum", "const"} or value.get("format") in PARSED
-            assert bounded or {"maxLength", "pattern"} <= value.keys(), value
+            advice = f"write Annotated[PlainText, Field(max_length=…)]: {value}"
+            assert bounded or {"maxLength", "pattern"} <= value.keys(), advice
         else:
-            assert {"minimum", "maximum"} <= value.keys(), value
+            advice = f"write Annotated[…, Field(ge=…, le=…)]: {value}"
+            assert {"minimum", "maximum"} <= value.keys(), advice
 
 
 @pytest.mark.parametrize("name", sorted({*names_in(OPENAPI["paths"])}))
@@ -176,7 +184,9 @@ def test_a_model_has_an_example(name: str) -> None:
 
     has_example = any("examples" in field for field in [model, *fields])
     is_secret = all(field.get("format") == "password" for field in fields)
-    assert has_example or is_secret or "enum" in model
+    assert has_example or is_secret or "enum" in model, (
+        "give a field of the model an example: Annotated[…, Field(examples=[…])]"
+    )
 
 
 def test_bodies_reject_unknown_fields() -> None:
@@ -188,8 +198,9 @@ def test_bodies_reject_unknown_fields() -> None:
     ]
 
     assert bodies
-    assert all(
-        SCHEMAS[name]["additionalProperties"] is False
+    lax = {
+        name
         for name in names_in(bodies)
-        if "properties" in SCHEMAS[name]
-    )
+        if "properties" in SCHEMAS[name] and SCHEMAS[name].get("additionalProperties") is not False
+    }
+    assert lax == set(), "bodies inherit from Strict, in schemas/text.py"
