@@ -31,7 +31,7 @@ PLACE = re.compile(r"(?P<how>[Ii]n|a new file|at the end of) `(?P<path>[\w./]+)`
 # The project's tests that the additions affect.
 TOUCHED = (
     "every_field or a_new_task or effort or summary or duplicate or support or every_setting"
-    " or openapi or test_lists or test_models or test_errors"
+    " or openapi or operator or test_lists or test_models or test_errors"
 )
 
 

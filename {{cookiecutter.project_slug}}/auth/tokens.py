@@ -36,7 +36,7 @@ class OwnTokens:
     def __init__(self, settings: Settings) -> None:
         self._key = signing_key(settings)
         self.refresh_key = signing_key(settings, "refresh token")
-        # A client sends the same token for 15 minutes: its signature is checked once.
+        # A client sends the same token many times: its signature is checked once.
         self._verified = lru_cache(CACHED_TOKENS)(self._verify)
 
     def issue(self, user_id: str, login: UUID | None = None) -> str:

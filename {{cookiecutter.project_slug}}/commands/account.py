@@ -131,13 +131,16 @@ def password(email: EmailArgument, *, as_json: AsJson = False) -> None:
 
     Asks twice, without showing it, or reads a line of standard input if that is not a terminal.
     """
+    from auth.tokens import ACCESS_TOKEN_SECONDS
+
     with our_accounts() as accounts:
         accounts.find(email)  # before it asks for a password
         changed = accounts.set_password(email, ask_password())
+    minutes = ACCESS_TOKEN_SECONDS // 60
     show_account(
         changed,
         f"✓ {email} has a new password, and no login sessions any more",
-        "  access tokens that were issued before work for up to 15 minutes",
+        f"  access tokens that were issued before work for up to {minutes} minutes",
         as_json=as_json,
     )
 
