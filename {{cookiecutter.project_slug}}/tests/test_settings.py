@@ -229,5 +229,5 @@ def test_the_embedded_server_gets_no_secret_from_the_environment() -> None:
         if re.search("SecretStr|DatabaseUrl|MailUrl", str(field.annotation))
     }
 
-    assert len(secret) > 5
+    assert "DATABASE_URL" in secret
     assert secret <= APP_SECRETS
