@@ -210,9 +210,12 @@ class Settings(BaseSettings):
         return self.database_url_direct or self.database_url.direct
 
 
-REMEDIES = {
-    "database_url": "uv run manage.py env",
-    "better_auth_secret": "uv run manage.py env --new-secret",
+REMEDIES = {  # for a value in .env, and for one in the environment, which overrides it
+    "database_url": ("run: uv run manage.py env", "set it in the environment"),
+    "better_auth_secret": (
+        "run: uv run manage.py env --new-secret",
+        "set it to the output of: openssl rand -hex 32",
+    ),
 }
 
 
@@ -222,18 +225,29 @@ def load_settings(env_file: Path | None) -> Settings:
         settings = Settings(_env_file=env_file)
     except ValidationError as error:
         mistakes = error.errors(include_url=False, include_input=False)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SettingsError(f"{env_file} cannot be read, save it as UTF-8: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{env_file} cannot be read: {error.strerror}") from None
     else:
         return settings
     required = {name for name, field in Settings.model_fields.items() if field.is_required()}
     missing = {mistake["loc"][0] for mistake in mistakes if mistake["type"] == "missing"}
-    if env_file and not env_file.exists() and missing == required:
-        raise SettingsError(f"there is no {env_file.name} yet; run: uv run manage.py setup")
-    raise SettingsError("\n".join(sorted({describe(mistake) for mistake in mistakes})))
+    has_file = env_file is not None and env_file.exists()
+    if not has_file and missing == required:
+        raise SettingsError(
+            "DATABASE_URL and BETTER_AUTH_SECRET are not set; in development, run: uv run manage.py"
+            " setup; on a server, see docs/deploying.md"
+        )
+    in_environment = {name.lower() for name, value in os.environ.items() if value}
+    lines = {
+        describe(mistake, in_file=has_file and mistake["loc"][0] not in in_environment)
+        for mistake in mistakes
+    }
+    raise SettingsError("\n".join(sorted(lines)))
 
 
-def describe(mistake: Any) -> str:
+def describe(mistake: Any, *, in_file: bool) -> str:
     """Describe an error in one line, without the value, which may be a secret."""
     field = str(mistake["loc"][0])
     context = mistake.get("ctx", {})
@@ -246,10 +260,9 @@ def describe(mistake: Any) -> str:
             reason = str(context["error"])
         case _:
             reason = mistake["msg"]
-    remedy = REMEDIES.get(field, "")
-    if not remedy or remedy in reason:
-        return f"{field.upper()}: {reason}"
-    return f"{field.upper()}: {reason}; run: {remedy}"
+    for_file, for_environment = REMEDIES.get(field, ("", ""))
+    remedy = for_file if in_file else for_environment
+    return f"{field.upper()}: {reason}" + (f"; {remedy}" if remedy else "")
 
 
 def clear_libpq_variables(settings: Settings) -> None:

@@ -165,10 +165,8 @@ def run_checks(on_wait: OnWait) -> Iterator[Check]:
         settings = load_settings(ENV_FILE)
     except SettingsError as error:
         for line in str(error).splitlines():
-            problem, run, command = line.partition("run: ")
-            yield Check(
-                "settings", False, problem.rstrip("; "), run + command, BY_NAME["settings-wrong"]
-            )
+            problem, _, advice = line.partition("; ")
+            yield Check("settings", False, problem, advice, BY_NAME["settings-wrong"])
         return
     clear_libpq_variables(settings)
     source = "the environment" if "DATABASE_URL" in os.environ else ".env"

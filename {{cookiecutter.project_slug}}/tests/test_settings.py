@@ -1,5 +1,6 @@
 """Settings that cannot work end the process at start, with a line for each mistake."""
 
+import errno
 import os
 import re
 import subprocess
@@ -162,11 +163,51 @@ def test_an_invalid_setting_is_reported_in_one_line_without_its_value(
         assert secret not in message
 
 
+def test_advice_for_a_value_in_the_file_is_a_command_that_changes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "")  # counts as not set
+
+    with pytest.raises(SettingsError, match=r"; run: uv run manage\.py env --new-secret$"):
+        load(tmp_path, BETTER_AUTH_SECRET=EXAMPLE_SECRET)
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_advice_for_a_value_in_the_environment_is_to_set_it_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_file: bool
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "mysql://me:pass-word@host/db")
+    monkeypatch.setenv("BETTER_AUTH_SECRET", EXAMPLE_SECRET)
+
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path) if has_file else load_settings(tmp_path / ".env")
+
+    secret, url = str(caught.value).splitlines()
+    assert secret.endswith("everybody knows; set it to the output of: openssl rand -hex 32")
+    assert url.endswith("; set it in the environment")
+    assert "pass-word" not in url
+
+
+def test_without_a_file_a_single_missing_setting_is_one_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", URL)
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings(tmp_path / ".env")
+
+    advice = "set it to the output of: openssl rand -hex 32"
+    assert str(caught.value) == f"BETTER_AUTH_SECRET: is missing; {advice}"
+
+
 def test_a_missing_file_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(tmp_path / ".env")
 
-    assert str(caught.value) == "there is no .env yet; run: uv run manage.py setup"
+    assert str(caught.value) == (
+        "DATABASE_URL and BETTER_AUTH_SECRET are not set; in development, run: uv run manage.py"
+        " setup; on a server, see docs/deploying.md"
+    )
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
@@ -175,6 +216,20 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match="save it as UTF-8"):
         load_settings(env_file)
+
+
+def test_a_file_that_cannot_be_opened_is_reported_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("dotenv.main.open", refuse, raising=False)
+
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path)
+
+    assert str(caught.value) == f"{tmp_path / '.env'} cannot be read: Permission denied"
 
 
 def test_the_app_exits_at_startup_and_lists_all_errors() -> None:
