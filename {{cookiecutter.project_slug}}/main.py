@@ -135,9 +135,9 @@ def say_what_is_missing(settings: Settings) -> None:
     if settings.mail_url is None:
         advice = "set MAIL_URL, or nobody can replace a forgotten password"
         structlog.get_logger().warning("no mail is sent", advice=advice)
-    elif is_loopback(settings.frontend_url[0]):
+    if is_loopback(settings.frontend_url[0]):
         advice = "set FRONTEND_URL to the address of your front end"
-        structlog.get_logger().warning("links in mail lead to this machine", advice=advice)
+        structlog.get_logger().warning("links lead to this machine", advice=advice)
     if settings.registration is None:
         advice = "set REGISTRATION to open, or to closed to remove this line"
         structlog.get_logger().warning("registration is closed", advice=advice)

@@ -19,7 +19,7 @@ from uuid_utils.compat import uuid7
 from auth.links import INVITATION_SECONDS, invitation_message, reset_token
 from auth.passwords import Passwords
 from auth.refresh_tokens import LAST_USED, end_all
-from config import Settings
+from config import Settings, is_loopback
 from mail import MailError, deliver
 from models import RefreshToken, User, delete_owned
 from postgres import connect
@@ -95,6 +95,12 @@ class Accounts:
         self._settings = settings
         self._connection: connect.Connection | None = None
         self.outcome = NOTHING_CHANGED
+
+    @property
+    def links_lead_here(self) -> bool:
+        """Whether links lead to this machine, although users are elsewhere."""
+        settings = self._settings
+        return not settings.in_development and is_loopback(settings.frontend_url[0])
 
     def newest(self, limit: int) -> list[Account]:
         """Return the accounts, the newest first."""

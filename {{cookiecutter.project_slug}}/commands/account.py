@@ -120,6 +120,8 @@ def invite(
             "! MAIL_URL is not set. Send this link yourself: it works for 7 days, and is a secret",
             invitation.link,
         ]
+    if accounts.links_lead_here:
+        lines.append("! FRONTEND_URL is not set to your front end: this link leads to this machine")
     if invitation.page_link:
         lines += ["  Without a front end, while the app runs here:", invitation.page_link]
     show_account(invitation, *lines, as_json=as_json)

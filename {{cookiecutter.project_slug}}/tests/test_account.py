@@ -615,14 +615,19 @@ def test_in_production_without_a_mail_server_no_link_can_be_asked_for(
         assert [answer.status_code for answer in answers] == [503] * 3
         assert answers[0].json() == {"detail": "this server cannot send mail"}
         assert change(client, ada, name="Eve").status_code == 200
-    assert lines[0]["event"] == "no mail is sent"
+    assert [line["event"] for line in lines[:2]] == [
+        "no mail is sent",
+        "links lead to this machine",
+    ]
     assert "MAIL_URL" in lines[0]["advice"]
+    assert "FRONTEND_URL" in lines[1]["advice"]
 
 
 def test_registration_is_closed_in_production_unless_it_is_opened(
     app_with: Callable[..., TestClient],
 ) -> None:
-    with capture_logs() as lines, app_with(environment="production") as client:
+    production = {"environment": "production", "frontend_url": "https://app.example.com"}
+    with capture_logs() as lines, app_with(**production) as client:
         answer = register(client, new_email())
 
     assert (answer.status_code, answer.json()) == (403, {"detail": "registration is closed"})

@@ -96,7 +96,7 @@ def new_account(client: TestClient, name: str = "Ada") -> str:
 
 def token_in(text: str) -> str:
     """Return the token of the link in a message."""
-    [token] = re.findall(r"http://localhost:3000/reset-password\?token=([\w.-]+)", text)
+    [token] = re.findall(r"https?://[\w.:]+/reset-password\?token=([\w.-]+)", text)
     return str(token)
 
 
@@ -159,7 +159,8 @@ def test_without_accounts_the_list_says_so(
 def smtp(use: Callable[..., None], database_url: DatabaseUrl) -> Iterator[MailServer]:
     """A mail server, which the commands use."""
     with mail_server(MailServer()) as server:
-        use(database_url, f"MAIL_URL=smtp://{HOST}:{server.port}?from=todo@example.com")
+        mail_url = f"MAIL_URL=smtp://{HOST}:{server.port}?from=todo@example.com"
+        use(database_url, mail_url, "FRONTEND_URL=https://app.example.com")
         yield server
 
 
@@ -202,6 +203,36 @@ def test_in_development_an_invitation_also_works_without_a_front_end(
 
     assert f"\nhttp://127.0.0.1:8123/#reset={token_in(output)}\n" in output
     assert production["page_link"] is None
+
+
+@pytest.mark.parametrize("again", [[], ["--again"]])
+@pytest.mark.parametrize(
+    ("setting", "warns"),
+    [
+        ("FRONTEND_URL=", True),
+        ("FRONTEND_URL=http://127.0.0.1:3000", True),
+        ("FRONTEND_URL=https://app.example.com", False),
+        ("ENVIRONMENT=development", False),
+    ],
+)
+def test_an_invitation_warns_if_its_link_leads_to_this_machine(
+    use: Callable[..., None],
+    database_url: DatabaseUrl,
+    setting: str,
+    again: list[str],
+    *,
+    warns: bool,
+) -> None:
+    email = new_email()
+    if again:
+        account("invite", email)
+    use(database_url, setting)
+
+    code, output = account("invite", email, *again)
+
+    assert code == 0, output
+    line = "! FRONTEND_URL is not set to your front end: this link leads to this machine\n"
+    assert output.count(line) == warns
 
 
 def test_nobody_can_log_in_before_following_the_invitation(client: TestClient) -> None:
