@@ -29,19 +29,19 @@ EXCUSES = {
 
 # The files that take longest, in the order in which they start. The others follow, so that no
 # worker is left with a long file at the end. test_overload and its thousands of clients need the
-# processors: they come first, beside two files that mostly wait. Later, files that wait run beside
-# those that use all cores.
+# processors: they come first, beside two files that mostly wait. Those that use all cores come
+# between others, so that not all workers have one at once.
 LONG_FILES = [
     "test_neon",
     "test_overload",
     "test_faults",
     "test_default_answers",
-    "test_frontend",
-    "test_accounts_taken_out",
     "test_pgbouncer",
     "test_cluster",
-    "test_better_auth",
+    "test_frontend",
     "test_surroundings",
+    "test_better_auth",
+    "test_accounts_taken_out",
     "test_api_contract",
     "test_secrets",
     "test_hostile_answers",

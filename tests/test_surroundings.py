@@ -621,7 +621,8 @@ from pathlib import Path
 
 time.sleep(1)  # so that the output shows the step before
 Path("~/now").expanduser().touch()
-time.sleep(60)
+for _ in range(600):  # a signal just before a long sleep would wait for its end
+    time.sleep(0.1)
 """
 
 

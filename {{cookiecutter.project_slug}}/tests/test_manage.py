@@ -407,7 +407,8 @@ def test_migrate_reports_a_database_that_is_newer_than_the_code(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C as a signal")
 def test_ctrl_c_while_a_command_imports_its_modules_shows_no_traceback(tmp_path: Path) -> None:
-    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    # Short sleeps: a signal just before a sleep waits for its end.
+    slow = "import time\nprint('importing', flush=True)\nwhile True: time.sleep(0.1)\n"
     (tmp_path / "typer.py").write_text(slow, "utf-8")
     with subprocess.Popen(
         [sys.executable, "manage.py", "check"],

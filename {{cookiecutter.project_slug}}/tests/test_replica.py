@@ -116,9 +116,10 @@ def events(log: list[EventDict]) -> list[tuple[str, str | None]]:
     return [(line["event"], line.get("finding")) for line in lines]
 
 
-def shut(replica: DatabaseUrl, server: DatabaseUrl) -> None:
+def shut(replica: DatabaseUrl, server: DatabaseUrl, link: CountingProxy) -> None:
     run_alone(server, f"ALTER DATABASE {replica.database} ALLOW_CONNECTIONS false")
     run_alone(server, END_CONNECTIONS)
+    link.wait_for_ends()
 
 
 def reopen(replica: DatabaseUrl, server: DatabaseUrl) -> None:
@@ -139,6 +140,7 @@ def test_lists_come_from_the_replica_and_all_else_from_the_primary(
 
 def test_lists_come_from_the_primary_until_the_replica_is_back(
     client: TestClient,
+    link: CountingProxy,
     replica: DatabaseUrl,
     embedded_server: DatabaseUrl,
     log: list[EventDict],
@@ -147,7 +149,7 @@ def test_lists_come_from_the_primary_until_the_replica_is_back(
     monkeypatch.setattr(db, "REPLICA_PAUSE_SECONDS", 0.0)
     before = titles(client)
 
-    shut(replica, embedded_server)
+    shut(replica, embedded_server, link)
     meanwhile = [titles(client) for _ in range(3)]
     reopen(replica, embedded_server)
     after = titles(client)
@@ -205,12 +207,13 @@ def test_a_frozen_replica_leaves_time_for_the_primary(
 
 def test_a_replica_that_was_away_is_not_asked_for_each_list(
     client: TestClient,
+    link: CountingProxy,
     replica: DatabaseUrl,
     embedded_server: DatabaseUrl,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(db, "REPLICA_PAUSE_SECONDS", 60.0)
-    shut(replica, embedded_server)
+    shut(replica, embedded_server, link)
     meanwhile = titles(client)
     reopen(replica, embedded_server)
 

@@ -22,6 +22,7 @@ class CountingProxy:
         self._server = (server.host, server.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
+        self._answering: list[threading.Thread] = []
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -31,7 +32,11 @@ class CountingProxy:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._server)
                 self._sockets += [client, server]
-                threading.Thread(target=self._forward, args=(server, client), daemon=True).start()
+                answering = threading.Thread(
+                    target=self._forward, args=(server, client), daemon=True
+                )
+                self._answering.append(answering)
+                answering.start()
                 threading.Thread(target=self._read, args=(client, server), daemon=True).start()
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
@@ -56,6 +61,11 @@ class CountingProxy:
                         self._released.wait()
                 server.sendall(kind + struct.pack("!i", length) + body)
             server.shutdown(socket.SHUT_WR)
+
+    def wait_for_ends(self) -> None:
+        """Wait until the client has all that the server sent before it closed its connections."""
+        for thread in self._answering:
+            thread.join(20)
 
     @contextmanager
     def holding_back(self, text: str) -> Iterator[None]:
