@@ -28,20 +28,17 @@ EXCUSES = {
 }
 
 # The files that take longest, in the order in which they start. The others follow, so that no
-# worker is left with a long file at the end. test_overload and its thousands of clients need the
-# processors: they come first, beside two files that mostly wait. Those that use all cores come
-# between others, so that not all workers have one at once.
+# worker is left with a long file at the end. Those that wait run beside those that use all cores.
 LONG_FILES = [
     "test_neon",
-    "test_overload",
-    "test_faults",
     "test_default_answers",
+    "test_frontend",
+    "test_faults",
+    "test_accounts_taken_out",
     "test_pgbouncer",
     "test_cluster",
-    "test_frontend",
-    "test_surroundings",
     "test_better_auth",
-    "test_accounts_taken_out",
+    "test_surroundings",
     "test_api_contract",
     "test_secrets",
     "test_hostile_answers",
@@ -57,6 +54,9 @@ LONG_FILES = [
     "test_life",
 ]
 
+# Its thousands of clients, and the app, need the processors: it starts when little else is left.
+LAST_FILE = "test_overload"
+
 # The files of `pytest -m quick`: answers, rendered files, workflows, documentation.
 QUICK_FILES = {"test_answers", "test_documentation", "test_prompts", "test_rendering"}
 QUICK_FILES |= {"test_workflows"}
@@ -66,10 +66,11 @@ QUICK_FILES |= {"test_workflows"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first: with --no-loadscope-reorder, xdist keeps this order."""
     order = {name: number for number, name in enumerate(LONG_FILES)}
+    order[LAST_FILE] = len(order) + 1
     for item in items:
         if item.path.stem in QUICK_FILES:
             item.add_marker("quick")
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG_FILES)))
 
 
 def pytest_xdist_auto_num_workers() -> int:
