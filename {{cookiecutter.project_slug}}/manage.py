@@ -82,8 +82,8 @@ def complete_settings(*, local: bool) -> DatabaseUrl:
     typer.echo(f"  DATABASE_URL is {url}")
     given = os.environ.get("NEON_DATABASE_URL")
     if given and not (new_url or local or choose.is_same_place(given, url)):
-        typer.echo("! NEON_DATABASE_URL names another one, which is not used.", nl=False)
-        typer.echo(" To change DATABASE_URL: uv run manage.py env")
+        remedy = "to change DATABASE_URL: uv run manage.py env"
+        typer.echo(f"! NEON_DATABASE_URL names another one, which is not used; {remedy}")
     if local and not url.is_embedded:
         fail(
             ".env does not name the embedded PostgreSQL, but this database",

@@ -121,8 +121,8 @@ class Passwords:
 class Throttle:
     """Limits logins, registrations and mail: past a limit, a 429 until its window ends.
 
-    Nobody can lock out the owner of an account: guesses are counted per client, and
-    the limit for all clients together does not apply where the owner has logged in before.
+    Nobody can lock out the owner of an account: guesses are counted per client, and the
+    limit for all clients together does not apply where the owner has logged in before.
     The windows are fixed: the moving window of `limits` makes a call in a thread for each key in
     memory.
     """

@@ -1,6 +1,7 @@
 """Log messages and responses when the database goes down and comes back."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import psycopg2
@@ -15,6 +16,7 @@ import migrations
 from config import Settings
 from db import SessionDep, StatementDep
 from main import create_app
+from postgres import outage_log
 from postgres.tests.scripted_server import error, scripted_server
 from postgres.url import DatabaseUrl
 
@@ -122,6 +124,30 @@ def test_the_log_says_whether_to_run_migrations_or_to_write_one(
     assert logged[0]["advice"].startswith(advice)
     requests = [line["finding"] for line in log if line["event"] == "request"]
     assert requests == [finding] * 3
+
+
+def test_a_closer_look_at_the_schema_has_a_time_limit(
+    new_database: Callable[[], DatabaseUrl],
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[EventDict],
+) -> None:
+    monkeypatch.setattr(outage_log, "LOOK_SECONDS", 0.5)
+    url = new_database()
+    migrations.upgrade(url)
+    app = create_app(settings_for(url))
+
+    @app.get("/colours")
+    async def list_colours(statement: StatementDep) -> None:
+        await statement.all(text("SELECT colour FROM users"))
+
+    with closing(psycopg2.connect(url.for_libpq())) as other, TestClient(app) as client:
+        other.cursor().execute("LOCK TABLE alembic_version")
+        answer = client.get("/colours")
+
+    assert answer.status_code == 503
+    findings = [line["finding"] for line in log if line["event"] == "database refuses"]
+    assert findings[-1] == "schema-behind"  # after what became of the look itself
 
 
 def test_the_app_starts_without_connecting_to_the_database(

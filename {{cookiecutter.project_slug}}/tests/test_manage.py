@@ -250,6 +250,23 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "PAUSES", dict.fromkeys(Retry, (0.05, 0.05, 0.05)))
 
 
+def test_a_migration_may_be_applied_although_the_connection_broke(
+    use: Callable[[DatabaseUrl], None],
+    new_database: Callable[[], DatabaseUrl],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hang_up(_url: DatabaseUrl, connection: Any) -> None:
+        connection.cursor().execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    use(new_database())
+    monkeypatch.setattr(migrations, "upgrade", hang_up)
+
+    code, output = run("migrate")
+
+    assert code == 1
+    assert "perhaps they were applied" in output
+
+
 @pytest.mark.usefixtures("hurried")
 def test_standard_output_is_only_json_while_a_compute_wakes_up(
     use: Callable[[DatabaseUrl], None],

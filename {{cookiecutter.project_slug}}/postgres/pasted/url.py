@@ -148,7 +148,7 @@ def add(
     for written in (text, quote(value, safe="")):  # the latter will be read again
         refuse_placeholder(keyword, written)
     if keyword in NUMBERS and value and not re.fullmatch(r"(?a)-?\d{1,9}", value):
-        raise DatabaseUrlError(f"{keyword} is not a whole number: write {keyword}=10")
+        raise DatabaseUrlError(f"{keyword} is not a whole number: write only digits")
     if keyword in MODES and value:
         value = spell_mode(keyword, value, changes)
     if keyword == "host":
