@@ -31,9 +31,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def provider(embedded_server: DatabaseUrl) -> DatabaseUrl:
     """A server that is not the project's own: it has another user."""
-    password = secrets.token_hex(8)
-    run_alone(embedded_server, f"CREATE ROLE ann LOGIN SUPERUSER PASSWORD '{password}'")
-    return embedded_server.replace(user="ann", password=password)
+    user, password = f"test_{secrets.token_hex(8)}", secrets.token_hex(8)
+    run_alone(embedded_server, f"CREATE ROLE {user} LOGIN SUPERUSER PASSWORD '{password}'")
+    return embedded_server.replace(user=user, password=password)
 
 
 @pytest.fixture

@@ -7,11 +7,13 @@ Whole folders run in several processes with pytest-xdist. Each has its own datab
 A selection, such as a single file, runs in one process, which starts faster.
 """
 
+import _thread
 import asyncio
 import os
 import secrets
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -45,15 +47,35 @@ if "TEST_DATABASE_URL" not in os.environ:
         del os.environ[name]
 
 
+GRACE_SECONDS = 2  # for the test that runs when Ctrl-C is pressed
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let Ctrl-C end the run, even during a test of a command that handles Ctrl-C itself."""
+    """Let Ctrl-C end the run after the current test, or during it if it takes long.
+
+    An exception at any moment could leave a test's event loop running, which the test would then
+    wait for. A command that handles Ctrl-C itself would hide it from pytest.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if session.shouldstop:
+            signal.default_int_handler(number, frame)
         session.shouldstop = "Ctrl-C"
-        signal.default_int_handler(number, frame)
+        timer = threading.Timer(GRACE_SECONDS, press_ctrl_c)
+        timer.daemon = True
+        timer.start()
+        session.config.add_cleanup(timer.cancel)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    has_workers = session.config.pluginmanager.hasplugin("dsession")  # they run the tests
+    if not has_workers and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
+
+
+def press_ctrl_c() -> None:
+    if sys.platform == "win32":
+        _thread.interrupt_main()
+    else:  # also ends what the main thread waits for
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 MOST_WORKERS = 6

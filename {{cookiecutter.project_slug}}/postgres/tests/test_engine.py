@@ -517,7 +517,8 @@ async def hold_back(
                 await connection.execute(text(insertion), {"name": name})
                 await connection.commit()
 
-            with time_limit(1), proxy.holding_back(query):
+            # Enough for the statements before it, on a busy machine too.
+            with time_limit(2), proxy.holding_back(query):
                 await measure(insert_item())
         gone = "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = :pid"
         await wait_until_true(other, gone, pid=pid)
