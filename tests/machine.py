@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -69,6 +69,27 @@ class Project:
 
     def read(self, name: str) -> str:
         return (self.path / name).read_text("utf-8")
+
+    def copy(self, folder: Path, *left_out: str) -> "Project":
+        """Copy the project without its database. left_out: names of files not to copy."""
+        ignored = shutil.ignore_patterns(".postgres", ".venv", *left_out)
+        copy = replace(self, path=Path(shutil.copytree(self.path, folder, ignore=ignored)))
+        outcome = copy.run("uv", "sync")
+        assert outcome.code == 0, outcome.output
+        # Each of the copy's processes would compile the packages again, all at the same time.
+        environments = (self.path / ".venv", folder / ".venv")
+        shutil.copytree(*environments, ignore=all_but_bytecode, dirs_exist_ok=True, symlinks=True)
+        return copy
+
+
+def all_but_bytecode(folder: str, names: list[str]) -> list[str]:
+    """Return which names to leave out, for shutil.copytree."""
+    paths = [Path(folder, name) for name in names]
+    return [
+        path.name
+        for path in paths
+        if path.is_symlink() or not (path.is_dir() or path.suffix == ".pyc")
+    ]
 
 
 @dataclass(frozen=True)

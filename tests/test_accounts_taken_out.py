@@ -4,9 +4,8 @@ A step is a code block, as in tests/test_extending.py, or a sentence that says w
 """
 
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -79,15 +78,13 @@ def reduced(
     compiled: Project, section: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Project]:
     """A copy of the project with its own database, after following a section."""
-    folder = tmp_path_factory.mktemp("reduced") / "project"
-    shutil.copytree(compiled.path, folder, ignore=shutil.ignore_patterns(".postgres", ".venv"))
-    copy = replace(compiled, path=folder)
+    copy = compiled.copy(tmp_path_factory.mktemp("reduced") / "project")
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         assert copy.run("uv", "run", "manage.py", "migrate").code == 0
         for instruction in read_instructions(copy.read("docs/accounts.md"), section):
             if isinstance(instruction, Deletion):
-                delete(instruction.name, folder / instruction.path)
+                delete(instruction.name, copy.path / instruction.path)
             else:
                 take(instruction, copy)
         yield copy

@@ -6,10 +6,9 @@ diff, "@@" starts another place in the same file.
 
 import re
 import shlex
-import shutil
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -101,10 +100,7 @@ def extended(
     compiled: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Project]:
     """A copy of the project with its own database, after all steps."""
-    folder = tmp_path_factory.mktemp("extended") / "project"
-    ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
-    shutil.copytree(compiled.path, folder, ignore=ignored)
-    copy = replace(compiled, path=folder)
+    copy = compiled.copy(tmp_path_factory.mktemp("extended") / "project", ".git")
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         for step in steps:

@@ -1,7 +1,6 @@
 """docs/growing.md of a project, followed exactly as far as its steps are code to write."""
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,10 +29,7 @@ A_LIST = "EXPLAIN SELECT * FROM tasks WHERE owner_id = 'owner 1' ORDER BY create
 @pytest.fixture(scope="module")
 def partitioned(compiled: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A copy of the project with its own database, whose tasks are partitioned."""
-    folder = tmp_path_factory.mktemp("partitioned") / "project"
-    ignored = shutil.ignore_patterns(".git", ".postgres", ".venv")
-    shutil.copytree(compiled.path, folder, ignore=ignored)
-    copy = replace(compiled, path=folder)
+    copy = compiled.copy(tmp_path_factory.mktemp("partitioned") / "project", ".git")
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         steps = [

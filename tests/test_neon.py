@@ -521,13 +521,13 @@ EARLIER = "not (test_errors and (bad or headers or large)) and not cancelled_req
 
 @pytest.fixture(scope="module")
 def own_tests(
-    project: Project, neon: NeonProxy, migrated: str, checking: Checking
+    compiled: Project, neon: NeonProxy, migrated: str, checking: Checking
 ) -> Iterator[tuple[Endpoint, Future[Outcome]]]:
     """The project's tests on a pooled host, running while other tests wait."""
     wait(future for (mishap, _), future in checking.items() if mishap.retry != "yes")
     endpoint = neon.new_endpoint(migrated)
-    environment = {**project.environment, "TEST_DATABASE_URL": endpoint.url()}
-    tested = Project(project.path, environment)
+    environment = {**compiled.environment, "TEST_DATABASE_URL": endpoint.url()}
+    tested = Project(compiled.path, environment)
     with ThreadPoolExecutor(1) as executor:
         # Two workers, not the usual four: each imports the app and collects the tests.
         command = ["uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider", "-n", "2"]
