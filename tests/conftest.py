@@ -45,17 +45,15 @@ LONG_FILES = [
     "test_bench",
     "test_failures",
     "test_extending",
-    "test_local_postgres",
     "test_page",
-    "test_container",
     "test_growing",
     "test_interrupting",
     "test_telemetry",
     "test_life",
 ]
 
-# Its thousands of clients, and the app, need the processors: it starts when little else is left.
-LAST_FILE = "test_overload"
+# The thousands of clients of the last one need the processors. The two before it mostly wait.
+LAST_FILES = ["test_container", "test_local_postgres", "test_overload"]
 
 # The files of `pytest -m quick`: answers, rendered files, workflows, documentation.
 QUICK_FILES = {"test_answers", "test_documentation", "test_prompts", "test_rendering"}
@@ -66,7 +64,7 @@ QUICK_FILES |= {"test_workflows"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first: with --no-loadscope-reorder, xdist keeps this order."""
     order = {name: number for number, name in enumerate(LONG_FILES)}
-    order[LAST_FILE] = len(order) + 1
+    order |= {name: len(LONG_FILES) + number for number, name in enumerate(LAST_FILES, 1)}
     for item in items:
         if item.path.stem in QUICK_FILES:
             item.add_marker("quick")
