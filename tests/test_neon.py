@@ -512,8 +512,9 @@ def test_an_app_can_start_while_the_compute_sleeps(
 # tests above run on the pooled host. Ignored, so that none is collected.
 ELSEWHERE = (
     *("asking", "auth_logs", "better_auth", "connect", "copying", "docs", "embedded", "env_file"),
-    *("explain", "headers", "logs", "mail", "mailbox", "manage", "openapi", "outage_log"),
-    *("plans", "prompt", "protocol", "server", "settings", "setup", "structure", "url"),
+    *("explain", "headers", "home", "logs", "mail", "mailbox", "manage", "openapi", "outage_log"),
+    *("plans", "prompt", "prompt_windows", "protocol", "server", "settings", "setup", "structure"),
+    *("todo_backend", "url"),
 )
 # Input that is refused before any statement, and requests cancelled on the embedded server.
 EARLIER = "not (test_errors and (bad or headers or large)) and not cancelled_requests"
