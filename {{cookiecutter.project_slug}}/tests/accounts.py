@@ -4,6 +4,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
@@ -21,6 +22,14 @@ def behind_proxy(app: FastAPI) -> TestClient:
     """Return a client behind a proxy, whose address is what X-Forwarded-For says."""
     proxied: Any = ProxyHeadersMiddleware(app, trusted_hosts="*")  # type: ignore[arg-type]
     return TestClient(proxied)
+
+
+def first_client(app: FastAPI, portal: BlockingPortal) -> TestClient:
+    """Return a client of a running app, behind a proxy, when no limit has counted anything yet."""
+    client = behind_proxy(app)
+    client.portal = portal
+    portal.call(app.state.resources.throttle._limiter.storage.reset)
+    return client
 
 
 def new_email() -> str:

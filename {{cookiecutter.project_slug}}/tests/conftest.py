@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import uvicorn
+from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine
@@ -105,14 +106,29 @@ def _usual_garbage_collection() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def app(settings: Settings) -> FastAPI:
-    """The app that most tests share. Each starts it again; tests that change it build their own."""
+    """The app that most tests share. Tests that change it build their own."""
     return main.create_app(settings)
 
 
-@pytest.fixture
-def client(app: FastAPI) -> Iterator[TestClient]:
+@pytest.fixture(scope="module")
+def portal(app: FastAPI) -> Iterator[BlockingPortal]:
+    """The event loop on which the shared app runs.
+
+    Each start costs a new connection, whose first statements are the slowest. While the app runs,
+    psycopg2 cannot COPY in this process: so it ends with the tests of a file.
+    """
     with TestClient(app) as client:
-        yield client
+        assert client.portal
+        yield client.portal
+
+
+@pytest.fixture
+def client(app: FastAPI, portal: BlockingPortal) -> TestClient:
+    """A client of the shared app, with an address that counts against no limit yet."""
+    address = f"2001:db8:{secrets.token_hex(2)}:{secrets.token_hex(2)}::1"
+    client = TestClient(app, client=(address, 50_000))
+    client.portal = portal
+    return client
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +176,7 @@ def client_of(
         add_account(engine, user_id)
         # The app runs already: a second lifespan would give it a second engine.
         user = TestClient(client.app, headers={"Authorization": f"Bearer {token_for(user_id)}"})
-        user.portal = client.portal  # the same event loop
+        user.portal = client.portal
         return user
 
     return log_in

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
 from uuid import UUID, uuid4
@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import jwt
 import pytest
 from alembic import command
+from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
@@ -39,6 +40,7 @@ from tests.accounts import (
     behind_proxy,
     change_password,
     delete_me,
+    first_client,
     get_me,
     log_in,
     new_email,
@@ -58,9 +60,8 @@ def fast_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def client(app: FastAPI) -> Iterator[TestClient]:
-    with behind_proxy(app) as client:
-        yield client
+def client(app: FastAPI, portal: BlockingPortal) -> TestClient:
+    return first_client(app, portal)
 
 
 @pytest.fixture

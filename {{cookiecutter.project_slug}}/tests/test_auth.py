@@ -8,7 +8,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from itertools import islice
@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 import jwt
 import pytest
 from alembic import command
+from anyio.from_thread import BlockingPortal
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fastapi import FastAPI, HTTPException
@@ -50,10 +51,10 @@ from tests.accounts import (
     PASSWORD,
     Account,
     bearer,
-    behind_proxy,
     change_password,
     delete_me,
     end_session,
+    first_client,
     get_me,
     list_sessions,
     log_in,
@@ -74,9 +75,8 @@ def fast_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def client(app: FastAPI) -> Iterator[TestClient]:
-    with behind_proxy(app) as client:
-        yield client
+def client(app: FastAPI, portal: BlockingPortal) -> TestClient:
+    return first_client(app, portal)
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ MARKUP = "<script>alert(1)</script>"
 
 @pytest.fixture
 def put(app: FastAPI, client: TestClient) -> Put:
-    """Put a message into the mailbox of the app, and return the page."""
+    """Put a message into the mailbox of the app, which is empty at first, and return the page."""
+    app.state.resources.mailer.mailbox.clear()
 
     def put(message: EmailMessage | Message) -> str:
         if isinstance(message, Message):
@@ -34,6 +35,7 @@ def put(app: FastAPI, client: TestClient) -> Put:
     return put
 
 
+@pytest.mark.usefixtures("put")
 def test_an_empty_mailbox_says_how_to_get_a_message(client: TestClient) -> None:
     answer = client.get("/mailbox")
 
