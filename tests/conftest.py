@@ -72,8 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of workers: more than cores, because tests wait half of the time."""
-    return min((os.cpu_count() or 1) + 2, 4)
+    """Return the number of workers: one more than cores, because tests wait a third of the time."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -127,7 +127,7 @@ case "$*" in *{word}*) {mishap};; esac
 exec "$REAL" "$@"
 """
 FAIL = "echo 'it failed'; env; exit 1"
-WAIT = 'touch "$HOME/now"; sleep 60'
+WAIT = 'touch "$HOME/now"; exec sleep 60'
 STEPS = {"dependencies": ("uv", "python"), "git": ("git", "commit")}  # a program, and its word
 
 

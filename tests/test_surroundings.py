@@ -630,7 +630,7 @@ def interrupted_everywhere(machine: Machine, stop: Stop) -> Iterator[Mishap]:
     """Generate a project repeatedly, and stop it in each step in turn."""
     project = machine.project()
     path, template = project.path, machine.template
-    usual, sleepy_git = machine.environment["PATH"], "touch ~/now; sleep 60"
+    usual, sleepy_git = machine.environment["PATH"], "touch ~/now; exec sleep 60"
     migrating = Migrating(project)
     moments: dict[str, Callable[[], bool]] = {
         "rendering": (path / ".env.example").exists,
