@@ -48,6 +48,7 @@ if "TEST_DATABASE_URL" not in os.environ:
 
 
 GRACE_SECONDS = 2  # for the test that runs when Ctrl-C is pressed
+TIMER = pytest.StashKey[threading.Timer]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -61,14 +62,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         if session.shouldstop:
             signal.default_int_handler(number, frame)
         session.shouldstop = "Ctrl-C"
-        timer = threading.Timer(GRACE_SECONDS, press_ctrl_c)
+        timer = session.config.stash[TIMER] = threading.Timer(GRACE_SECONDS, press_ctrl_c)
         timer.daemon = True
         timer.start()
-        session.config.add_cleanup(timer.cancel)
 
     has_workers = session.config.pluginmanager.hasplugin("dsession")  # they run the tests
     if not has_workers and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let the fixtures of the session end: they may take longer, to stop the server."""
+    if timer := session.config.stash.get(TIMER, None):
+        timer.cancel()
 
 
 def press_ctrl_c() -> None:
