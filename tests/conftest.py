@@ -89,6 +89,14 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _types_of_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let mypy check the packages of all projects once: it knows a file by its content."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.mktemp("types")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template as git would distribute it. Caches in the working tree would be rendered too."""
@@ -126,8 +134,6 @@ def offline(machine: Machine) -> Machine:
 def generated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     """The outcome of the README's command with the default answers."""
     with new_machine(tmp_path_factory.mktemp("default") / "machine", template) as machine:
-        # Copies of the project have the same packages: mypy checks only what differs in them.
-        machine.environment["MYPY_CACHE_DIR"] = str(machine.root / "types")
         # A terminal does not set UV: uvx does.
         outcome = machine.generate(program=(UVX, "cookiecutter"), UV=None)
         assert outcome.code == 0, outcome.output

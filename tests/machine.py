@@ -22,6 +22,7 @@ COOKIECUTTER = (sys.executable, "-m", "cookiecutter")  # installed with the test
 # Environment variables of the real machine that programs inherit.
 PASSED_ON = {"LANG", "LC_ALL", "PYENV_ROOT", "SYSTEMROOT", "TZ", "HTTP_PROXY", "HTTPS_PROXY"}
 PASSED_ON |= {"NO_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX"}
+PASSED_ON |= {"MYPY_CACHE_DIR"}  # of the tests
 NOT_OURS = re.compile(r"uv-[\da-f]+\.lock")  # uv leaves these in the temp folder
 
 

@@ -16,10 +16,8 @@ from test_extending import Step, take
 
 SECTIONS = ["Remove our own accounts", "Remove Better Auth"]
 TEST_SECONDS = 360
-# All tests are collected. Those of these files have nothing to do with who has an account, but for
-# the ones that compare models and migrations.
-ELSEWHERE = ("availability", "copying", "db", "pagination", "plans", "protocol", "server", "setup")
-AFFECTED = f"(test_db and migration) or not ({' or '.join(f'test_{name}' for name in ELSEWHERE)})"
+# Tests about accounts and who owns what. All others run once a week.
+AFFECTED = "account or auth or migration or openapi or owner or token or user"
 DELETION = re.compile(
     r"[Ii]n\s`(?P<path>[\w./]+)`,\sdelete\sthe\s(?P<names>(?:class|function)[^.;]+)"
 )
@@ -110,9 +108,13 @@ def test_the_checks_pass(reduced: Project, task: str) -> None:
 
 
 @pytest.mark.timeout(TEST_SECONDS + 60)
-def test_the_tests_pass(reduced: Project) -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    [pytest.param(AFFECTED, id="affected"), pytest.param("", id="all", marks=pytest.mark.weekly)],
+)
+def test_the_tests_pass(reduced: Project, chosen: str) -> None:
     # Two workers, not the usual four: each imports the app and collects all tests.
-    command = ("uv", "run", "pytest", "--quiet", "-n", "2", "-k", AFFECTED, "tests")
+    command = ("uv", "run", "pytest", "--quiet", "-n", "2", "-k", chosen, "tests")
     outcome = reduced.run(*command, seconds=TEST_SECONDS)
 
     assert outcome.code == 0, outcome.output

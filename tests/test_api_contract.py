@@ -22,7 +22,7 @@ SCHEMATHESIS = "schemathesis==4.32.5"
 PYTHON_CLIENT = "openapi-python-client==0.29.1"
 NPM_PACKAGES = ("openapi-typescript@7.13.0", "@hey-api/openapi-ts@0.99.0", "typescript@5.9.3")
 SECONDS = 30  # timeout of a program other than Schemathesis
-SCHEMATHESIS_SECONDS = 240  # usually 60 to 100
+SCHEMATHESIS_SECONDS = 600  # usually 30 to 60 for 50 examples
 
 # Names in generated clients: changing one breaks every front end that uses it.
 OPERATIONS = {
@@ -205,11 +205,13 @@ def camel_case(name: str) -> str:
 
 
 @pytest.mark.timeout(SCHEMATHESIS_SECONDS + SECONDS)
-def test_schemathesis_finds_no_failures(api: Api, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [50, pytest.param(500, marks=pytest.mark.weekly)])
+def test_schemathesis_finds_no_failures(api: Api, tmp_path: Path, examples: int) -> None:
     command = [UVX, SCHEMATHESIS, f"--config-file={HERE / 'schemathesis.toml'}", "run"]
     command += [f"--header=Authorization: Bearer {api.log_in_new_user()}"]
     # Always the same cases, so that a failure appears with the change that causes it.
-    command += ["--generation-deterministic", "--max-examples=150", "--warnings=off", "--no-color"]
+    command += ["--generation-deterministic", "--warnings=off", "--no-color"]
+    command += [f"--max-examples={examples}"]
     command += ["--report=json", "--report-json-path=report.json", f"{api.url}/openapi.json"]
 
     output = run(command, tmp_path, seconds=SCHEMATHESIS_SECONDS)
@@ -217,10 +219,10 @@ def test_schemathesis_finds_no_failures(api: Api, tmp_path: Path) -> None:
     print(output)
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert report["operations"]["tested"] == len(OPERATIONS)
-    assert report["test_cases"]["generated"] > 3_000
+    assert report["test_cases"]["generated"] > 20 * examples
     lines = [json.loads(line) for line in api.log.read_text("utf-8").splitlines()]
     requests = [line for line in lines if line["event"] == "request"]
-    assert len(requests) > 3_000
+    assert len(requests) > 20 * examples
     errors = [line for line in lines if line["level"] == "error"]
     assert [line for line in errors if line["event"] != "message not sent"] == []
 

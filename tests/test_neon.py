@@ -508,33 +508,30 @@ def test_an_app_can_start_while_the_compute_sleeps(
 # The project's own tests
 
 
-# Tests that use no database, or one on the embedded server, or that are about commands, which the
-# tests above run on the pooled host. Ignored, so that none is collected.
-ELSEWHERE = (
-    *("asking", "auth_logs", "better_auth", "connect", "copying", "docs", "embedded", "env_file"),
-    *("explain", "headers", "home", "logs", "mail", "mailbox", "manage", "openapi", "outage_log"),
-    *("plans", "prompt", "prompt_windows", "protocol", "server", "settings", "setup", "structure"),
-    *("todo_backend", "url"),
-)
-# Input that is refused before any statement, and requests cancelled on the embedded server.
-EARLIER = "not (test_errors and (bad or headers or large)) and not cancelled_requests"
+# Whose statements, transactions and connections differ most from each other.
+ON_THE_POOLED_HOST = [
+    *(f"postgres/tests/test_{name}.py" for name in ("copy_tables", "engine", "statements")),
+    *(f"tests/test_{name}.py" for name in ("account", "db", "tasks")),
+]
+
+
+def run_own_tests(project: Project, endpoint: Endpoint, *arguments: str) -> Outcome:
+    """Run the project's tests on a pooled host."""
+    environment = {**project.environment, "TEST_DATABASE_URL": endpoint.url()}
+    # Two workers, not the usual four: each imports the app and collects the tests.
+    command = ["uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider", "-n", "2", *arguments]
+    return Project(project.path, environment).run(*command, seconds=OWN_SECONDS)
 
 
 @pytest.fixture(scope="module")
 def own_tests(
     compiled: Project, neon: NeonProxy, migrated: str, checking: Checking
 ) -> Iterator[tuple[Endpoint, Future[Outcome]]]:
-    """The project's tests on a pooled host, running while other tests wait."""
+    """Some of the project's tests on a pooled host, running while other tests wait."""
     wait(future for (mishap, _), future in checking.items() if mishap.retry != "yes")
     endpoint = neon.new_endpoint(migrated)
-    environment = {**compiled.environment, "TEST_DATABASE_URL": endpoint.url()}
-    tested = Project(compiled.path, environment)
     with ThreadPoolExecutor(1) as executor:
-        # Two workers, not the usual four: each imports the app and collects the tests.
-        command = ["uv", "run", "pytest", "--quiet", "-p", "no:cacheprovider", "-n", "2"]
-        command += ["-k", EARLIER]
-        command += [f"--ignore-glob=*/test_{name}.py" for name in ELSEWHERE]
-        yield endpoint, executor.submit(tested.run, *command, seconds=OWN_SECONDS)
+        yield endpoint, executor.submit(run_own_tests, compiled, endpoint, *ON_THE_POOLED_HOST)
 
 
 @pytest.mark.timeout(OWN_SECONDS + 60)
@@ -548,3 +545,13 @@ def test_the_projects_tests_pass_on_the_pooled_host(
     assert outcome.code == 0, outcome.output
     assert re.search(r"^\d+ passed in ", outcome.output, re.MULTILINE), outcome.output
     assert any(connection["pooled"] for connection in endpoint.show()["connections"])
+
+
+@pytest.mark.weekly
+@pytest.mark.timeout(OWN_SECONDS + 60)
+def test_all_of_the_projects_tests_pass_on_the_pooled_host(
+    compiled: Project, endpoint: Endpoint
+) -> None:
+    outcome = run_own_tests(compiled, endpoint)
+
+    assert outcome.code == 0, outcome.output

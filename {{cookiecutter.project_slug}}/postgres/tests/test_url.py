@@ -616,13 +616,13 @@ NASTY += [
 ]
 
 
-@pytest.mark.timeout(60)  # it takes a few seconds; with a quadratic regex, minutes
+@pytest.mark.timeout(60)  # it takes a second; with a quadratic regex, minutes
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 def test_parsing_is_fast_for_any_text(beginning: str) -> None:
     for piece in NASTY:
         line = piece * ((MAX_URL_LENGTH - len(beginning)) // len(piece) - 1)
 
-        for text in (beginning + line, "\n".join([beginning, *[line] * 4]), line * 10):
+        for text in (beginning + line, "\n".join([beginning, line, line]), line * 10):
             outcome = outcome_of(text)
 
             assert isinstance(outcome, Reading) or len(str(outcome)) < 400
