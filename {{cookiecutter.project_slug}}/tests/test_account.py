@@ -2,9 +2,11 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from email.message import EmailMessage
+from typing import Any
 from uuid import UUID, uuid4
 
 import jwt
@@ -26,7 +28,7 @@ import migrations
 from auth import links
 from auth.passwords import Passwords, Throttle
 from config import Settings
-from mail import MailUrl
+from mail import Mailer, MailUrl
 from models import User
 from postgres.tests.counting_proxy import counting_proxy
 from postgres.url import DatabaseUrl
@@ -537,6 +539,18 @@ def app_with(
     return build
 
 
+@pytest.fixture
+def use(app: FastAPI, client: TestClient) -> Iterator[Callable[..., None]]:  # noqa: ARG001
+    """Give the shared app other resources for one test."""
+    before: Resources = app.state.resources
+
+    def use(**changes: Any) -> None:
+        app.state.resources = replace(before, **changes)
+
+    yield use
+    app.state.resources = before
+
+
 def test_links_from_real_messages_are_followed(app_with: Callable[..., TestClient]) -> None:
     with mail_server(MailServer()) as server:
         url = MailUrl.parse(f"smtp://127.0.0.1:{server.port}?from=todo@example.com")
@@ -556,15 +570,21 @@ def test_links_from_real_messages_are_followed(app_with: Callable[..., TestClien
 
 @pytest.mark.parametrize("fault", ["slow", "refusing", "dead"])
 def test_no_response_depends_on_the_mail_server(
-    app_with: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, fault: str
+    client: TestClient,
+    portal: BlockingPortal,
+    use: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
 ) -> None:
     monkeypatch.setattr(mail, "CLOSE_SECONDS", 0.0)
     with mail_server(MailServer(replies=["554 no"] * 9, delay=9.0 * (fault == "slow"))) as server:
         port = 9 if fault == "dead" else server.port
         url = MailUrl.parse(f"smtp://127.0.0.1:{port}?from=todo@example.com")
-        with app_with(mail_url=url) as client:
-            ada = Account(client)
-            answers = [forget(client, ada.email), forget(client, new_email())]
+        mailer = Mailer(url, "Todo", keeps=False)
+        use(mailer=mailer)
+        ada = Account(client)
+        answers = [forget(client, ada.email), forget(client, new_email())]
+        portal.call(mailer.aclose)
 
     assert [answer.status_code for answer in answers] == [202, 202]
     assert all(answer.elapsed.total_seconds() < 5 for answer in answers)
@@ -643,12 +663,12 @@ def test_registration_is_closed_in_production_unless_it_is_opened(
 
 
 def test_a_login_session_of_an_unverified_account_ends_when_that_is_required(
-    app_with: Callable[..., TestClient], ada: Account
+    client: TestClient, ada: Account, settings: Settings, use: Callable[..., None]
 ) -> None:
-    with app_with(require_verified_email=True) as strict:
-        assert refresh(strict, ada.refresh).status_code == 401
-        answer = log_in(strict, ada.email)
+    use(settings=settings.model_copy(update={"require_verified_email": True}))
+    assert refresh(client, ada.refresh).status_code == 401
+    answer = log_in(client, ada.email)
 
-        assert answer.status_code == 403
-        assert "verify your e-mail address" in answer.json()["detail"]
-        assert log_in(strict, ada.email, "not the password").status_code == 401
+    assert answer.status_code == 403
+    assert "verify your e-mail address" in answer.json()["detail"]
+    assert log_in(client, ada.email, "not the password").status_code == 401
