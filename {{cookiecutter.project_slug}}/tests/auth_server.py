@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -20,13 +21,20 @@ USER_ID = "YxBiJmSNqN92fnT6ydGjtXRxox5c3zma"
 type Answer = Callable[[BaseHTTPRequestHandler], None]
 type Changes = dict[str, Any]
 
+
+@cache
+def rsa_key() -> Any:
+    """Return the same key each time: to make one takes as long as several tests."""
+    return rsa.generate_private_key(65537, 2048)
+
+
 MAKE_KEY: dict[str, Callable[[], Any]] = {
     "EdDSA": ed25519.Ed25519PrivateKey.generate,
     "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
     "ES384": lambda: ec.generate_private_key(ec.SECP384R1()),
     "ES512": lambda: ec.generate_private_key(ec.SECP521R1()),
-    "RS256": lambda: rsa.generate_private_key(65537, 2048),
-    "PS256": lambda: rsa.generate_private_key(65537, 2048),
+    "RS256": rsa_key,
+    "PS256": rsa_key,
 }
 key_ids = (f"key-{number}" for number in itertools.count())
 
