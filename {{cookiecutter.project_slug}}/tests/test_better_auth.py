@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -103,15 +104,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing here has TLS, and to load the system's certificates would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("SSL_CERT_FILE", raising=False)
-        patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
-        yield
-
-
 @pytest.fixture
 def auth_server() -> Iterator[AuthServer]:
     with running_auth_server() as server:
@@ -119,8 +111,14 @@ def auth_server() -> Iterator[AuthServer]:
 
 
 @pytest.fixture
-async def verifier(auth_server: AuthServer) -> AsyncIterator[BetterAuth]:
-    verifier = BetterAuth(auth_server.origin)
+async def verifier(
+    auth_server: AuthServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[BetterAuth]:
+    with monkeypatch.context() as patch:
+        # The server has no TLS, and to read the system's certificates would take most of the time.
+        patch.delenv("SSL_CERT_FILE", raising=False)
+        patch.setenv("SSL_CERT_DIR", str(tmp_path))
+        verifier = BetterAuth(auth_server.origin)
     yield verifier
     await verifier.aclose()
 
