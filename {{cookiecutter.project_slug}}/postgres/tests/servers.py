@@ -9,6 +9,7 @@ A selection, such as a single file, runs in one process, which starts faster.
 
 import _thread
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -23,7 +24,6 @@ from typing import Any
 
 import psycopg2
 import pytest
-from hypothesis import settings
 from psycopg2 import sql
 from sqlalchemy import create_engine, text
 
@@ -35,17 +35,12 @@ if sys.platform == "win32":  # the default event loop there cannot watch psycopg
         warnings.simplefilter("ignore", DeprecationWarning)  # TestClient has no other way
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
 
-# Hypothesis uses a fixed seed and measures no time, so that a test fails only because of a change.
-# To try other examples: pytest --hypothesis-profile=random --hypothesis-seed=NUMBER
-settings.register_profile("fixed", derandomize=True, deadline=None)
-settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
-settings.load_profile("fixed")
-
 # Remove variables that libpq would read: they are meant for another server.
 if "TEST_DATABASE_URL" not in os.environ:
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
+gc.disable()  # while pytest imports and collects: nearly all of that stays
 
 GRACE_SECONDS = 2  # for the test that runs when Ctrl-C is pressed
 TIMER = pytest.StashKey[threading.Timer]()
@@ -83,6 +78,13 @@ def press_ctrl_c() -> None:
         _thread.interrupt_main()
     else:  # also ends what the main thread waits for
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Collect garbage from here on, and leave out what was there before: it takes the longest."""
+    gc.freeze()
+    gc.enable()
 
 
 MOST_WORKERS = 6
