@@ -72,7 +72,7 @@ def parcels(engine: sa.Engine) -> Iterator[list[dict[str, Any]]]:
         connection.execute(sa.text("DROP TYPE size"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(settings: Settings) -> Iterator[TestClient]:
     app: FastAPI = main.create_app(settings)
 
