@@ -71,7 +71,7 @@ BAD_BODIES: dict[str, bytes] = {
     "a text": f'"{SENT}"'.encode(),
     "a number": b"7",
     "an unknown field": f'{{"{SENT * 100}": 1}}'.encode(),
-    "very many unknown fields": json.dumps(dict.fromkeys(map(str, range(50_000)))).encode(),
+    "very many unknown fields": json.dumps(dict.fromkeys(map(str, range(5_000)))).encode(),
     "a lone surrogate as a value": rb'{"title": "\ud800", "email": "\ud800", "x": "\udfff"}',
     "a lone surrogate in a name": rb'{"\ud800": "kangaroo"}',
     "a lone surrogate as bytes": b'{"x": "kangaroo \xed\xa0\x80"}',
@@ -275,7 +275,9 @@ def caller(app: FastAPI, token_for: Callable[[str], str]) -> Iterator[TestClient
 @pytest.fixture(scope="module")
 def browser(app: FastAPI, caller: TestClient) -> TestClient:
     """A client that takes a 500 for an answer, as browsers do."""
-    return TestClient(app, raise_server_exceptions=False, headers={**caller.headers, **ORIGIN})
+    client = TestClient(app, raise_server_exceptions=False, headers={**caller.headers, **ORIGIN})
+    client.portal = caller.portal
+    return client
 
 
 @pytest.fixture(scope="module")
@@ -304,17 +306,14 @@ def refusal_of(answer: Any) -> list[Schema]:
     return list(detail)
 
 
-@pytest.mark.parametrize("kind", BAD_BODIES)
 @pytest.mark.parametrize(("method", "path", "_schema"), with_body("application/json"))
-def test_a_bad_body_is_refused(
-    caller: TestClient, method: str, path: str, _schema: Schema, kind: str
-) -> None:
-    answer = caller.request(method, address(method, path), content=BAD_BODIES[kind], headers=JSON)
+def test_a_bad_body_is_refused(caller: TestClient, method: str, path: str, _schema: Schema) -> None:
+    for kind, body in BAD_BODIES.items():
+        answer = caller.request(method, address(method, path), content=body, headers=JSON)
 
-    mistakes = refusal_of(answer)
-    assert answer.status_code in {400, 413, 422}
-    places = {mistake["loc"][0] for mistake in mistakes}
-    assert places <= {"body"}, "give the parameters of the path an example: Path(examples=[…])"
+        places = {mistake["loc"][0] for mistake in refusal_of(answer)}
+        assert answer.status_code in {400, 413, 422}, kind
+        assert places <= {"body"}, "give the parameters of the path an example: Path(examples=[…])"
 
 
 @pytest.mark.parametrize(("method", "path", "name", "values"), FIELDS)
@@ -389,19 +388,18 @@ def test_a_bad_form_is_refused(caller: TestClient, method: str, path: str, schem
         refusal_of(caller.request(method, url, content=form, headers=headers))
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "\xff", "application/", "x" * 10_000])
 @pytest.mark.parametrize(("method", "path", "_schema"), with_body("application/json"))
 def test_only_json_content_types_are_accepted(
-    caller: TestClient, method: str, path: str, _schema: Schema, content_type: str
+    caller: TestClient, method: str, path: str, _schema: Schema
 ) -> None:
-    headers = {b"Content-Type": content_type.encode("latin-1")}
-
     body = b'{"title": "kangaroo"}'
+    for content_type in (b"", b"text/plain", b"\xff", b"application/", b"x" * 10_000):
+        headers = {b"Content-Type": content_type}
 
-    answer = caller.request(method, address(method, path), content=body, headers=headers)
+        answer = caller.request(method, address(method, path), content=body, headers=headers)
 
-    refusal_of(answer)
-    assert answer.status_code in {415, 422}
+        refusal_of(answer)
+        assert answer.status_code in {415, 422}, content_type
 
 
 @pytest.mark.parametrize(("method", "path"), SECURED)
@@ -422,6 +420,7 @@ def test_a_request_without_a_good_token_is_refused(
     ]
     headers = [{}, *({b"Authorization": credential} for credential in credentials)]
     stranger, url = TestClient(caller.app), address(method, path)
+    stranger.portal = caller.portal
     for header in headers:
         answer = stranger.request(method, url, headers=header)
 
