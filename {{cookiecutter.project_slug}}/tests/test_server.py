@@ -2,17 +2,20 @@
 
 import asyncio
 import http.client
-import os
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import get_context
+from typing import Any
 
 import pytest
+import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
+import server
 from config import PROJECT_DIR, Settings
+from postgres.url import DatabaseUrl
 from server import REQUESTS_PER_TURN, TURNS_PER_REQUEST, Pacing
 from server.protocol import LimitedProtocol
 
@@ -119,30 +122,38 @@ def test_requests_begin_at_once_while_there_are_few() -> None:
     assert len(begun) == 3 * REQUESTS_PER_TURN
 
 
-def test_every_worker_has_the_limits_of_the_protocol(settings: Settings) -> None:
+def test_every_worker_has_the_limits_of_the_protocol(
+    settings_for: Callable[..., Settings], nowhere: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
-    environment = {
-        # Never the tests' own server: main.py would start the one of this folder with its password.
-        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
-        "BETTER_AUTH_SECRET": settings.better_auth_secret.get_secret_value(),
-        "ENVIRONMENT": "production",
-        "PORT": str(port),
-        "WEB_CONCURRENCY": "2",
-    }
-    with subprocess.Popen(
-        [sys.executable, "main.py"],
-        cwd=PROJECT_DIR,
-        env=os.environ | environment,
-        stdout=subprocess.DEVNULL,
-    ) as server:
-        try:
-            answers = [ask(port, {"X": "x" * 70_000}) for _ in range(4)]
-            small = ask(port, {})
-        finally:
-            server.terminate()
+    configs: list[uvicorn.Config] = []
 
-    assert [answer.status for answer in answers] == [431] * 4
+    def run(app: str, *, app_dir: str, **options: Any) -> None:
+        assert app_dir == str(PROJECT_DIR)
+        configs.append(uvicorn.Config(app, **options))
+
+    url = nowhere.replace(user="nobody")  # no embedded server, which this would start
+    settings = settings_for(url, environment="production", port=port)
+    monkeypatch.setattr(server, "get_settings", lambda: settings)
+    monkeypatch.setattr(uvicorn, "run", run)
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")
+    monkeypatch.setenv("ENVIRONMENT", "production")  # of the worker, which imports main.py
+
+    server.serve()
+    (config,) = configs
+    # uvicorn starts its workers like this one: they get what can be pickled.
+    worker = get_context("spawn").Process(target=uvicorn.Server(config).run)
+    worker.start()
+    try:
+        answers = [ask(port, {"X": "x" * 70_000}) for _ in range(2)]
+        small = ask(port, {})
+    finally:
+        worker.terminate()
+        worker.join()
+
+    assert config.workers == 2
+    assert [answer.status for answer in answers] == [431] * 2
     assert small.status == 200
     assert small.headers["Server"] is None
 
