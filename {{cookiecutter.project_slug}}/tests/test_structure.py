@@ -17,10 +17,12 @@ APP = {
 
 
 def modules(folder: Path) -> Iterator[Path]:
-    """Yield the Python files that are the project's own."""
-    for path in folder.rglob("*.py"):
-        if not any(part.startswith(".") for part in path.relative_to(PROJECT_DIR).parts):
+    """Yield the Python files that are the project's own: no hidden folder has any."""
+    for path in folder.iterdir():
+        if path.suffix == ".py":
             yield path
+        elif path.is_dir() and not path.name.startswith("."):
+            yield from modules(path)
 
 
 def imports(path: Path) -> set[str]:
