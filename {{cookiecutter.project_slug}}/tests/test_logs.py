@@ -1,6 +1,7 @@
 """The log of a real server: every request has its one line there, and no secret has any."""
 
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,70 +12,74 @@ import pytest
 
 from config import Settings
 from logs import read_request_id, redact
+from postgres.tests.counting_proxy import counting_proxy
 from postgres.url import DatabaseUrl
+from routes.health import SHARED_SECONDS
 from tests.logged_server import Run, served
 
 TEXTS = "platypus"  # in titles, searches and paths
 USER_ID = str(uuid4())
 AT_ONCE = 50
+ID_AT_ONCE = "number-"
 
 
 @pytest.fixture(scope="module")
 def run(
-    tmp_path_factory: pytest.TempPathFactory, settings: Settings, token_for: Callable[[str], str]
-) -> Run:
-    """A day in the life: people work, mistype, and meet a bug. SQL statements are logged."""
-    with served(tmp_path_factory.mktemp("run"), settings, DEBUG="true") as run:
-        tell_everything(run, token_for(USER_ID))
-    return run
-
-
-def tell_everything(run: Run, token: str) -> None:
-    answers = run.answers
-    with httpx2.Client(base_url=run.url) as client:
-        answers["health"] = client.get("/health")
-        answers["ready"] = client.get("/ready")
-        answers["bad token"] = client.get(
-            "/notes",
-            params={"q": TEXTS},
-            headers={"Authorization": f"Bearer {token}x", "X-Forwarded-For": "2001:db8:1:2::3"},
-        )
-        client.headers["Authorization"] = f"Bearer {token}"
-        answers["create"] = client.post("/notes", json={"text": TEXTS})
-        answers["head"] = client.head("/notes", params={"q": TEXTS})
-        answers["search"] = client.get("/notes", params={"q": TEXTS})
-        answers["one"] = client.get(f"/notes/{uuid4()}", headers={"X-Request-ID": "of-a-proxy"})
-        answers["mistake"] = client.post("/notes", json={TEXTS: "wallaby"})
-        answers["no route"] = client.get(f"/{TEXTS}", headers={"X-Request-ID": "not an id"})
-        answers["large"] = client.post("/notes", content=TEXTS.encode() * 1_000_000)
-        answers["bug"] = client.get("/bug/7")
-        answers["preflight"] = client.options(
-            "/notes",
-            headers={"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"},
-        )
-
-
-@pytest.fixture(scope="module")
-def run_without_database(
     tmp_path_factory: pytest.TempPathFactory,
-    database_url: DatabaseUrl,
+    embedded_url: DatabaseUrl,
     settings_for: Callable[..., Settings],
     token_for: Callable[[str], str],
 ) -> Run:
-    """A bad day: the database is away, and many people meet the bug at once."""
-    nowhere = settings_for(database_url.replace(port=1, user="owner", password="quokka"))
+    """A day in the life: people work, mistype, and meet a bug; in the end the database is away.
+
+    SQL statements are logged.
+    """
     with (
-        served(tmp_path_factory.mktemp("run"), nowhere) as run,
+        counting_proxy(embedded_url) as database,
+        served(
+            tmp_path_factory.mktemp("run"),
+            settings_for(embedded_url.replace(port=database.port)),
+            DEBUG="true",
+        ) as run,
         httpx2.Client(base_url=run.url) as client,
-        ThreadPoolExecutor(10) as threads,
     ):
-        run.answers["ready"] = client.get("/ready")
-        token = token_for(USER_ID)
-        run.answers["list"] = client.get("/tasks", headers={"Authorization": f"Bearer {token}"})
-        for number in range(AT_ONCE):
-            headers = {"X-Request-ID": f"number-{number}"}
-            threads.submit(client.get, f"/bug/{number}", headers=headers)
+        tell_everything(client, run.answers, token_for(USER_ID))
+        meet_the_bug_at_once(client)
+        database.close()
+        run.answers["database away"] = client.get("/notes", params={"q": TEXTS})
+        time.sleep(SHARED_SECONDS)  # then the answer is another than in the morning
+        run.answers["not ready"] = client.get("/ready")
     return run
+
+
+def tell_everything(client: httpx2.Client, answers: dict[str, httpx2.Response], token: str) -> None:
+    answers["health"] = client.get("/health")
+    answers["ready"] = client.get("/ready")
+    answers["bad token"] = client.get(
+        "/notes",
+        params={"q": TEXTS},
+        headers={"Authorization": f"Bearer {token}x", "X-Forwarded-For": "2001:db8:1:2::3"},
+    )
+    client.headers["Authorization"] = f"Bearer {token}"
+    answers["create"] = client.post("/notes", json={"text": TEXTS})
+    answers["head"] = client.head("/notes", params={"q": TEXTS})
+    answers["search"] = client.get("/notes", params={"q": TEXTS})
+    answers["one"] = client.get(f"/notes/{uuid4()}", headers={"X-Request-ID": "of-a-proxy"})
+    answers["mistake"] = client.post("/notes", json={TEXTS: "wallaby"})
+    answers["no route"] = client.get(f"/{TEXTS}", headers={"X-Request-ID": "not an id"})
+    answers["large"] = client.post("/notes", content=TEXTS.encode() * 1_000_000)
+    answers["bug"] = client.get("/bug/7")
+    answers["preflight"] = client.options(
+        "/notes",
+        headers={"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"},
+    )
+
+
+def meet_the_bug_at_once(client: httpx2.Client) -> None:
+    with ThreadPoolExecutor(10) as threads:
+        for number in range(AT_ONCE):
+            headers = {"X-Request-ID": f"{ID_AT_ONCE}{number}"}
+            threads.submit(client.get, f"/bug/{number}", headers=headers)
 
 
 def test_the_day_went_as_it_should(run: Run) -> None:
@@ -93,6 +98,8 @@ def test_the_day_went_as_it_should(run: Run) -> None:
         "large": 413,
         "bug": 500,
         "preflight": 200,
+        "database away": 503,
+        "not ready": 503,
     }
 
 
@@ -106,10 +113,11 @@ def test_every_line_is_json_whoever_wrote_it(run: Run) -> None:
 def test_every_request_has_one_line_and_probes_have_none(run: Run) -> None:
     answers = [answer for name, answer in run.answers.items() if name not in {"health", "ready"}]
 
-    assert [line["request_id"] for line in run.requests] == [
+    lines = [line for line in run.requests if not line["request_id"].startswith(ID_AT_ONCE)]
+    assert [line["request_id"] for line in lines] == [
         answer.headers["X-Request-ID"] for answer in answers
     ]
-    assert [line["status"] for line in run.requests] == [answer.status_code for answer in answers]
+    assert [line["status"] for line in lines] == [answer.status_code for answer in answers]
 
 
 def test_the_line_names_method_route_status_time_and_user(run: Run) -> None:
@@ -154,14 +162,15 @@ def test_a_sane_request_id_is_kept_and_another_replaced(run: Run) -> None:
 def test_a_bug_leaves_its_traceback_under_the_id_of_the_answer(run: Run) -> None:
     request_id = run.answers["bug"].json()["request_id"]
 
-    (line,) = (line for line in run.lines if "exception" in line)
+    lines = [line for line in run.lines if "exception" in line]
+    (line,) = (line for line in lines if not line["request_id"].startswith(ID_AT_ONCE))
     assert line["request_id"] == request_id == run.line_of("bug")["request_id"]
     assert line["level"] == run.line_of("bug")["level"] == "error"
     assert "RuntimeError" in line["exception"]
     assert "with_bug.py" in line["exception"]
 
 
-def test_no_secret_is_in_any_line(run: Run, run_without_database: Run, settings: Settings) -> None:
+def test_no_secret_is_in_any_line(run: Run, settings: Settings, embedded_url: DatabaseUrl) -> None:
     token = run.answers["create"].request.headers["Authorization"].removeprefix("Bearer ")
     secrets = [
         TEXTS,
@@ -171,35 +180,35 @@ def test_no_secret_is_in_any_line(run: Run, run_without_database: Run, settings:
         "wallaby",
         token,
         settings.better_auth_secret.get_secret_value(),
-        settings.database_url.for_libpq(),
+        embedded_url.password,
     ]
 
-    found = [secret for secret in secrets if secret in run.output + run_without_database.output]
+    found = [secret for secret in secrets if secret in run.output]
 
     assert found == []
-    assert "127.0.0.1" in run_without_database.output  # what helps to find a fault stays
+    assert "127.0.0.1" in run.output  # what helps to find a fault stays
 
 
-def test_without_its_database_the_line_tells_why(run_without_database: Run) -> None:
-    line = run_without_database.line_of("list")
+def test_without_its_database_the_line_tells_why(run: Run) -> None:
+    line = run.line_of("database away")
 
-    assert run_without_database.answers["list"].status_code == line["status"] == 503
+    assert line["status"] == 503
     assert line["level"] == "error"
     assert "refused" in line["error"]
 
 
-def test_a_failed_probe_is_logged(run_without_database: Run) -> None:
-    line = run_without_database.line_of("ready")
+def test_a_failed_probe_is_logged(run: Run) -> None:
+    line = run.line_of("not ready")
 
     assert (line["path"], line["status"], line["level"]) == ("/ready", 503, "error")
 
 
-def test_requests_at_the_same_time_keep_their_ids_apart(run_without_database: Run) -> None:
-    expected = {f"number-{number}" for number in range(AT_ONCE)}
+def test_requests_at_the_same_time_keep_their_ids_apart(run: Run) -> None:
+    expected = {f"{ID_AT_ONCE}{number}" for number in range(AT_ONCE)}
 
     for event in ("request", "Exception in ASGI application\n"):
-        lines = [line for line in run_without_database.lines if line["event"] == event]
-        ids = [line["request_id"] for line in lines if line["request_id"].startswith("number-")]
+        lines = [line for line in run.lines if line["event"] == event]
+        ids = [line["request_id"] for line in lines if line["request_id"].startswith(ID_AT_ONCE)]
         assert len(ids) == AT_ONCE
         assert set(ids) == expected
 
