@@ -1,11 +1,12 @@
 """The operator's commands for our own accounts: `manage.py account`."""
 
+import getpass
+import io
 import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from config import Settings
 from models import RefreshToken
 from postgres.tests.scripted_server import scripted_server
 from postgres.tests.servers import create_database
-from postgres.tests.terminal import Terminal, on_terminal
+from postgres.tests.terminal import on_terminal
 from postgres.url import DatabaseUrl
 from tests.accounts import (
     FAST,
@@ -445,24 +446,16 @@ def test_a_database_that_freezes_is_given_up(
     assert "perhaps the change was made: uv run manage.py account list\n" in output
 
 
-def typing(env_file: Path, *arguments: str) -> AbstractContextManager[Terminal]:
-    """Run a command on a pseudo-terminal."""
-    return on_terminal(f"""
-from pathlib import Path
-import config, manage
-config.ENV_FILE = Path({str(env_file)!r})
-manage.app({["account", *arguments]!r})
-""")
+# Asks, and prints whether the answer is the expected one.
+PROGRAM = f"""
+from commands.account import ask_password
+print("as typed:", ask_password() == {NEW_PASSWORD!r})
+"""
 
 
-on_terminals = pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
-
-
-@on_terminals
-def test_a_password_is_typed_twice_and_never_shown(
-    client: TestClient, ada: str, tmp_path: Path
-) -> None:
-    with typing(tmp_path / ".env", "password", ada) as terminal:
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_a_password_is_typed_twice_and_never_shown() -> None:
+    with on_terminal(PROGRAM) as terminal:
         for confirmation in (f"{NEW_PASSWORD}!", NEW_PASSWORD):  # the first time, they differ
             terminal.wait_for("New password (hidden): ")
             terminal.type(f"{NEW_PASSWORD}\n")
@@ -471,17 +464,30 @@ def test_a_password_is_typed_twice_and_never_shown(
         code, screen = terminal.wait()
 
     assert code == 0, screen
+    assert "as typed: True" in screen
     assert NEW_PASSWORD not in screen
-    assert log_in(client, ada, NEW_PASSWORD).status_code == 200
 
 
-@on_terminals
-def test_ctrl_c_says_that_nothing_was_changed(client: TestClient, ada: str, tmp_path: Path) -> None:
-    with typing(tmp_path / ".env", "password", ada) as terminal:
-        terminal.wait_for("New password (hidden): ")
-        terminal.type("\x03")
-        code, screen = terminal.wait()
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    assert code == 130
-    assert "✗ stopped: nothing was changed" in screen
+
+def test_ctrl_c_says_that_nothing_was_changed(
+    client: TestClient,
+    ada: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def press_ctrl_c(_prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Keyboard())
+    monkeypatch.setattr(getpass, "getpass", press_ctrl_c)
+
+    with pytest.raises(SystemExit) as end:
+        manage.app(["account", "password", ada])
+
+    assert end.value.code == 130
+    assert "✗ stopped: nothing was changed" in capsys.readouterr().err
     assert log_in(client, ada).status_code == 200
