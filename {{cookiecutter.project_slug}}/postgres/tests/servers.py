@@ -24,6 +24,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from hypothesis import settings
 from psycopg2 import sql
 from sqlalchemy import create_engine, text
 
@@ -34,6 +35,12 @@ if sys.platform == "win32":  # the default event loop there cannot watch psycopg
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TestClient has no other way
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
+
+# Hypothesis uses a fixed seed and measures no time, so that a test fails only because of a change.
+# To try other examples: pytest --hypothesis-profile=random --hypothesis-seed=NUMBER
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("fixed")
 
 # Remove variables that libpq would read: they are meant for another server.
 if "TEST_DATABASE_URL" not in os.environ:
