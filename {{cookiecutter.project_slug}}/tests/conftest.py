@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -106,8 +106,36 @@ def _usual_garbage_collection() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def app(settings: Settings) -> FastAPI:
-    """The app that most tests share. Tests that change it build their own."""
+    """The app that most tests share. Tests that change it use `app_with`, or build their own."""
     return main.create_app(settings)
+
+
+@pytest.fixture(scope="session")
+def app_to_restart(settings: Settings) -> FastAPI:
+    return main.create_app(settings)
+
+
+@pytest.fixture
+def app_with(
+    app_to_restart: FastAPI, settings_for: Callable[..., Settings]
+) -> Iterator[Callable[..., FastAPI]]:
+    """Return an app with the given database, and with other settings that it reads as it starts.
+
+    It is always the same app, because FastAPI builds an app's routes at its first start, which
+    takes ten times as long as the others. Routes that a test adds to it are removed after the test.
+    Other settings need an app of their own.
+    """
+    read_at_start = {"read_database_url", "db_pool_size", "db_queue_size", "db_queue_seconds"}
+    routes = list(app_to_restart.routes)
+
+    def change(url: DatabaseUrl, **changes: object) -> FastAPI:
+        assert changes.keys() <= read_at_start
+        other = main.create_app(settings_for(url, **changes))
+        app_to_restart.router.lifespan_context = other.router.lifespan_context
+        return app_to_restart
+
+    yield change
+    app_to_restart.router.routes[:] = routes
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +163,12 @@ def client(app: FastAPI, portal: BlockingPortal) -> TestClient:
 def token_for(settings: Settings) -> Callable[[str], str]:
     """Return an access token of the user with an id, for any app of the tests."""
     return OwnTokens(settings).issue
+
+
+def holding_connection(app: FastAPI, client: TestClient) -> AbstractContextManager[object]:
+    """Hold a connection of the pool of an app that runs, as a request does that takes long."""
+    assert client.portal
+    return client.portal.wrap_async_context_manager(app.state.resources.engine.connect())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 from structlog.contextvars import merge_contextvars
@@ -13,9 +14,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 import migrations
-from config import Settings
 from db import SessionDep, StatementDep
-from main import create_app
 from postgres import outage_log
 from postgres.tests.scripted_server import error, scripted_server
 from postgres.url import DatabaseUrl
@@ -43,9 +42,9 @@ def events(log: list[EventDict]) -> list[tuple[str, Any]]:
 
 
 def test_an_outage_is_logged_once_for_all_requests(
-    nowhere: DatabaseUrl, settings_for: Callable[..., Settings], log: list[EventDict]
+    nowhere: DatabaseUrl, app_with: Callable[..., FastAPI], log: list[EventDict]
 ) -> None:
-    with TestClient(create_app(settings_for(nowhere))) as client:
+    with TestClient(app_with(nowhere)) as client:
         answers = [client.get("/ready") for _ in range(5)]
 
     assert {answer.status_code for answer in answers} == {503}
@@ -55,9 +54,9 @@ def test_an_outage_is_logged_once_for_all_requests(
 
 
 def test_the_log_says_that_the_database_is_back(
-    database_url: DatabaseUrl, settings_for: Callable[..., Settings], log: list[EventDict]
+    database_url: DatabaseUrl, app_with: Callable[..., FastAPI], log: list[EventDict]
 ) -> None:
-    app = create_app(settings_for(database_url))
+    app = app_with(database_url)
     with TestClient(app) as client:
         app.state.resources.availability.lost(LOST)
         client.get("/ready")
@@ -75,11 +74,11 @@ def test_the_log_says_that_the_database_is_back(
     ],
 )
 def test_responses_name_the_cause_in_general_terms(
-    words: str, detail: str, settings_for: Callable[..., Settings]
+    words: str, detail: str, app_with: Callable[..., FastAPI]
 ) -> None:
     with scripted_server(error(words)) as server:
         url = URL.replace(host="127.0.0.1", port=server.port, options=(("sslmode", "disable"),))
-        with TestClient(create_app(settings_for(url))) as client:
+        with TestClient(app_with(url)) as client:
             answer = client.get("/ready")
 
     assert answer.status_code == 503
@@ -97,7 +96,7 @@ def test_responses_name_the_cause_in_general_terms(
 )
 def test_the_log_says_whether_to_run_migrations_or_to_write_one(
     new_database: Callable[[], DatabaseUrl],
-    settings_for: Callable[..., Settings],
+    app_with: Callable[..., FastAPI],
     monkeypatch: pytest.MonkeyPatch,
     log: list[EventDict],
     *,
@@ -110,7 +109,7 @@ def test_the_log_says_whether_to_run_migrations_or_to_write_one(
     if migrated:
         migrations.upgrade(url)
     monkeypatch.setattr(migrations, "columns", lambda: {"users.colour"})
-    app = create_app(settings_for(url))
+    app = app_with(url)
 
     colours = text("SELECT colour FROM users")
 
@@ -136,14 +135,14 @@ def test_the_log_says_whether_to_run_migrations_or_to_write_one(
 
 def test_a_closer_look_at_the_schema_has_a_time_limit(
     new_database: Callable[[], DatabaseUrl],
-    settings_for: Callable[..., Settings],
+    app_with: Callable[..., FastAPI],
     monkeypatch: pytest.MonkeyPatch,
     log: list[EventDict],
 ) -> None:
     monkeypatch.setattr(outage_log, "LOOK_SECONDS", 0.5)
     url = new_database()
     migrations.upgrade(url)
-    app = create_app(settings_for(url))
+    app = app_with(url)
 
     @app.get("/colours")
     async def list_colours(statement: StatementDep) -> None:
@@ -159,11 +158,11 @@ def test_a_closer_look_at_the_schema_has_a_time_limit(
 
 
 def test_the_app_starts_without_connecting_to_the_database(
-    settings_for: Callable[..., Settings],
+    app_with: Callable[..., FastAPI],
 ) -> None:
     with scripted_server(error("sorry")) as server:
         url = URL.replace(host="127.0.0.1", port=server.port)
-        with TestClient(create_app(settings_for(url))) as client:
+        with TestClient(app_with(url)) as client:
             client.get("/health")
 
     assert server.log_ins == 0

@@ -52,40 +52,45 @@ def test_redoc_does_not_fetch_its_logo(client: TestClient) -> None:
     assert LOGO not in script.content
 
 
+@pytest.mark.parametrize("path", DOCS)
+def test_the_documentation_is_there_in_development(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("settings", "status"),
     [
-        ({}, 200),
         ({"api_docs": False}, 404),
         ({"environment": "production"}, 404),
         ({"environment": "production", "api_docs": True}, 200),
     ],
 )
-def test_the_documentation_is_there_in_development_or_when_it_is_asked_for(
-    settings: dict[str, object], status: int, database_url: DatabaseUrl, settings_for: Build
+def test_elsewhere_the_documentation_is_there_when_it_is_asked_for(
+    settings: dict[str, object], status: int, nowhere: DatabaseUrl, settings_for: Build
 ) -> None:
-    with TestClient(create_app(settings_for(database_url, **settings))) as client:
+    with TestClient(create_app(settings_for(nowhere, **settings))) as client:
         answers = {path: client.get(path).status_code for path in DOCS}
 
     assert answers == dict.fromkeys(DOCS, status)
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_the_apps_name_is_text(path: str, database_url: DatabaseUrl, settings_for: Build) -> None:
+@pytest.fixture(scope="module")
+def unusual(nowhere: DatabaseUrl, settings_for: Build) -> TestClient:
+    """A client of an app behind a prefix, whose name is a script."""
     name = "</title><script>alert(1)</script>"
+    return TestClient(create_app(settings_for(nowhere, app_name=name, root_path="/api/v1")))
 
-    with TestClient(create_app(settings_for(database_url, app_name=name))) as client:
-        page = client.get(path).text
+
+@pytest.mark.parametrize("path", PAGES)
+def test_the_apps_name_is_text(unusual: TestClient, path: str) -> None:
+    page = unusual.get(path).text
 
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_behind_a_proxys_prefix_all_addresses_have_it(
-    path: str, database_url: DatabaseUrl, settings_for: Build
-) -> None:
-    with TestClient(create_app(settings_for(database_url, root_path="/api/v1"))) as client:
-        page = client.get(path).text
+def test_behind_a_proxys_prefix_all_addresses_have_it(unusual: TestClient, path: str) -> None:
+    page = unusual.get(path).text
 
     assert {address.startswith("/api/v1/") for address in addresses_in(page)} == {True}

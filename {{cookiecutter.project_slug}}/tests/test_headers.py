@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from fastapi import Response
+from fastapi import FastAPI, Response
 from fastapi.testclient import TestClient
 
 from config import Settings
@@ -68,8 +68,8 @@ def test_every_response_has_safe_headers(ada: TestClient, path: str) -> None:
     assert headers["Cache-Control"] == "no-store"
 
 
-def test_a_route_may_say_otherwise(settings: Settings) -> None:
-    app = create_app(settings)
+def test_a_route_may_say_otherwise(nowhere: DatabaseUrl, app_with: Callable[..., FastAPI]) -> None:
+    app = app_with(nowhere)
 
     @app.get("/etag")
     async def etag(response: Response) -> None:
@@ -88,36 +88,34 @@ def test_a_route_may_say_otherwise(settings: Settings) -> None:
     assert headers.get_list("Referrer-Policy") == ["same-origin"]
 
 
-@pytest.mark.parametrize(
-    ("environment", "url", "sent"),
-    [
-        ("production", "https://api.example.com", "max-age=31536000"),
-        ("production", "http://api.example.com", None),
-        ("development", "https://localhost", None),  # it would hold for all apps on localhost
-    ],
-)
-def test_hsts_is_for_production_behind_tls(
-    database_url: DatabaseUrl, settings_for: Build, environment: str, url: str, sent: str | None
-) -> None:
-    app = create_app(settings_for(database_url, environment=environment))
+def test_hsts_is_for_production_behind_tls(nowhere: DatabaseUrl, settings_for: Build) -> None:
+    with TestClient(create_app(settings_for(nowhere, environment="production"))) as client:
+        behind_tls = client.get("https://api.example.com/nowhere").headers
+        without = client.get("http://api.example.com/nowhere").headers
 
-    with TestClient(app, base_url=url) as client:
-        answer = client.get("/nowhere")
+    assert behind_tls["Strict-Transport-Security"] == "max-age=31536000"
+    assert "Strict-Transport-Security" not in without
 
-    assert answer.headers.get("Strict-Transport-Security") == sent
+
+def test_hsts_is_not_for_development(client: TestClient) -> None:
+    """It would hold for all apps on localhost."""
+    headers = client.get("https://localhost/nowhere").headers
+
+    assert "Strict-Transport-Security" not in headers
+
+
+@pytest.fixture(scope="module")
+def prefixed(database_url: DatabaseUrl, settings_for: Build) -> FastAPI:
+    return create_app(settings_for(database_url, root_path=PREFIX))
 
 
 @pytest.mark.parametrize("passed_on", ["", PREFIX], ids=["stripped", "kept"])
 def test_addresses_have_the_prefix_under_which_a_proxy_serves_the_app(
-    database_url: DatabaseUrl,
-    settings_for: Build,
-    ada: TestClient,
-    passed_on: str,
+    prefixed: FastAPI, ada: TestClient, passed_on: str
 ) -> None:
-    app = create_app(settings_for(database_url, root_path=PREFIX))
     headers = {"Authorization": ada.headers["Authorization"]}
 
-    with TestClient(app, headers=headers) as client:
+    with TestClient(prefixed, headers=headers) as client:
         created = [client.post(f"{passed_on}/tasks", json={"title": "x"}) for _ in range(2)]
         page = client.get(f"{passed_on}/tasks", params={"limit": 1})
         home = client.get(f"{passed_on}/")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, event, text
 from starlette.routing import Match
@@ -18,14 +19,13 @@ from pages import home
 from pages.policy import hashes_of
 from postgres.url import DatabaseUrl, parse
 
-type Build = Callable[..., Settings]
+type Build = Callable[..., FastAPI]
 
 HOME = ["/", "/home/status"]
 
 
-def status_of(settings: Settings) -> dict[str, dict[str, object]]:
-    with TestClient(create_app(settings)) as client:
-        answer = client.get("/home/status")
+def status_of(client: TestClient) -> dict[str, dict[str, object]]:
+    answer = client.get("/home/status")
     assert answer.status_code == 200, answer.text
     status: dict[str, dict[str, object]] = answer.json()
     return status
@@ -79,24 +79,21 @@ def test_the_page_keeps_nothing_and_takes_no_text_for_code(client: TestClient, n
     assert name not in client.get("/").text
 
 
-@pytest.mark.parametrize("path", HOME)
 def test_production_does_not_serve_the_page(
-    path: str, database_url: DatabaseUrl, settings_for: Build
+    nowhere: DatabaseUrl, settings_for: Callable[..., Settings]
 ) -> None:
-    with TestClient(create_app(settings_for(database_url, environment="production"))) as client:
-        answer = client.get(path)
+    with TestClient(create_app(settings_for(nowhere, environment="production"))) as client:
+        answers = [client.get(path) for path in HOME]
 
-    assert answer.status_code == 404
-    assert answer.json() == {"detail": "Not Found"}
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert [answer.json() for answer in answers] == [{"detail": "Not Found"}] * 2
 
 
 def test_the_page_is_no_part_of_the_api() -> None:
     assert not main.app.openapi()["paths"].keys() & {*HOME, "/docs", "/redoc"}
 
 
-def test_other_routes_are_found_before_the_page_is_looked_at(settings: Settings) -> None:
-    app = create_app(settings)
-
+def test_other_routes_are_found_before_the_page_is_looked_at(app: FastAPI) -> None:
     def place(path: str) -> int:
         """Return how many routes are looked at until this one is found."""
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
@@ -108,8 +105,8 @@ def test_other_routes_are_found_before_the_page_is_looked_at(settings: Settings)
     assert places[-1] == len(app.routes) - 1
 
 
-def test_a_database_that_is_well(settings: Settings, database_url: DatabaseUrl) -> None:
-    status = status_of(settings)
+def test_a_database_that_is_well(client: TestClient, database_url: DatabaseUrl) -> None:
+    status = status_of(client)
 
     assert status["database"].pop("latency_ms") >= 0  # type: ignore[operator]
     assert status["database"] == {
@@ -130,9 +127,10 @@ def test_a_database_that_is_well(settings: Settings, database_url: DatabaseUrl) 
 
 
 def test_a_database_without_tables_is_behind(
-    new_database: Callable[[], DatabaseUrl], settings_for: Build
+    new_database: Callable[[], DatabaseUrl], app_with: Build
 ) -> None:
-    status = status_of(settings_for(new_database()))
+    with TestClient(app_with(new_database())) as client:
+        status = status_of(client)
 
     assert status["database"]["ok"] is True
     assert status["migrations"]["ok"] is False
@@ -141,47 +139,49 @@ def test_a_database_without_tables_is_behind(
 
 
 def test_a_database_that_newer_code_has_migrated_is_ahead(
-    new_database: Callable[[], DatabaseUrl], settings_for: Build
+    new_database: Callable[[], DatabaseUrl], app_with: Build
 ) -> None:
     database = new_database()
     migrations.upgrade(database)
     mark(database, "9999")
 
-    status = status_of(settings_for(database))
+    with TestClient(app_with(database)) as client:
+        status = status_of(client)
 
     assert status["migrations"]["state"] == "ahead of the code"
     assert status["migrations"]["revision"] == "9999"
 
 
 def test_models_that_no_migration_knows_are_reported(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "columns", lambda: {"tasks.colour"})
 
-    status = status_of(settings)
+    status = status_of(client)
 
     assert status["migrations"]["state"] == "behind the models"
     assert status["migrations"]["cause"] == "no migration creates the column tasks.colour"
 
 
 def test_migrations_that_cannot_be_read_are_reported(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def history() -> list[str]:
         raise SyntaxError("0002_broken.py, line 3")
 
     monkeypatch.setattr(migrations, "history", history)
 
-    status = status_of(settings)
+    status = status_of(client)
 
     assert status["migrations"]["state"] == "broken"
     assert "0002_broken.py, line 3" in str(status["migrations"]["cause"])
 
 
 def test_a_database_that_is_away_is_reported_with_what_to_do(
-    nowhere: DatabaseUrl, settings_for: Build
+    nowhere: DatabaseUrl, app_with: Build
 ) -> None:
-    status = status_of(settings_for(nowhere))
+    with TestClient(app_with(nowhere)) as client:
+        status = status_of(client)
 
     assert status["database"]["ok"] is False
     assert status["database"]["latency_ms"] is None
@@ -192,11 +192,11 @@ def test_a_database_that_is_away_is_reported_with_what_to_do(
 
 
 def test_a_frozen_database_is_reported_within_the_limit_and_blocks_nobody(
-    database_url: DatabaseUrl, settings_for: Build, monkeypatch: pytest.MonkeyPatch
+    database_url: DatabaseUrl, app_with: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(home, "STATUS_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as thread:
-        app = create_app(settings_for(database_url.replace(port=silent.getsockname()[1])))
+        app = app_with(database_url.replace(port=silent.getsockname()[1]))
         with TestClient(app) as client:
             question = thread.submit(client.get, "/home/status")
             connection, _ = silent.accept()  # the app has begun to ask
@@ -210,8 +210,10 @@ def test_a_frozen_database_is_reported_within_the_limit_and_blocks_nobody(
     assert status["database"]["ok"] is False
 
 
-def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Settings) -> None:
-    app = create_app(settings)
+def test_the_database_is_asked_once_and_only_when_somebody_looks(
+    database_url: DatabaseUrl, app_with: Build
+) -> None:
+    app = app_with(database_url)
     queries = []
     with TestClient(app) as client:
         event.listen(
@@ -227,11 +229,10 @@ def test_the_database_is_asked_once_and_only_when_somebody_looks(settings: Setti
     assert len(queries) == 1
 
 
-def test_no_secret_is_reported(nowhere: DatabaseUrl, settings_for: Build) -> None:
+def test_no_secret_is_reported(nowhere: DatabaseUrl, app_with: Build, settings: Settings) -> None:
     database = nowhere.replace(user="hunter1-hunter1", password="hunter2-hunter2")
-    settings = settings_for(database)
 
-    with TestClient(create_app(settings)) as client:
+    with TestClient(app_with(database)) as client:
         status = client.get("/home/status")
         told = status.text + client.get("/").text
 

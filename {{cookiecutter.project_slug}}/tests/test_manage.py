@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -493,7 +494,8 @@ def test_openapi_writes_a_file(env_file: Path, tmp_path: Path) -> None:
     assert json.loads(file.read_text("utf-8"))["info"]["title"] == "Ⓣodo"
 
 
-def test_openapi_says_why_it_cannot_write(env_file: Path) -> None:
+def test_openapi_says_why_it_cannot_write(env_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FastAPI, "openapi", lambda _: {})
     file = env_file.parent / "nothing" / "openapi.json"
 
     code, output = run("openapi", "--output", str(file))

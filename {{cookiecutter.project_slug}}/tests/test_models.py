@@ -14,10 +14,9 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlmodel import SQLModel
 
-import main
 import migrations
 import models  # noqa: F401  (the tables)
-from config import PROJECT_DIR, Settings
+from config import PROJECT_DIR
 from db import StatementDep
 from postgres.tests.servers import connected
 from postgres.url import DatabaseUrl
@@ -85,9 +84,11 @@ def library(engine: sa.Engine) -> Iterator[None]:
 
 
 @pytest.fixture
-def client(settings: Settings, library: None) -> Iterator[TestClient]:
+def client(
+    app_with: Callable[..., FastAPI], database_url: DatabaseUrl, library: None
+) -> Iterator[TestClient]:
     assert library is None
-    app: FastAPI = main.create_app(settings)
+    app = app_with(database_url)
 
     @app.post("/{table}")
     async def create(table: str, row: dict[str, Any], statement: StatementDep) -> None:
@@ -149,9 +150,9 @@ def test_a_missing_required_value_is_a_bug_in_the_route(client: TestClient) -> N
 
 @pytest.mark.usefixtures("library")
 def test_deleting_an_account_deletes_its_rows_in_all_tables(
-    engine: sa.Engine, settings: Settings
+    engine: sa.Engine, app_with: Callable[..., FastAPI], database_url: DatabaseUrl
 ) -> None:
-    with TestClient(main.create_app(settings)) as client:
+    with TestClient(app_with(database_url)) as client:
         account = {
             "email": f"{uuid4().hex}@example.com",
             "password": "correct horse",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import create_engine
 from sqlmodel import Session
@@ -17,8 +18,6 @@ from structlog.typing import EventDict
 
 import db
 import migrations
-from config import Settings
-from main import create_app
 from models import Task
 from postgres.tests.counting_proxy import CountingProxy, counting_proxy
 from postgres.tests.servers import create_database, run_alone
@@ -92,15 +91,15 @@ def client(
     embedded_url: DatabaseUrl,
     replica: DatabaseUrl,
     link: CountingProxy,
-    settings_for: Callable[..., Settings],
+    app_with: Callable[..., FastAPI],
     token_for: Callable[[str], str],
     owner: str,
     path: str,  # noqa: ARG001
     log: list[EventDict],  # noqa: ARG001  (logging is set up first)
 ) -> Iterator[TestClient]:
     read_url = replica.replace(port=link.port)
-    settings = settings_for(embedded_url, read_database_url=read_url, db_pool_size=POOL_SIZE)
-    with TestClient(create_app(settings)) as client:
+    app = app_with(embedded_url, read_database_url=read_url, db_pool_size=POOL_SIZE)
+    with TestClient(app) as client:
         client.headers["Authorization"] = f"Bearer {token_for(owner)}"
         yield client
 

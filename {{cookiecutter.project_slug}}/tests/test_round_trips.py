@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, select
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, insert, select
 
 import pagination
 from config import Settings
@@ -17,44 +17,57 @@ from db import SessionDep
 from main import create_app
 from postgres.tests.counting_proxy import CountingProxy, counting_proxy
 from postgres.url import DatabaseUrl
-from tests.conftest import add_account
 
 NOTES = Table("notes", MetaData(), Column("id", Integer, primary_key=True))
 
 
-@pytest.fixture
-def notes(embedded_url: DatabaseUrl) -> Iterator[Table]:
-    """An empty table of the tests' own."""
+@pytest.fixture(scope="module")
+def engine(embedded_url: DatabaseUrl) -> Iterator[Engine]:
     engine = create_engine(embedded_url.for_sqlalchemy())
-    NOTES.create(engine)
-    yield NOTES
-    NOTES.drop(engine)
+    yield engine
     engine.dispose()
 
 
 @pytest.fixture
+def notes(engine: Engine) -> Iterator[Table]:
+    """An empty table of the tests' own."""
+    NOTES.create(engine)
+    yield NOTES
+    NOTES.drop(engine)
+
+
+@pytest.fixture(scope="module")
 def proxy(embedded_url: DatabaseUrl) -> Iterator[CountingProxy]:
     with counting_proxy(embedded_url) as proxy:
         yield proxy
 
 
-@pytest.fixture
-def caller(
-    proxy: CountingProxy,
-    embedded_url: DatabaseUrl,
-    settings_for: Callable[..., Settings],
-    token_for: Callable[[str], str],
-) -> Iterator[TestClient]:
-    """A user with a task, whose app has a connection already."""
-    user_id = str(uuid4())
-    engine = create_engine(embedded_url.for_sqlalchemy())
-    add_account(engine, user_id)
-    engine.dispose()
+@pytest.fixture(scope="module")
+def app(
+    proxy: CountingProxy, embedded_url: DatabaseUrl, settings_for: Callable[..., Settings]
+) -> FastAPI:
+    """The app that the tests of this file share."""
     app = create_app(settings_for(embedded_url.replace(port=proxy.port)))
-    with TestClient(app) as client:
-        client.headers["Authorization"] = f"Bearer {token_for(user_id)}"
-        client.post("/tasks", json={"title": "The first"}).raise_for_status()
-        yield client
+
+    @app.post("/two-notes")
+    async def create_two_notes(session: SessionDep) -> None:
+        for number in (1, 2):
+            await session.exec(insert(NOTES).values(id=number))
+        await session.commit()
+
+    @app.post("/half")
+    async def half(session: SessionDep) -> None:
+        await session.exec(insert(NOTES).values(id=1))
+        raise ValueError("in the middle")
+
+    return app
+
+
+@pytest.fixture
+def caller(ada: TestClient) -> TestClient:
+    """A user with a task, whose app has a connection already."""
+    ada.post("/tasks", json={"title": "The first"}).raise_for_status()
+    return ada
 
 
 def queries_of(
@@ -140,18 +153,10 @@ def test_health_and_a_bad_token_cost_none(proxy: CountingProxy, caller: TestClie
     assert proxy.queries == []
 
 
+@pytest.mark.usefixtures("notes")
 def test_the_work_of_a_session_is_committed_as_a_whole(
-    proxy: CountingProxy, caller: TestClient, notes: Table
+    proxy: CountingProxy, caller: TestClient
 ) -> None:
-    app = caller.app
-    assert isinstance(app, FastAPI)
-
-    @app.post("/two-notes")
-    async def create_two_notes(session: SessionDep) -> None:
-        for number in (1, 2):
-            await session.exec(insert(notes).values(id=number))
-        await session.commit()
-
     queries = queries_of(proxy, caller, "POST", "/two-notes")
 
     statements = [query.rpartition("; ")[2] for query in queries]  # behind its time limit
@@ -159,20 +164,10 @@ def test_the_work_of_a_session_is_committed_as_a_whole(
 
 
 def test_a_session_that_fails_leaves_nothing(
-    caller: TestClient, embedded_url: DatabaseUrl, notes: Table
+    caller: TestClient, engine: Engine, notes: Table
 ) -> None:
-    app = caller.app
-    assert isinstance(app, FastAPI)
-
-    @app.post("/half")
-    async def half(session: SessionDep) -> None:
-        await session.exec(insert(notes).values(id=1))
-        raise ValueError("in the middle")
-
     with pytest.raises(ValueError, match="in the middle"):
         caller.post("/half")
 
-    engine = create_engine(embedded_url.for_sqlalchemy())
     with engine.connect() as connection:
         assert connection.scalar(select(notes.c.id)) is None
-    engine.dispose()
