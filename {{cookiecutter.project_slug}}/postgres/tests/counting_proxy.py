@@ -70,6 +70,7 @@ class CountingProxy:
     @contextmanager
     def holding_back(self, text: str) -> Iterator[None]:
         """Deliver queries that contain a text only at the end of the block."""
+        self._released.clear()
         self._held_back = text
         try:
             yield
