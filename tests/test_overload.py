@@ -18,12 +18,13 @@ from bench.load import Run, prepare, send
 from app_server import LIMIT_SECONDS, PASSWORD, REQUEST_SECONDS, AppServer
 from machine import Project
 from stage import Stage, new_stage
-from visitors import visitors
+from visitors import Visitors, visitors
 
 POOL_SIZE = 15
 LOAD_SECONDS = 2
 ACCOUNTS = 200  # each may log in ten times at once
-LOG_INS = 10  # per hundred requests of the mix
+WRITERS = 10  # accounts that create tasks
+LOG_INS = 2  # each time that all WRITERS have created a task
 # Routes as in FastAPI's and SQLModel's tutorials. Each keeps the database busy for 50 ms, so that
 # POOL_SIZE connections serve at most 300 requests per second.
 OWN_ROUTES = """
@@ -54,13 +55,18 @@ async def create_own(session: SessionDep) -> Task:
     return task
 """
 
+# How long a crowd waits is up to the machine. But if all arrive together and are served in turn,
+# the last one waits twice as long as the median. Four times as long is unfair.
+UNFAIR = 4
+
 pytestmark = pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk")
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make wrk wait for the last responses longer than the slowest should take."""
-    monkeypatch.setattr(load, "GRACE_SECONDS", LIMIT_SECONDS + 10)
+    """Make wrk wait for the last responses of a slow machine, and end if none comes any more."""
+    monkeypatch.setattr(load, "GRACE_SECONDS", load.LATE_SECONDS - LOAD_SECONDS)
+    monkeypatch.setattr(load, "SILENCE_SECONDS", LIMIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,15 @@ def token(app: AppServer, stage: Stage) -> str:
 
 
 @pytest.fixture(scope="module")
+def tasks(app: AppServer, token: str) -> list[bytes]:
+    """Requests to send in a loop: two list tasks, the next one creates a task."""
+    listing = prepare("GET", "/tasks", token)
+    title = {"title": "one of very many"}
+    creations = [prepare("POST", "/tasks", app.register(), title) for _ in range(WRITERS)]
+    return [one for creation in creations for one in (listing, creation, listing)]
+
+
+@pytest.fixture(scope="module")
 def extended_app(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
     """The app with OWN_ROUTES, in a copy of the project with the same virtual environment."""
     folder = tmp_path_factory.mktemp("extended") / "project"
@@ -110,16 +125,8 @@ def log_in(account: int) -> bytes:
     return head.encode() + b"Content-Type: application/x-www-form-urlencoded\r\n\r\n" + form
 
 
-def load_of(kind: str, token: str, others: Sequence[str]) -> list[bytes]:
-    """Return requests to send in a loop. others: the tokens of those who create tasks in a mix."""
-    listing = prepare("GET", "/tasks", token)
-    title = {"title": "one of very many"}
-    if kind == "lists":
-        return [listing]
-    if kind == "creates":
-        return [prepare("POST", "/tasks", token, title)]
-    creations = [prepare("POST", "/tasks", other, title) for other in others]
-    tasks = [one for creation in creations for one in (listing, creation, listing)]
+def with_log_ins(tasks: Sequence[bytes]) -> list[bytes]:
+    """Return requests to send in a loop. Each of ACCOUNTS logs in once."""
     return [
         request
         for first in range(0, ACCOUNTS, LOG_INS)
@@ -154,6 +161,11 @@ def pulse(app: AppServer) -> Iterator[list[float]]:
             asking.result()
 
 
+def limit_of(run: Run) -> float:
+    """Return the seconds within which each response of a run must have come."""
+    return max(LIMIT_SECONDS, UNFAIR * run.p50_ms / 1000)
+
+
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     found = {
         "p50": statistics.median(seconds),
@@ -163,64 +175,64 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(1000 * value, 1) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("clients", [200, 2000])
-@pytest.mark.parametrize("kind", ["lists", "creates", "mix"])
+def check(run: Run, witnesses: Visitors, health: Sequence[float]) -> None:
+    """Check that nobody is left without a response, or waits far longer than the others."""
+    assert (run.unanswered, run.broken) == (0, 0)
+    assert run.failed == 0  # every 503 has Retry-After
+    assert run.succeeded > 0
+    assert run.max_ms < 1000 * limit_of(run)
+    # wrk reports only the status of a response. A few visitors check theirs completely.
+    assert witnesses.faults(limit_of(run)) == []
+    assert statistics.median(health) < max(0.1, run.p50_ms / 10_000)  # does not wait behind them
+
+
+@pytest.mark.parametrize(
+    ("clients", "logs_in"), [(200, False), (2000, True)], ids=["200", "2000-with-log-ins"]
+)
 def test_every_client_of_a_crowd_gets_a_response(
     app: AppServer,
     token: str,
+    tasks: Sequence[bytes],
+    *,
     clients: int,
-    kind: str,
+    logs_in: bool,
     record_property: Callable[[str, object], None],
 ) -> None:
-    others = [app.register() for _ in range((100 - LOG_INS) // 3)] if kind == "mix" else []
-    requests = load_of(kind, token, others)
+    requests = with_log_ins(tasks) if logs_in else tasks
 
-    # wrk reports only the status of a response. A few visitors check theirs completely.
     with pulse(app) as health, visitors(app, token, 4) as witnesses:
         run = send(app.port, requests, clients, LOAD_SECONDS)
 
     record_property("load", str(run))
     record_property("health", milliseconds(health))
-    refusals = {"503"} if clients > 200 or kind == "mix" else set()  # hashes have a queue of 50
+    refusals = {"503"} if logs_in else set()  # 200 clients are not too many
     assert set(run.statuses) <= {"200", "201"} | refusals
-    assert (run.unanswered, run.broken) == (0, 0)
-    assert run.succeeded > 0
-    assert witnesses.faults() == []
-    assert statistics.median(health) < 0.1
+    check(run, witnesses, health)
 
 
-@pytest.mark.parametrize("clients", [200, 1000])
-@pytest.mark.parametrize("methods", [("POST",), ("GET", "POST")], ids="+".join)
 def test_every_client_of_a_crowd_gets_a_response_from_tutorial_style_routes(
-    extended_app: AppServer,
-    clients: int,
-    methods: Sequence[str],
-    record_property: Callable[[str, object], None],
+    extended_app: AppServer, record_property: Callable[[str, object], None]
 ) -> None:
     token = extended_app.register()
-    requests = [prepare(method, "/own", token) for method in methods]
+    requests = [prepare(method, "/own", token) for method in ("GET", "POST")]
 
     with pulse(extended_app) as health, visitors(extended_app, token, 4) as witnesses:
-        run = send(extended_app.port, requests, clients, LOAD_SECONDS)
+        run = send(extended_app.port, requests, 1000, LOAD_SECONDS)
     afterwards = extended_app.request("GET", "/own")
 
     record_property("load", str(run))
     record_property("health", milliseconds(health))
     assert set(run.statuses) <= {"200", "201", "503"}
-    assert run.failed == 0  # every 503 has Retry-After
-    assert (run.unanswered, run.broken) == (0, 0)
-    assert run.max_ms < 1000 * LIMIT_SECONDS
-    assert run.succeeded > 0
-    assert witnesses.faults() == []
-    assert statistics.median(health) < 0.1
-    assert (afterwards.status, afterwards.seconds < 1) == (200, True)
+    check(run, witnesses, health)
+    assert afterwards.status == 200
+    assert 1000 * afterwards.seconds < max(1000, run.p50_ms)  # nothing of the crowd is left
 
 
 def test_a_crowd_is_served_although_the_server_allows_fewer_connections(
     project: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     def app_on(stage: Stage, name: str) -> AbstractContextManager[AppServer]:
-        return stage.app(name, workers=2, DB_POOL_SIZE=str(POOL_SIZE))
+        return stage.app(name, DB_POOL_SIZE=str(POOL_SIZE))
 
     with (
         new_stage(project, tmp_path_factory.mktemp("few"), max_connections=12) as stage,

@@ -37,11 +37,11 @@ class Visit:
     def succeeded(self) -> bool:
         return 200 <= self.status < 300
 
-    def fault(self) -> str:
-        """Describe the fault, if it is neither a success in time nor a documented refusal."""
+    def fault(self, limit: float) -> str:
+        """Describe the fault, if it is neither a success nor a documented refusal, in time."""
         if self.answer is None:
             return f"{self.method}: {self.error}"
-        if self.answer.is_refusal or (self.succeeded and self.answer.seconds < LIMIT_SECONDS):
+        if (self.succeeded or self.answer.asks_to_retry) and self.answer.seconds < limit:
             return ""
         return f"{self.method}: {self.status} after {self.answer.seconds:.1f} s: {self.answer.body}"
 
@@ -83,8 +83,9 @@ class Visitors:
         """Return the visits that began after a moment, in order."""
         return sorted((v for v in self.visits if v.begun > moment), key=lambda v: v.begun)
 
-    def faults(self) -> list[str]:
-        return [fault for visit in self.visits if (fault := visit.fault())]
+    def faults(self, limit: float = LIMIT_SECONDS) -> list[str]:
+        """Describe what went wrong. limit: on the seconds that a response may take."""
+        return [fault for visit in self.visits if (fault := visit.fault(limit))]
 
     def refusals(self) -> list[Visit]:
         return [visit for visit in self.visits if visit.status == 503]
