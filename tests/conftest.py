@@ -55,9 +55,6 @@ LONG_FILES = [
 # The thousands of clients of the last one need the processors. The two before it mostly wait.
 LAST_FILES = ["test_container", "test_local_postgres", "test_overload"]
 
-# These run in one process: mypy then reads the packages of their projects once.
-TYPED_FILES = {"test_default_answers", "test_accounts_taken_out", "test_extending"}
-
 # The files of `pytest -m quick`: answers, rendered files, workflows, documentation.
 QUICK_FILES = {"test_answers", "test_documentation", "test_prompts", "test_rendering"}
 QUICK_FILES |= {"test_workflows"}
@@ -65,13 +62,11 @@ QUICK_FILES |= {"test_workflows"}
 
 @pytest.hookimpl(tryfirst=True)  # before -m picks tests by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put long files first, each in one process. With --no-loadscope-reorder, the order stays."""
+    """Put long files first: with --no-loadscope-reorder, xdist keeps this order."""
     order = {name: number for number, name in enumerate(LONG_FILES)}
     order |= {name: len(LONG_FILES) + number for number, name in enumerate(LAST_FILES, 1)}
     for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("types" if name in TYPED_FILES else name))
-        if name in QUICK_FILES:
+        if item.path.stem in QUICK_FILES:
             item.add_marker("quick")
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG_FILES)))
 
