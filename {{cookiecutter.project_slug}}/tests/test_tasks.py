@@ -1126,14 +1126,15 @@ def test_a_list_that_takes_too_long_is_given_up(ada: TestClient, engine: Engine)
     assert ada.get("/tasks").json() == []
 
 
-def test_a_second_statement_needs_a_session(ada: TestClient) -> None:
-    app = ada.app
-    assert isinstance(app, FastAPI)
+def test_a_second_statement_needs_a_session(
+    database_url: DatabaseUrl, app_with: Callable[..., FastAPI]
+) -> None:
+    app = app_with(database_url)
 
     @app.get("/two-statements")
     async def two_statements(statement: StatementDep) -> None:
         await statement.all(text("SELECT 1"))
         await statement.all(text("SELECT 2"))
 
-    with pytest.raises(RuntimeError, match="SessionDep"):
-        ada.get("/two-statements")
+    with TestClient(app) as client, pytest.raises(RuntimeError, match="SessionDep"):
+        client.get("/two-statements")
