@@ -26,6 +26,29 @@ def processes(temp: Path) -> list[str]:
     return found
 
 
+def press_ctrl_c(
+    project: Project, temp: Path, arguments: str, shown: str, seconds: float, **environment: str
+) -> str:
+    """Run pytest, press Ctrl-C some seconds after a text is shown, and return what follows it."""
+    terminal = pexpect.spawn(
+        str(project.python),
+        ["-m", "pytest", "--verbose", *arguments.split()],
+        cwd=project.path,
+        env={**project.environment, "TMPDIR": str(temp), **environment},
+        encoding="utf-8",
+        timeout=SECONDS,
+        dimensions=(50, 200),
+    )
+    try:
+        terminal.expect_exact(shown)
+        time.sleep(seconds)
+        terminal.sendintr()
+        terminal.expect(pexpect.EOF, timeout=END_SECONDS)
+    finally:
+        terminal.close(force=True)
+    return terminal.before or ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown", "seconds"),
     [
@@ -43,23 +66,55 @@ def processes(temp: Path) -> list[str]:
 def test_ctrl_c_ends_the_tests_and_leaves_nothing(
     project: Project, tmp_path: Path, arguments: str, shown: str, seconds: float
 ) -> None:
-    terminal = pexpect.spawn(
-        str(project.python),
-        ["-m", "pytest", "--verbose", *arguments.split()],
-        cwd=project.path,
-        env={**project.environment, "TMPDIR": str(tmp_path)},
-        encoding="utf-8",
-        timeout=SECONDS,
-        dimensions=(50, 200),
-    )
-    try:
-        terminal.expect_exact(shown)
-        time.sleep(seconds)
-        terminal.sendintr()
-        terminal.expect(pexpect.EOF, timeout=END_SECONDS)
-    finally:
-        terminal.close(force=True)
+    output = press_ctrl_c(project, tmp_path, arguments, shown, seconds)
 
-    assert re.search("!! (KeyboardInterrupt|Interrupted: Ctrl-C) !!", terminal.before or "")
+    assert re.search("!! (KeyboardInterrupt|Interrupted: Ctrl-C) !!", output)
     assert processes(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir() if "pytest-of" not in path.name] == []
+
+
+SLOW_END = """
+import time
+from contextlib import contextmanager
+
+import pytest
+from postgres.tests import servers
+
+temporary_server = servers.temporary_server
+
+
+@contextmanager
+def slow_server(**settings):
+    with temporary_server(**settings) as url:
+        yield url
+        time.sleep(3)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish():
+    time.sleep(3)
+    return (yield)
+
+
+servers.temporary_server = slow_server
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown", "seconds"),
+    [
+        ("tests/test_copying.py -k freezes_ends_the_copy", "in_time[target]", 0.5),
+        ("postgres/tests/test_url.py", "PASSED", 0.0),
+    ],
+    ids=["with a server", "without a server"],
+)
+def test_ctrl_c_does_not_interrupt_what_follows_the_last_test(
+    project: Project, tmp_path: Path, arguments: str, shown: str, seconds: float
+) -> None:
+    (tmp_path / "slow_end.py").write_text(SLOW_END)
+    arguments += " -p slow_end"
+
+    output = press_ctrl_c(project, tmp_path, arguments, shown, seconds, PYTHONPATH=str(tmp_path))
+
+    assert "!! Interrupted: Ctrl-C !!" in output
+    assert "Traceback" not in output

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -73,11 +73,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Let the fixtures of the session end: they may take longer, to stop the server."""
-    if timer := session.config.stash.get(TIMER, None):
+def stop_timer(config: pytest.Config) -> None:
+    if timer := config.stash.get(TIMER, None):
         timer.cancel()
+        timer.join()  # it may be pressing Ctrl-C at this moment
 
 
 def press_ctrl_c() -> None:
@@ -87,11 +86,15 @@ def press_ctrl_c() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop() -> None:
-    """Collect garbage from here on, and leave out what was there before: it takes the longest."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    # Collect garbage from here on, and leave out what was there before: it takes the longest.
     gc.freeze()
     gc.enable()
+    try:
+        return (yield)
+    finally:
+        stop_timer(session.config)  # after the loop, pytest does not expect Ctrl-C
 
 
 MOST_WORKERS = 6
@@ -128,6 +131,7 @@ def embedded_server(request: pytest.FixtureRequest) -> Iterator[DatabaseUrl]:
         return
     with temporary_server() as url:
         yield url
+        stop_timer(request.config)  # stopping the server may take longer than a test
 
 
 @pytest.fixture(scope="session")
