@@ -530,7 +530,7 @@ def test_wrong_links_are_counted_and_logged(
 
 
 @pytest.fixture
-def app_with(
+def client_with(
     settings_for: Callable[..., Settings], database_url: DatabaseUrl
 ) -> Callable[..., TestClient]:
     def build(**changes: object) -> TestClient:
@@ -551,11 +551,11 @@ def use(app: FastAPI, client: TestClient) -> Iterator[Callable[..., None]]:  # n
     app.state.resources = before
 
 
-def test_links_from_real_messages_are_followed(app_with: Callable[..., TestClient]) -> None:
+def test_links_from_real_messages_are_followed(client_with: Callable[..., TestClient]) -> None:
     with mail_server(MailServer()) as server:
         url = MailUrl.parse(f"smtp://127.0.0.1:{server.port}?from=todo@example.com")
         changes = {"mail_url": url, "environment": "production", "registration": "open"}
-        with app_with(**changes, require_verified_email=True) as client:
+        with client_with(**changes, require_verified_email=True) as client:
             email = new_email()
             register(client, email)
             before = log_in(client, email)
@@ -626,11 +626,11 @@ def test_accounts_of_before_can_log_in_and_are_not_verified(
 
 
 def test_in_production_without_a_mail_server_no_link_can_be_asked_for(
-    app_with: Callable[..., TestClient],
+    client_with: Callable[..., TestClient],
 ) -> None:
     with (
         capture_logs() as lines,
-        app_with(environment="production", registration="open") as client,
+        client_with(environment="production", registration="open") as client,
     ):
         ada = Account(client)
         answers = [
@@ -651,10 +651,10 @@ def test_in_production_without_a_mail_server_no_link_can_be_asked_for(
 
 
 def test_registration_is_closed_in_production_unless_it_is_opened(
-    app_with: Callable[..., TestClient],
+    client_with: Callable[..., TestClient],
 ) -> None:
     production = {"environment": "production", "frontend_url": "https://app.example.com"}
-    with capture_logs() as lines, app_with(**production) as client:
+    with capture_logs() as lines, client_with(**production) as client:
         answer = register(client, new_email())
 
     assert (answer.status_code, answer.json()) == (403, {"detail": "registration is closed"})
