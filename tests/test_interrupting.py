@@ -29,7 +29,7 @@ def processes(temp: Path) -> list[str]:
 def press_ctrl_c(
     project: Project, temp: Path, arguments: str, shown: str, seconds: float, **environment: str
 ) -> str:
-    """Run pytest, press Ctrl-C some seconds after a text is shown, and return what follows it."""
+    """Run pytest, press Ctrl-C seconds after a text is shown, and return the output after it."""
     terminal = pexpect.spawn(
         str(project.python),
         ["-m", "pytest", "--verbose", *arguments.split()],
@@ -57,9 +57,8 @@ def press_ctrl_c(
         ("-n0 tests", "PASSED", 0.0),
         # The server is frozen when Ctrl-C comes.
         ("postgres/tests/test_connect.py -k freezes_after", "alembic_version-schema]", 0.5),
-        # The command stops with "nothing was copied", but the tests must end, too. If this one has
-        # ended already, the next one runs.
-        ("tests/test_copying.py -k freezes_ends_the_copy", "ends_the_copy_in_time[source]", 1.0),
+        # The command stops with "nothing was copied", but the tests must end, too.
+        ("tests/test_copying.py -k freezes", "ends_the_copy_in_time[target]", 0.7),
     ],
     ids=["at the start", "in parallel", "one by one", "in a check", "in a copy"],
 )
@@ -98,23 +97,29 @@ def pytest_sessionfinish():
 
 servers.temporary_server = slow_server
 """
+SLOW_TESTS = """
+import time
 
 
-@pytest.mark.parametrize(
-    ("arguments", "shown", "seconds"),
-    [
-        ("tests/test_copying.py -k freezes_ends_the_copy", "in_time[target]", 0.5),
-        ("postgres/tests/test_url.py", "PASSED", 0.0),
-    ],
-    ids=["with a server", "without a server"],
-)
+def test_without_a_server():
+    print("begun", flush=True)
+    time.sleep(1)
+
+
+def test_with_a_server(embedded_server):
+    test_without_a_server()
+"""
+
+
+@pytest.mark.parametrize("test", ["test_without_a_server", "test_with_a_server"])
 def test_ctrl_c_does_not_interrupt_what_follows_the_last_test(
-    project: Project, tmp_path: Path, arguments: str, shown: str, seconds: float
+    project: Project, tmp_path: Path, test: str
 ) -> None:
     (tmp_path / "slow_end.py").write_text(SLOW_END)
-    arguments += " -p slow_end"
+    (tmp_path / "test_slow.py").write_text(SLOW_TESTS)
+    arguments = f"-c pyproject.toml -s -p slow_end {tmp_path}/test_slow.py::{test}"
 
-    output = press_ctrl_c(project, tmp_path, arguments, shown, seconds, PYTHONPATH=str(tmp_path))
+    output = press_ctrl_c(project, tmp_path, arguments, "begun", 0.0, PYTHONPATH=str(tmp_path))
 
     assert "!! Interrupted: Ctrl-C !!" in output
     assert "Traceback" not in output

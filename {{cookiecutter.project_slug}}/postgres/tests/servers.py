@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,24 +54,18 @@ GRACE_SECONDS = 2  # for the test that runs when Ctrl-C is pressed
 TIMER = pytest.StashKey[threading.Timer]()
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
+def end_soon(session: pytest.Session, number: int, frame: FrameType | None) -> None:
     """Let Ctrl-C end the run after the current test, or during it if it takes long.
 
     An exception at any moment could leave a test's event loop running, which the test would then
     wait for. A command that handles Ctrl-C itself would hide it from pytest.
     """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        if session.shouldstop:
-            signal.default_int_handler(number, frame)
-        session.shouldstop = "Ctrl-C"
-        timer = session.config.stash[TIMER] = threading.Timer(GRACE_SECONDS, press_ctrl_c)
-        timer.daemon = True
-        timer.start()
-
-    has_workers = session.config.pluginmanager.hasplugin("dsession")  # they run the tests
-    if not has_workers and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    if session.shouldstop:
+        signal.default_int_handler(number, frame)
+    session.shouldstop = "Ctrl-C"
+    timer = session.config.stash[TIMER] = threading.Timer(GRACE_SECONDS, press_ctrl_c)
+    timer.daemon = True
+    timer.start()
 
 
 def stop_timer(config: pytest.Config) -> None:
@@ -91,10 +86,15 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     # Collect garbage from here on, and leave out what was there before: it takes the longest.
     gc.freeze()
     gc.enable()
+    has_workers = session.config.pluginmanager.hasplugin("dsession")  # they run the tests
+    if has_workers or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return (yield)
+    signal.signal(signal.SIGINT, partial(end_soon, session))
     try:
         return (yield)
     finally:
-        stop_timer(session.config)  # after the loop, pytest does not expect Ctrl-C
+        stop_timer(session.config)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 MOST_WORKERS = 6
