@@ -111,10 +111,12 @@ class Tab:
         expect(self.page.get_by_role("button", name="Add")).to_be_visible()
 
     def sign_up(self) -> str:
-        """Create an account. Returns its e-mail address."""
+        """Create an account, to which a link is mailed. Returns its e-mail address."""
+        before = len(self.site.mailed_links())
         email = f"{secrets.token_hex(8)}@example.com"
         self.enter(email, "Create account")
         self.is_at_the_tasks()
+        wait_for(lambda: self.site.mailed_links()[before:])
         return email
 
     def log_out(self) -> None:

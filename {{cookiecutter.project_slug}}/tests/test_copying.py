@@ -90,7 +90,7 @@ def filled(new_database: Callable[[], DatabaseUrl]) -> DatabaseUrl:
 
 END_OTHERS = """
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
 
 
@@ -546,7 +546,7 @@ def test_ctrl_c_during_the_checks_says_that_nothing_was_copied(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(connect, "wait", interrupt)  # for what another thread does
+    monkeypatch.setattr(connect, "wait", interrupt)  # where the main thread waits for another
     code, output = copy(filled, filled.replace(database="other"))
 
     assert code == 130
