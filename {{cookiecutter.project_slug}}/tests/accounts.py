@@ -4,6 +4,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -12,6 +13,8 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import Connection, text
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from auth.passwords import Throttle
 
 PASSWORD = "correct horse battery staple"
 NEW_PASSWORD = "Tr0ub4dor&3 is not enough"
@@ -30,6 +33,12 @@ def first_client(app: FastAPI, portal: BlockingPortal) -> TestClient:
     client.portal = portal
     portal.call(app.state.resources.throttle._limiter.storage.reset)
     return client
+
+
+def set_limit(monkeypatch: pytest.MonkeyPatch, limit: str, amount: int) -> None:
+    """Change one of the limits of Throttle, such as "LOGINS"."""
+    usual = getattr(Throttle, limit)
+    monkeypatch.setattr(Throttle, limit, type(usual)(amount, usual.multiples, usual.namespace))
 
 
 def new_email() -> str:

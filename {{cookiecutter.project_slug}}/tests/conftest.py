@@ -112,6 +112,7 @@ def app(settings: Settings) -> FastAPI:
 
 @pytest.fixture(scope="session")
 def app_to_restart(settings: Settings) -> FastAPI:
+    """The app behind `app_with`."""
     return main.create_app(settings)
 
 
@@ -121,22 +122,27 @@ def app_with(
 ) -> Iterator[Callable[..., FastAPI]]:
     """Return an app with the given database, and with other settings that it reads as it starts.
 
-    It is always the same app, because FastAPI builds an app's routes at its first start, which
-    takes ten times as long as the others. Routes that a test adds to it are removed after the test.
-    Other settings, which it reads as it is built, need an app of their own.
+    FastAPI builds an app's routes at its first start, which takes ten times as long as a later
+    start. So all tests get the same app, one after the other. Routes that a test adds to it are
+    removed after the test. Settings that it reads as it is built need an app of their own.
     """
+    app = app_to_restart
     read_at_start = {"read_database_url", "db_pool_size", "db_queue_size", "db_queue_seconds"}
-    routes = list(app_to_restart.routes)
+    routes, lifespan = list(app.routes), app.router.lifespan_context
 
     def change(url: DatabaseUrl, **changes: object) -> FastAPI:
         others = changes.keys() - read_at_start
         assert not others, f"{others}: use main.create_app(settings_for(…)) for these"
+        assert app.router.lifespan_context is lifespan, "only one app_with(…) in a test"
         other = main.create_app(settings_for(url, **changes))
-        app_to_restart.router.lifespan_context = other.router.lifespan_context
-        return app_to_restart
+        app.router.lifespan_context = other.router.lifespan_context
+        return app
 
     yield change
-    app_to_restart.router.routes[:] = routes
+    app.router.lifespan_context = lifespan
+    app.router.routes[:] = routes
+    app.openapi_schema = None
+    app.dependency_overrides.clear()
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +173,7 @@ def token_for(settings: Settings) -> Callable[[str], str]:
 
 
 def holding_connection(app: FastAPI, client: TestClient) -> AbstractContextManager[object]:
-    """Hold a connection of the pool of an app that runs, as a request does that takes long."""
+    """Hold one of the running app's pooled connections, as a slow request does."""
     assert client.portal
     return client.portal.wrap_async_context_manager(app.state.resources.engine.connect())
 

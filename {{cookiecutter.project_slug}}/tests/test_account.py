@@ -16,7 +16,7 @@ from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
+from limits import RateLimitItem
 from limits.aio.strategies import FixedWindowRateLimiter
 from sqlalchemy import Engine, create_engine, text, update
 from sqlmodel import Session, col, select
@@ -48,6 +48,7 @@ from tests.accounts import (
     new_email,
     refresh,
     register,
+    set_limit,
     wait_until_somebody_waits,
 )
 from tests.mail_server import MailServer, mail_server
@@ -507,7 +508,7 @@ def test_what_is_counted_takes_as_long_for_an_address_without_an_account(
 def test_a_client_can_ask_for_few_messages_an_hour(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Throttle, "MAIL_REQUESTS", RateLimitItemPerHour(3, 1, "mail requests"))
+    set_limit(monkeypatch, "MAIL_REQUESTS", 3)
     answers = [forget(client, new_email(), "198.51.100.7") for _ in range(5)]
 
     assert [answer.status_code for answer in answers] == [202] * 3 + [429] * 2
@@ -517,7 +518,7 @@ def test_a_client_can_ask_for_few_messages_an_hour(
 def test_wrong_links_are_counted_and_logged(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Throttle, "PER_ADDRESS", RateLimitItemPerMinute(3, 15, "address"))
+    set_limit(monkeypatch, "PER_ADDRESS", 3)
     with capture_logs() as lines:
         answers = [verify(client, "kangaroo").status_code for _ in range(4)]
 

@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from limits import RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.aio.storage import memory
 from limits.aio.strategies import FixedWindowRateLimiter
 from pwdlib import PasswordHash
@@ -62,6 +61,7 @@ from tests.accounts import (
     new_email,
     refresh,
     register,
+    set_limit,
     wait_until_somebody_waits,
 )
 
@@ -1075,8 +1075,7 @@ def guess_from_everywhere(client: TestClient, email: str) -> Response:
 
 @pytest.fixture
 def few_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = RateLimitItemPerHour(5, 1, Throttle.ELSEWHERE.namespace)
-    monkeypatch.setattr(Throttle, "ELSEWHERE", limit)
+    set_limit(monkeypatch, "ELSEWHERE", 5)
 
 
 @pytest.mark.usefixtures("few_guesses")
@@ -1152,7 +1151,7 @@ def test_the_count_ends_with_its_window(
 def test_an_address_that_guesses_at_many_accounts_has_to_wait(
     client: TestClient, ada: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Throttle, "PER_ADDRESS", RateLimitItemPerMinute(3, 15, "address"))
+    set_limit(monkeypatch, "PER_ADDRESS", 3)
     for _ in range(3):
         log_in(client, new_email(), "guess")
         log_in(client, ada.email)  # an own account does not help
@@ -1166,7 +1165,7 @@ def test_an_address_that_guesses_at_many_accounts_has_to_wait(
 def test_an_address_that_asks_which_emails_are_taken_has_to_wait(
     client: TestClient, ada: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Throttle, "PER_ADDRESS", RateLimitItemPerMinute(3, 15, "address"))
+    set_limit(monkeypatch, "PER_ADDRESS", 3)
 
     answers = [register(client, ada.email).status_code for _ in range(4)]
 
@@ -1177,7 +1176,7 @@ def test_an_address_that_asks_which_emails_are_taken_has_to_wait(
 def test_an_address_that_registers_many_accounts_has_to_wait(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Throttle, "REGISTRATIONS", RateLimitItemPerHour(3, 1, "registrations"))
+    set_limit(monkeypatch, "REGISTRATIONS", 3)
     answers = [register(client, new_email()).status_code for _ in range(4)]
 
     refused = register(client, new_email())
@@ -1189,7 +1188,7 @@ def test_an_address_that_registers_many_accounts_has_to_wait(
 def test_who_logs_in_again_and_again_has_to_wait(
     client: TestClient, ada: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Throttle, "LOGINS", RateLimitItemPerHour(3, 1, "logins"))
+    set_limit(monkeypatch, "LOGINS", 3)
     answers = [log_in(client, ada.email).status_code for _ in range(4)]
 
     assert answers == [200] * 3 + [429]
@@ -1339,7 +1338,7 @@ def test_a_flood_from_one_address_leaves_room_for_others(
 
     monkeypatch.setattr(Passwords, "HASHER", PasswordHash((Hasher(),)))
     monkeypatch.setattr(Passwords, "QUEUE", 10)
-    monkeypatch.setattr(Throttle, "REGISTRATIONS", RateLimitItemPerHour(1000))
+    set_limit(monkeypatch, "REGISTRATIONS", 1000)
 
     def log_in_from(number: int) -> Response:
         return log_in(client, ada.email, address=f"203.0.113.{number}")

@@ -65,7 +65,7 @@ def test_the_documentation_is_there_in_development(client: TestClient, path: str
         ({"environment": "production", "api_docs": True}, 200),
     ],
 )
-def test_elsewhere_the_documentation_is_there_when_it_is_asked_for(
+def test_settings_decide_whether_the_documentation_is_there(
     settings: dict[str, object], status: int, nowhere: DatabaseUrl, settings_for: Build
 ) -> None:
     with TestClient(create_app(settings_for(nowhere, **settings))) as client:

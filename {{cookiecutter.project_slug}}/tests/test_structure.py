@@ -17,11 +17,13 @@ APP = {
 
 
 def modules(folder: Path) -> Iterator[Path]:
-    """Yield the Python files that are the project's own: no hidden folder has any."""
+    """Yield the project's own Python files: none is in a hidden folder, or behind a link."""
     for path in folder.iterdir():
+        if path.name.startswith(".") or path.is_symlink():
+            continue
         if path.suffix == ".py":
             yield path
-        elif path.is_dir() and not path.name.startswith("."):
+        elif path.is_dir():
             yield from modules(path)
 
 
