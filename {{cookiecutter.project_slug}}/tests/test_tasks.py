@@ -1082,8 +1082,11 @@ def test_what_touches_all_tasks_of_a_user_takes_a_third_of_the_connections(
                 for method, url, body in requests
             ]
             refused = next(as_completed(sent, timeout=30)).result()
+            pool = app.state.resources.engine.pool
+            while not pool.checkedout():
+                time.sleep(0.01)
             time.sleep(0.3)  # the others would have their connections now, too
-            taken = app.state.resources.engine.pool.checkedout()
+            taken = pool.checkedout()
         succeeded = [each.result().is_success for each in sent]
 
     assert taken == 1
