@@ -205,9 +205,8 @@ def test_every_client_of_a_crowd_gets_a_response(
 
     record_property("load", str(run))
     record_property("health", milliseconds(health))
-    if not logs_in and run.p50_ms < 1000:  # 200 clients are not too many
-        assert set(run.statuses) <= {"200", "201"}
-    assert set(run.statuses) <= {"200", "201", "503"}
+    refusals = {"503"} if logs_in else set()  # 200 clients are not too many
+    assert set(run.statuses) <= {"200", "201"} | refusals
     check(run, witnesses, health)
 
 
