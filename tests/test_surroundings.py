@@ -182,11 +182,15 @@ def test_a_process_that_only_looks_like_the_server_counts_as_left_over(
     foreign: Outcome, foreign_machine: Machine
 ) -> None:
     program = foreign_machine.root / "postgres"
-    program.write_text("#!/bin/sh\nread line\n", "utf-8")
+    program.write_text("#!/bin/sh\necho started\nread line\n", "utf-8")
     program.chmod(0o755)
     data, environment = foreign.project.data, foreign.project.environment
 
-    with subprocess.Popen(program, cwd=data, env=environment, stdin=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        program, cwd=data, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()  # while a program starts, it has no environment for a moment
         name = psutil.Process(other.pid).name()
         left = foreign_machine.orphans(seconds=0)
 
