@@ -8,7 +8,9 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from bytecode import give_bytecode_to_uv
 from machine import UVX, Machine, Outcome, Project, new_machine
 from postgres_server import Server, postgres_server
 from repository import REPOSITORY
@@ -89,12 +91,22 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all parallel processes have."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _types_of_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let mypy check the packages of all projects once: it knows a file by its content."""
+def mypy_cache(shared: Path) -> Iterator[FileLock]:
+    """A lock of mypy's cache, which all projects have.
+
+    The first check takes ten times as long as the others: mypy knows a package by its content.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MYPY_CACHE_DIR", str(tmp_path_factory.mktemp("types")))
-        yield
+        patch.setenv("MYPY_CACHE_DIR", str(shared / "types"))
+        yield FileLock(shared / "types.lock", timeout=240)
 
 
 @pytest.fixture(scope="session")
@@ -131,27 +143,32 @@ def offline(machine: Machine) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def generated(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+def generated(
+    template: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Outcome]:
     """The outcome of the README's command with the default answers."""
     with new_machine(tmp_path_factory.mktemp("default") / "machine", template) as machine:
-        # A terminal does not set UV: uvx does.
-        outcome = machine.generate(program=(UVX, "cookiecutter"), UV=None)
-        assert outcome.code == 0, outcome.output
+        with FileLock(shared / "generating.lock", timeout=240):
+            # A terminal does not set UV: uvx does.
+            outcome = machine.generate(program=(UVX, "cookiecutter"), UV=None)
+            assert outcome.code == 0, outcome.output
+            compile_tests(outcome.project)
+            if not (shared / "compiled").exists():
+                give_bytecode_to_uv(outcome.project)
+                (shared / "compiled").touch()
         yield outcome
+
+
+def compile_tests(project: Project) -> None:
+    """Compile the tests, also for copies. Each parallel process would do it."""
+    command = (str(project.python), "-m", "pytest", "-n0", "--quiet", "--collect-only")
+    outcome = project.run(*command, "-p", "no:cacheprovider")
+    assert outcome.code == 0, outcome.output
 
 
 @pytest.fixture(scope="session")
 def project(generated: Outcome) -> Project:
     return generated.project
-
-
-@pytest.fixture(scope="session")
-def compiled(project: Project) -> Project:
-    """The project with its tests compiled, also for copies. Each parallel process would do it."""
-    command = (str(project.python), "-m", "pytest", "-n0", "--quiet", "--collect-only")
-    outcome = project.run(*command)
-    assert outcome.code == 0, outcome.output
-    return project
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from http.client import HTTPConnection
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from machine import UV, Outcome, Project
 
@@ -132,19 +133,20 @@ def test_nothing_is_left_to_commit(project: Project) -> None:
     assert project.git("rev-list", "--count", "HEAD").strip() == "1"
 
 
-def test_the_projects_types_fit(project: Project) -> None:
-    outcome = project.run("uv", "run", "mypy", ".")
+def test_the_projects_types_fit(project: Project, mypy_cache: FileLock) -> None:
+    with mypy_cache:
+        outcome = project.run("uv", "run", "mypy", ".")
 
     assert outcome.code == 0, outcome.output
 
 
 @pytest.mark.timeout(660)
-def test_the_projects_tests_pass_with_new_hypothesis_examples(compiled: Project) -> None:
+def test_the_projects_tests_pass_with_new_hypothesis_examples(project: Project) -> None:
     """In a project, Hypothesis always tries the same examples. Here it looks for new ones."""
     seed = secrets.randbelow(2**32)
     search = f"--hypothesis-profile=random --hypothesis-seed={seed}"
 
-    outcome = compiled.run("uv", "run", "pytest", "--quiet", *search.split(), seconds=600)
+    outcome = project.run("uv", "run", "pytest", "--quiet", *search.split(), seconds=600)
 
     assert outcome.code == 0, f"uv run pytest {search}\n{outcome.output}"
 

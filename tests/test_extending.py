@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from markdown_it import MarkdownIt
 
 from app_server import app_server
@@ -97,10 +98,10 @@ def steps(project: Project) -> list[Step]:
 
 @pytest.fixture(scope="module")
 def extended(
-    compiled: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+    project: Project, steps: list[Step], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Project]:
     """A copy of the project with its own database, after all steps."""
-    copy = compiled.copy(tmp_path_factory.mktemp("extended") / "project", ".git")
+    copy = project.copy(tmp_path_factory.mktemp("extended") / "project", ".git")
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         for step in steps:
@@ -150,8 +151,9 @@ def test_claude_md_imports_an_existing_page(project: Project) -> None:
 
 
 @pytest.mark.parametrize("task", ["lint", "types", "migrations"])
-def test_the_checks_pass(extended: Project, task: str) -> None:
-    outcome = extended.run("uv", "run", "poe", task)
+def test_the_checks_pass(extended: Project, task: str, mypy_cache: FileLock) -> None:
+    with mypy_cache:
+        outcome = extended.run("uv", "run", "poe", task)
 
     assert outcome.code == 0, outcome.output
 

@@ -27,9 +27,9 @@ A_LIST = "EXPLAIN SELECT * FROM tasks WHERE owner_id = 'owner 1' ORDER BY create
 
 
 @pytest.fixture(scope="module")
-def partitioned(compiled: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def partitioned(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A copy of the project with its own database, whose tasks are partitioned."""
-    copy = compiled.copy(tmp_path_factory.mktemp("partitioned") / "project", ".git")
+    copy = project.copy(tmp_path_factory.mktemp("partitioned") / "project", ".git")
     assert copy.run("uv", "run", "manage.py", "env", "--local").code == 0
     try:
         steps = [

@@ -525,13 +525,13 @@ def run_own_tests(project: Project, endpoint: Endpoint, *arguments: str) -> Outc
 
 @pytest.fixture(scope="module")
 def own_tests(
-    compiled: Project, neon: NeonProxy, migrated: str, checking: Checking
+    project: Project, neon: NeonProxy, migrated: str, checking: Checking
 ) -> Iterator[tuple[Endpoint, Future[Outcome]]]:
     """Some of the project's tests on a pooled host, running while other tests wait."""
     wait(future for (mishap, _), future in checking.items() if mishap.retry != "yes")
     endpoint = neon.new_endpoint(migrated)
     with ThreadPoolExecutor(1) as executor:
-        yield endpoint, executor.submit(run_own_tests, compiled, endpoint, *ON_THE_POOLED_HOST)
+        yield endpoint, executor.submit(run_own_tests, project, endpoint, *ON_THE_POOLED_HOST)
 
 
 @pytest.mark.timeout(OWN_SECONDS + 60)
@@ -550,8 +550,8 @@ def test_the_projects_tests_pass_on_the_pooled_host(
 @pytest.mark.weekly
 @pytest.mark.timeout(OWN_SECONDS + 60)
 def test_all_of_the_projects_tests_pass_on_the_pooled_host(
-    compiled: Project, endpoint: Endpoint
+    project: Project, endpoint: Endpoint
 ) -> None:
-    outcome = run_own_tests(compiled, endpoint)
+    outcome = run_own_tests(project, endpoint)
 
     assert outcome.code == 0, outcome.output
