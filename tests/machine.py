@@ -77,20 +77,7 @@ class Project:
         copy = replace(self, path=Path(shutil.copytree(self.path, folder, ignore=ignored)))
         outcome = copy.run("uv", "sync")
         assert outcome.code == 0, outcome.output
-        # Each of the copy's processes would compile the packages again, all at the same time.
-        environments = (self.path / ".venv", folder / ".venv")
-        shutil.copytree(*environments, ignore=all_but_bytecode, dirs_exist_ok=True, symlinks=True)
         return copy
-
-
-def all_but_bytecode(folder: str, names: list[str]) -> list[str]:
-    """Return which names to leave out, for shutil.copytree."""
-    paths = [Path(folder, name) for name in names]
-    return [
-        path.name
-        for path in paths
-        if path.is_symlink() or not (path.is_dir() or path.suffix == ".pyc")
-    ]
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,9 @@ def test_the_projects_tests_pass_with_new_hypothesis_examples(project: Project) 
     seed = secrets.randbelow(2**32)
     search = f"--hypothesis-profile=random --hypothesis-seed={seed}"
 
-    outcome = project.run("uv", "run", "pytest", "--quiet", *search.split(), seconds=600)
+    # Two workers, not the usual four: each imports the app and collects all tests.
+    command = ("uv", "run", "pytest", "--quiet", "-n", "2", *search.split())
+    outcome = project.run(*command, seconds=600)
 
     assert outcome.code == 0, f"uv run pytest {search}\n{outcome.output}"
 
