@@ -33,8 +33,8 @@ EXCUSES = {
 # worker is left with a long file at the end. Those that wait run beside those that use all cores.
 LONG_FILES = [
     "test_neon",
-    "test_hostile_answers",  # these two begin without a generated project: one process compiles
-    "test_answers",
+    "test_hostile_answers",  # these two begin without the project that the first one compiles
+    "test_surroundings",
     "test_default_answers",
     "test_frontend",
     "test_faults",
@@ -42,7 +42,6 @@ LONG_FILES = [
     "test_pgbouncer",
     "test_cluster",
     "test_better_auth",
-    "test_surroundings",
     "test_api_contract",
     "test_secrets",
     "test_bench",

@@ -115,8 +115,7 @@ def test_the_checks_pass(reduced: Project, task: str, mypy_cache: FileLock) -> N
     [pytest.param(AFFECTED, id="affected"), pytest.param("", id="all", marks=pytest.mark.weekly)],
 )
 def test_the_tests_pass(reduced: Project, chosen: str) -> None:
-    # Two workers, not the usual four: each imports the app and collects all tests.
-    command = ("uv", "run", "pytest", "--quiet", "-n", "2", "-k", chosen, "tests")
+    command = ("uv", "run", "pytest", "--quiet", "-k", chosen, "tests")
     outcome = reduced.run(*command, seconds=TEST_SECONDS)
 
     assert outcome.code == 0, outcome.output

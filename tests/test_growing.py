@@ -46,7 +46,7 @@ def partitioned(project: Project, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_tasks_can_be_partitioned_by_owner(partitioned: Project) -> None:
     """Each request still sends one statement, which reads one table by one index."""
     style = partitioned.run("uv", "run", "ruff", "check", *WRITTEN)
-    tests = partitioned.run("uv", "run", "pytest", "--quiet", "-n", "2", "-k", TOUCHED, "tests")
+    tests = partitioned.run("uv", "run", "pytest", "--quiet", "-k", TOUCHED, "tests")
 
     assert style.code == 0, style.output
     assert tests.code == 0, tests.output
