@@ -98,6 +98,10 @@ def mail_server(server: MailServer) -> Iterator[MailServer]:
         return await loop.create_server(server.protocol, HOST, 0, ssl=context)
 
     async def end() -> None:
+        # asyncio would leave a connection open that was accepted just before close().
+        loop.remove_reader(listener.sockets[0])
+        for _ in range(3):
+            await asyncio.sleep(0)
         listener.close()
         listener.abort_clients()
         others = asyncio.all_tasks() - {asyncio.current_task()}
