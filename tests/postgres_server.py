@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -143,13 +144,25 @@ def new_password() -> str:
     return f"s3cr3t-{secrets.token_hex(8)}/@:é %"
 
 
-def free_port() -> int:
-    """Return a free port below the range of ephemeral ports.
+def own_ports() -> Iterator[int]:
+    """Yield the ports of this process, over and over: other test processes have others.
 
-    An ephemeral port could be taken by a client before the server starts.
+    They are below those that projects choose for embedded servers, and below the ephemeral ones,
+    which a client could take before the server starts.
     """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = range(15_000, 20_000)[number :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+    start = secrets.randbelow(len(own))
+    return cycle([*own[start:], *own[:start]])
+
+
+PORTS = own_ports()
+
+
+def free_port() -> int:
+    """Return a free port that no other test gets until long after."""
     while True:
-        port = 15_000 + secrets.randbelow(15_000)
+        port = next(PORTS)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from machine import Project
+from postgres_server import free_port
 
 PACKAGE = "better-auth@1.7.25"
 SERVER = Path(__file__).with_name("better_auth_server.mjs")
@@ -158,12 +159,6 @@ class Starter:
             assert time.monotonic() < deadline, "the project does not answer"
             time.sleep(0.05)
         return Api(process, port)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def answers(port: int) -> bool:

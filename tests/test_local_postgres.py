@@ -18,6 +18,8 @@ from typing import Protocol
 
 import pytest
 
+from postgres_server import free_port
+
 NOBODY = 65534
 PRELUDE = """
 import os, time
@@ -147,11 +149,6 @@ def open_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def permissions(path: Path) -> tuple[int, int, int]:
