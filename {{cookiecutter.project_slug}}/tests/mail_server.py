@@ -98,7 +98,8 @@ def mail_server(server: MailServer) -> Iterator[MailServer]:
         return await loop.create_server(server.protocol, HOST, 0, ssl=context)
 
     async def end() -> None:
-        # asyncio would leave a connection open that was accepted just before close().
+        # Accept no more, and let asyncio set up what it has accepted, which takes a few rounds of
+        # the loop: abort_clients() would miss those connections, and they would stay open.
         loop.remove_reader(listener.sockets[0])
         for _ in range(3):
             await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -168,12 +169,19 @@ def test_postgresqls_log_has_a_statement_that_timed_out_unless_that_is_switched_
     url = embedded_url.replace(user=role, password=PASSWORD)
     app = create_app(settings_for(url, db_queue_seconds=0.1))
 
-    with TestClient(app) as client, engine.begin() as owner:
+    with (
+        TestClient(app) as client,
+        engine.begin() as owner,
+        ThreadPoolExecutor(1) as thread,
+    ):
         assert client.get("/ready").status_code == 200  # with a connection, for the next request
-        monkeypatch.setattr(db, "USE_SECONDS", 1.5)  # enough to hash the password and send it
+        # Enough to hash the password and send the statement.
+        monkeypatch.setattr(db, "USE_SECONDS", 2.5)
         owner.execute(text("LOCK TABLE users"))
-        answer = client.post("/auth/register", json=ACCOUNT | {"email": email})
-        wait_until_cancelled(engine, role)
+        request = thread.submit(client.post, "/auth/register", json=ACCOUNT | {"email": email})
+        wait_for_statements(engine, role, 1)
+        answer = request.result()
+        wait_for_statements(engine, role, 0)
         log = str(owner.scalar(text(READ_LOG)))
     engine.dispose()
 
@@ -181,14 +189,14 @@ def test_postgresqls_log_has_a_statement_that_timed_out_unless_that_is_switched_
     assert (email in log) is not hidden
 
 
-def wait_until_cancelled(engine: Engine, role: str) -> None:
-    """Return when no statement of a role waits for a lock any more."""
-    waiting = text(
-        "SELECT 1 FROM pg_stat_activity WHERE usename = :role AND wait_event = 'relation'"
+def wait_for_statements(engine: Engine, role: str, number: int) -> None:
+    """Return when that number of a role's statements are running."""
+    running = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = :role AND state = 'active'"
     )
     deadline = time.monotonic() + 10
     # In a transaction, pg_stat_activity would always show the same.
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while connection.scalar(waiting, {"role": role}):
+        while connection.scalar(running, {"role": role}) != number:
             assert time.monotonic() < deadline
             time.sleep(0.01)
