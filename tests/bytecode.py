@@ -4,19 +4,25 @@ uv fills an environment with hard links to its cache, and links all files that i
 Bytecode beside them is valid in every environment: the modules have the same size and time.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from machine import Project, ask_uv
 
 
 def give_bytecode_to_uv(project: Project) -> None:
-    """Put the bytecode of a project's packages into uv's cache, as far as they are links to it."""
+    """Add the bytecode of a project's packages to uv's cache, for packages hard-linked from it."""
     cache = Path(ask_uv("cache", "dir"))
-    cached = {metadata.stat().st_ino: metadata for metadata in cache.glob("archive-*/*/*/METADATA")}
-    environment = project.python.parent.parent
-    for metadata in environment.glob("**/site-packages/*.dist-info/METADATA"):
-        if found := cached.get(metadata.stat().st_ino):
+    cached = {identity(file): file for file in cache.glob("archive-*/*/*.dist-info/METADATA")}
+    for metadata in project.path.glob(".venv/lib/python*/site-packages/*.dist-info/METADATA"):
+        if found := cached.get(identity(metadata)):
             give(metadata.parent.parent, found.parent.parent, metadata.with_name("RECORD"))
+
+
+def identity(file: Path) -> tuple[int, int]:
+    """Return what all hard links to a file have in common."""
+    status = file.lstat()
+    return status.st_dev, status.st_ino
 
 
 def give(packages: Path, archive: Path, record: Path) -> None:
@@ -30,6 +36,6 @@ def give(packages: Path, archive: Path, record: Path) -> None:
             module = packages / name
             for bytecode in module.parent.glob(f"__pycache__/{module.stem}.*.pyc"):
                 link = archive / bytecode.relative_to(packages)
-                link.parent.mkdir(exist_ok=True)
-                if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):  # from an earlier run, or one at the same time
                     link.hardlink_to(bytecode)

@@ -33,7 +33,7 @@ EXCUSES = {
 # worker is left with a long file at the end. Those that wait run beside those that use all cores.
 LONG_FILES = [
     "test_neon",
-    "test_hostile_answers",  # these two begin without the project that the first one compiles
+    "test_hostile_answers",  # these two generate other projects, while test_neon compiles
     "test_surroundings",
     "test_default_answers",
     "test_frontend",
@@ -93,16 +93,17 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all parallel processes have."""
+    """The temporary folder that all xdist workers share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session", autouse=True)
-def mypy_cache(shared: Path) -> Iterator[FileLock]:
-    """A lock of mypy's cache, which all projects have.
+def mypy_lock(shared: Path) -> Iterator[FileLock]:
+    """Let all projects share one mypy cache. Hold this lock while mypy runs.
 
-    The first check takes ten times as long as the others: mypy knows a package by its content.
+    The first check fills the cache and takes ten times as long as later ones. mypy compares
+    packages by hash, so the cache serves every environment.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MYPY_CACHE_DIR", str(shared / "types"))
@@ -146,8 +147,11 @@ def offline(machine: Machine) -> Machine:
 def generated(
     template: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Outcome]:
-    """The outcome of the README's command with the default answers."""
-    compiled = shared / "compiled"
+    """The outcome of the README's command with the default answers; its tests are compiled.
+
+    The first process puts the packages' bytecode into uv's cache. The others wait for that.
+    """
+    marker = shared / "bytecode-is-cached"
     with new_machine(tmp_path_factory.mktemp("default") / "machine", template) as machine:
 
         def generate() -> Outcome:
@@ -157,17 +161,17 @@ def generated(
             compile_tests(outcome.project)
             return outcome
 
-        with FileLock(shared / "compiled.lock", timeout=240):
+        with FileLock(shared / "bytecode.lock", timeout=240):
             outcome = None
-            if not compiled.exists():
+            if not marker.exists():
                 outcome = generate()
                 give_bytecode_to_uv(outcome.project)
-                compiled.touch()
+                marker.touch()
         yield outcome or generate()
 
 
 def compile_tests(project: Project) -> None:
-    """Compile the tests, also for copies. Each parallel process would do it."""
+    """Compile the tests once, for this project and its copies: each pytest process would do it."""
     command = (str(project.python), "-m", "pytest", "-n0", "--quiet", "--collect-only")
     outcome = project.run(*command, "-p", "no:cacheprovider")
     assert outcome.code == 0, outcome.output

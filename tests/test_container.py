@@ -309,7 +309,8 @@ def test_no_development_package_is_installed(project: Project, image: Image) -> 
 
 def test_all_modules_are_compiled(image: Image) -> None:
     modules = [*image.folder.glob("*.py"), *image.folder.glob("[a-z]*/**/*.py")]
-    modules += image.folder.glob(".venv/lib/python*/site-packages/fastapi/*.py")
+    # No test imports these, so uv's cache has no bytecode of them that it would link.
+    modules += image.folder.glob(".venv/lib/python*/site-packages/*/__main__.py")
     assert len(modules) > 50
 
     assert [

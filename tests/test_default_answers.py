@@ -133,8 +133,8 @@ def test_nothing_is_left_to_commit(project: Project) -> None:
     assert project.git("rev-list", "--count", "HEAD").strip() == "1"
 
 
-def test_the_projects_types_fit(project: Project, mypy_cache: FileLock) -> None:
-    with mypy_cache:
+def test_the_projects_types_fit(project: Project, mypy_lock: FileLock) -> None:
+    with mypy_lock:
         outcome = project.run("uv", "run", "mypy", ".")
 
     assert outcome.code == 0, outcome.output

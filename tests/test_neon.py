@@ -377,8 +377,8 @@ class Night:
 
 POOL_SIZE = 4
 CLIENTS = 6  # two more than connections, so that two have to wait
-# Wake-up times of one app's nights. First the one that /ready must report: later, it may repeat its
-# last result for a moment.
+# Seconds to wake up in each night of one app. 20 comes first: its test expects a 503 from /ready,
+# which may still repeat an earlier 200 in a later night.
 NIGHTS: dict[Way, list[float]] = {"fatal": [20, 0.5, 5], "close": [0.5, 5], "reset": [0.5, 5]}
 
 
@@ -408,18 +408,17 @@ def nights(
 ) -> dict[tuple[Way, float], Night]:
     folder = tmp_path_factory.mktemp("nights")
 
-    def spend(way: Way) -> list[Night]:
+    def spend(way: Way) -> dict[tuple[Way, float], Night]:
         endpoint = neon.new_endpoint(migrated)
         log, settings = folder / f"{endpoint.name}.log", {"DB_POOL_SIZE": str(POOL_SIZE)}
         with app_server(project, endpoint.url(), log, settings=settings) as app:
-            return [spend_a_night(app, endpoint, way, seconds) for seconds in NIGHTS[way]]
+            return {
+                (way, seconds): spend_a_night(app, endpoint, way, seconds)
+                for seconds in NIGHTS[way]
+            }
 
-    found = zip(NIGHTS, side_by_side([partial(spend, way) for way in NIGHTS]), strict=True)
-    return {
-        (way, seconds): night
-        for way, nights in found
-        for seconds, night in zip(NIGHTS[way], nights, strict=True)
-    }
+    apps = side_by_side([partial(spend, way) for way in NIGHTS])
+    return {name: night for found in apps for name, night in found.items()}
 
 
 @pytest.mark.parametrize("wake_seconds", [0.5, 5])

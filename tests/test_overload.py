@@ -241,7 +241,7 @@ def test_a_crowd_is_served_although_the_server_allows_fewer_connections(
         ThreadPoolExecutor(2) as threads,
     ):
         requests = [prepare("GET", "/tasks", first.register())]
-        # Each begins with a connection: the other could take all before this one asks.
+        # Open a connection in the second app too: the first one's crowd could take all of them.
         assert second.request("GET", "/ready").status == 200
 
         def storm(app: AppServer) -> Run:

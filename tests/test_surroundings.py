@@ -190,7 +190,7 @@ def test_a_process_that_only_looks_like_the_server_counts_as_left_over(
         program, cwd=data, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout
-        other.stdout.readline()  # while a program starts, it has no environment for a moment
+        other.stdout.readline()  # until it runs, /proc may show no environment
         name = psutil.Process(other.pid).name()
         left = foreign_machine.orphans(seconds=0)
 
