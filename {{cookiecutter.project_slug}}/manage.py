@@ -83,10 +83,10 @@ def complete_settings(*, local: bool) -> DatabaseUrl:
     given = os.environ.get("NEON_DATABASE_URL")
     if given and not (new_url or local or choose.is_same_place(given, url)):
         remedy = "to change DATABASE_URL: uv run manage.py env"
-        typer.echo(f"! NEON_DATABASE_URL names another one, which is not used; {remedy}")
+        typer.echo(f"! NEON_DATABASE_URL names another database, and is ignored; {remedy}")
     if local and not url.is_embedded:
         fail(
-            ".env does not name the embedded PostgreSQL, but this database",
+            "--local was given, but DATABASE_URL in .env names another server",
             advice="to set it up: uv run manage.py setup\n"
             "to use the embedded PostgreSQL instead: uv run manage.py env --local",
         )

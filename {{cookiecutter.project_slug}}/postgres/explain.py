@@ -273,7 +273,7 @@ def advise(finding: Finding, url: DatabaseUrl) -> str:
     """Return the advice for this database."""
     fixed_by_start = {"nothing-listens", "login-refused", "database-missing", "server-stopped"}
     if url.is_embedded and finding.name in fixed_by_start:
-        return "start it: uv run manage.py postgres start"
+        return "start the embedded PostgreSQL: uv run manage.py postgres start"
     if finding.name == "server-full" and url.pooled != url:
         return f"use the pooled host, {url.pooled.host}: uv run manage.py env"
     return finding.advice

@@ -87,7 +87,7 @@ def test_repeating_setup_keeps_existing_settings(
 
     assert code == 0, output
     assert clone.read_text("utf-8") == before
-    assert "! NEON_DATABASE_URL names another one, which is not used; to change" in output
+    assert "! NEON_DATABASE_URL names another database, and is ignored; to change" in output
 
 
 @pytest.mark.usefixtures("clone")
