@@ -145,7 +145,7 @@ def new_password() -> str:
 
 
 def own_ports() -> Iterator[int]:
-    """Yield the ports of this process, over and over: other test processes have others.
+    """Return the ports of this process, over and over: other test processes have others.
 
     They are below those that projects choose for embedded servers, and below the ephemeral ones,
     which a client could take before the server starts.

@@ -87,7 +87,7 @@ def complete_settings(*, local: bool) -> DatabaseUrl:
     if local and not url.is_embedded:
         fail(
             "--local was given, but DATABASE_URL in .env names another server",
-            advice="to set it up: uv run manage.py setup\n"
+            advice="to set up the database on that server: uv run manage.py setup\n"
             "to use the embedded PostgreSQL instead: uv run manage.py env --local",
         )
     return url

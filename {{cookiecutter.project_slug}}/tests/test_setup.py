@@ -179,6 +179,7 @@ def test_local_neither_replaces_nor_changes_another_database(
     code, output = setup("--local")
 
     assert code == 1
+    assert "✗ --local was given, but DATABASE_URL in .env names another server" in output
     assert "to use the embedded PostgreSQL instead: uv run manage.py env --local" in output
     assert clone.read_text("utf-8") == before
     assert done(output) == ["settings"]
