@@ -132,10 +132,12 @@ class Watch:
             # Read the command line first. If the process executes another program in between, a
             # new program's command line is never paired with the old one's environment.
             command = read(f"/proc/{pid}/cmdline")
+            if not command:
+                continue  # it is executing a program right now: it has a command line next time
             environment = read(f"/proc/{pid}/environ")
             if f"HOME={self.machine.home}".encode() in environment.split(b"\0"):
                 self.seen.add((command, environment))
-            elif environment and command != OWN_COMMAND:  # otherwise it is starting, or has ended
+            elif environment and command != OWN_COMMAND:  # otherwise it is starting
                 foreign.add(pid)
 
 
