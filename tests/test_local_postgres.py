@@ -550,6 +550,24 @@ def test_a_temporary_server_leaves_no_files(empty_place: Place, tmp_path: Path) 
     assert not folder.parent.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/shm")
+def test_a_temporary_server_is_in_memory_if_that_has_room_and_tmpdir_is_not_set(
+    empty_place: Place,
+) -> None:
+    script = """
+pg.mkdtemp = lambda prefix, dir: exit(dir or "the usual folder")
+for room, tmpdir in ((0, ""), (2**60, ""), (0, "elsewhere")):
+    pg.MEMORY_BYTES = room
+    os.environ["TMPDIR"] = tmpdir
+    try: pg.watch()
+    except SystemExit as where: print(where)
+"""
+
+    folders = empty_place.run(script).splitlines()
+
+    assert folders == ["/dev/shm", "the usual folder", "the usual folder"]  # noqa: S108
+
+
 def test_a_temporary_server_takes_settings(empty_place: Place) -> None:
     script = """
 with pg.temporary_server(max_connections="7", work_mem="5MB") as url:
