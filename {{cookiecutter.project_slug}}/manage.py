@@ -1,56 +1,45 @@
-"""The project's commands: `uv run manage.py --help`. `postgres/` and `auth/` do their work."""
+"""The project's commands: `uv run manage.py --help`. The packages do their work."""
 
 import os
 import signal
 import sys
 
 if __name__ == "__main__":  # before the imports, which take a second: Ctrl-C shows no traceback
-    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"stopped\n") and 130))
+
+    def stop_at_once(*_: object) -> None:
+        os.write(2, b"stopped\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop_at_once)
 
 import json
 import secrets
-from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
 
+import config
 from commands import account
-from config import (
-    ENV_FILE,
-    PYPROJECT,
-    Settings,
-    SettingsError,
-    clear_libpq_variables,
-    load_settings,
+from commands.check import run_checks
+from commands.settings import settings_or_fail
+from commands.setup import (
+    PROJECT,
+    complete_settings,
+    prepare_database,
+    run_migrations,
+    start_embedded_server,
 )
 from postgres import choose, embedded_commands, env_file
-from postgres.check import Check, check_connection
-from postgres.connect import OnWait, reach
-from postgres.console import Waiting, fail, show_checks, stops, timed_step
-from postgres.explain import BY_NAME
-from postgres.url import DatabaseUrl
+from postgres.console import Waiting, fail, show_checks, stops
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
 app.add_typer(account.app, name="account")
 app.add_typer(embedded_commands.app, name="postgres")
 
 Local = Annotated[bool, typer.Option("--local", help="Use the embedded PostgreSQL.")]
-PROJECT: str = PYPROJECT["project"]["name"]
-REPLICA_ADVICE = "correct READ_DATABASE_URL, or remove it; meanwhile, lists come from the primary"
-
-
-def settings_or_fail() -> Settings:
-    try:
-        settings = load_settings(ENV_FILE)
-    except SettingsError as error:
-        fail(*str(error).splitlines())
-    clear_libpq_variables(settings)
-    return settings
 
 
 @app.command()
@@ -61,8 +50,8 @@ def setup(*, local: Local = False) -> None:
     string yet, it uses NEON_DATABASE_URL, or asks for one on a terminal.
     """
     with stops("finished steps stay; to continue: uv run manage.py setup"):
-        choose.ignore_in_shell({name.upper() for name in Settings.model_fields})
-        choose.complete_env_file(ENV_FILE)
+        choose.ignore_in_shell({name.upper() for name in config.Settings.model_fields})
+        choose.complete_env_file(config.ENV_FILE)
         url = complete_settings(local=local)
         try:
             prepare_database(url)
@@ -70,51 +59,6 @@ def setup(*, local: Local = False) -> None:
             again = "uv run manage.py env, then this command again"
             typer.echo(f"  → to use another connection string: {again}", err=True)
             raise
-
-
-def complete_settings(*, local: bool) -> DatabaseUrl:
-    """Return the DATABASE_URL in .env, which is added if it is missing."""
-    new_url = choose.missing_url(ENV_FILE, PROJECT, local=local)
-    with timed_step("settings"):
-        if new_url:
-            env_file.set_database_url(ENV_FILE, new_url)
-        url = settings_or_fail().database_url
-    typer.echo(f"  DATABASE_URL is {url}")
-    given = os.environ.get("NEON_DATABASE_URL")
-    if given and not (new_url or local or choose.is_same_place(given, url)):
-        remedy = "to change DATABASE_URL: uv run manage.py env"
-        typer.echo(f"! NEON_DATABASE_URL names another database, and is ignored; {remedy}")
-    if local and not url.is_embedded:
-        fail(
-            "--local was given, but DATABASE_URL in .env names another server",
-            advice="to set up the database on that server: uv run manage.py setup\n"
-            "to use the embedded PostgreSQL instead: uv run manage.py env --local",
-        )
-    return url
-
-
-def prepare_database(url: DatabaseUrl) -> None:
-    if url.is_embedded:
-        with timed_step("database"), embedded_commands.embedded_server() as embedded:
-            embedded.ensure_running(ENV_FILE)
-    else:  # libpq would read them
-        choose.ignore_in_shell({name for name in os.environ if name.startswith("PG")})
-    with timed_step("schema"):
-        run_migrations()
-    with timed_step("connection"), Waiting("waiting for the database") as waiting:
-        for check in run_checks(waiting):
-            if check.ok is False:
-                waiting.show(check)
-                raise typer.Exit(1)
-
-
-def run_migrations(timeout: float = 600) -> None:
-    """Apply the missing migrations. timeout: seconds."""
-    from postgres.migrate import bring_up_to_date
-
-    settings = settings_or_fail()
-    url, named = settings.migration_url, settings.database_url
-    bring_up_to_date(url, schema().upgrade, timeout, named=named)
 
 
 @app.command()
@@ -130,19 +74,19 @@ def env(
     Asks for a connection string without showing it, or reads it from standard input if that is not
     a terminal.
     """
-    if choose.complete_env_file(ENV_FILE):
+    if choose.complete_env_file(config.ENV_FILE):
         typer.echo("✓ .env is new, with its own BETTER_AUTH_SECRET")
     elif new_secret:
-        env_file.set_value(ENV_FILE, "BETTER_AUTH_SECRET", env_file.new_secret())
+        env_file.set_value(config.ENV_FILE, "BETTER_AUTH_SECRET", env_file.new_secret())
         typer.echo("✓ BETTER_AUTH_SECRET is new: all users have to log in again")
     if new_secret:
         return
     with stops("DATABASE_URL is unchanged; to change it: uv run manage.py env"):
-        url = choose.another_url(ENV_FILE, PROJECT, local=local)
+        url = choose.another_url(config.ENV_FILE, PROJECT, local=local)
     if url is None:
         typer.echo("- DATABASE_URL is unchanged")
         return
-    choose.use_database(ENV_FILE, url)
+    choose.use_database(config.ENV_FILE, url)
     typer.echo("  next: uv run manage.py migrate")
 
 
@@ -153,45 +97,11 @@ def check(
 ) -> None:
     """Test each step of the connection, and say how to fix the one that fails.
 
-    Waits for a compute that sleeps. Exit code 0: all is well, 1: a step failed.
+    Waits for a sleeping compute. Exit code 0: all is well, 1: a step failed.
     """
     with Waiting("waiting for the database") as waiting:
         passed = show_checks(run_checks(waiting), waiting, as_json=as_json)
     raise typer.Exit(0 if passed else 1)
-
-
-def run_checks(on_wait: OnWait) -> Iterator[Check]:
-    try:
-        settings = load_settings(ENV_FILE)
-    except SettingsError as error:
-        for line in str(error).splitlines():
-            problem, _, advice = line.partition("; ")
-            yield Check("settings", False, problem, advice, BY_NAME["settings-wrong"])
-        return
-    clear_libpq_variables(settings)
-    source = "the environment" if "DATABASE_URL" in os.environ else ".env"
-    yield Check("settings", ok=True, detail=f"complete; DATABASE_URL comes from {source}")
-    url = settings.database_url
-    yield from check_connection(
-        url, lambda: schema().history(), on_wait, lambda: schema().columns()
-    )
-    if settings.read_database_url:
-        yield check_replica(settings.read_database_url, on_wait)
-
-
-def check_replica(url: DatabaseUrl, on_wait: OnWait) -> Check:
-    """Return the result of all steps for READ_DATABASE_URL."""
-    for check in check_connection(url, lambda: schema().history(), on_wait):
-        if check.finding and check.finding.name != "read-only":  # as a replica should be
-            detail = f"{check.name}: {check.detail}"
-            return replace(check, name="replica", detail=detail, advice=REPLICA_ADVICE)
-    return Check("replica", ok=True, detail=f"lists come from {url.address}")
-
-
-def schema() -> ModuleType:
-    import migrations  # loads SQLAlchemy and Alembic, which only the last steps need
-
-    return migrations
 
 
 @app.command()
@@ -201,23 +111,12 @@ def migrate(
 ) -> None:
     """Apply the missing migrations: all, or none if one fails. Starts the embedded server.
 
-    Waits for a compute that sleeps.
+    Waits for a sleeping compute.
     """
     start_embedded_server()
     with stops("`uv run manage.py check` says whether the migrations are done"):
-        run_migrations(timeout)
-    typer.echo(f"✓ the schema is at {schema().head()}")
-
-
-def start_embedded_server() -> None:
-    """Start the embedded server, if migrations go there and it does not run."""
-    url = settings_or_fail().migration_url
-    if url.is_embedded:
-        try:
-            reach(url)
-        except OSError:
-            with embedded_commands.embedded_server() as embedded:
-                typer.echo(f"✓ PostgreSQL runs at {embedded.ensure_running(ENV_FILE)}")
+        revision = run_migrations(timeout)
+    typer.echo(f"✓ the schema is at {revision}")
 
 
 @app.command()
@@ -252,7 +151,7 @@ def copy(
         typer.echo("  .env names the old database; to change that: uv run manage.py env")
         return
     with stops(f"all rows are at {target}; see .env for the database that it names"):
-        choose.use_database(ENV_FILE, target)
+        choose.use_database(config.ENV_FILE, target)
     typer.echo("  next: uv run manage.py check")
 
 

@@ -28,11 +28,11 @@ from postgres.console import Waiting
 from schemas.auth import Email, Name, NewPassword, is_own_address
 from schemas.text import Utc
 
-TRANSACTION_SECONDS = 60.0  # including the wait for a compute that sleeps
+TRANSACTION_SECONDS = 60.0  # including the wait for a sleeping compute
 
 NOTHING_CHANGED = "nothing was changed"
 CHANGED = "the change was made"
-MAYBE_CHANGED = "perhaps the change was made: uv run manage.py account list"
+MAYBE_CHANGED = "the change may have been made: uv run manage.py account list"
 SEND_AGAIN = "to send another link: uv run manage.py account invite {} --again"
 
 SESSIONS = (

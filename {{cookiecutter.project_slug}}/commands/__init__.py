@@ -1,1 +1,1 @@
-"""Groups of manage.py's commands. What only one needs is imported there, so that all start fast."""
+"""What manage.py's commands do. What only one needs is imported there, so that all start fast."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import config
+from commands.settings import settings_or_fail
 from postgres.console import fail, stopped
 from postgres.explain import explain
 
@@ -42,17 +42,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 @contextmanager
 def our_accounts() -> Iterator["Accounts"]:
-    """Yield the accounts, and end the command with a message where that fails."""
+    """Yield the accounts. Ends the command with a message if that fails."""
     from psycopg2 import Error
     from sqlalchemy.exc import DBAPIError
 
     from auth.operator import Accounts, Refused
 
-    try:
-        settings = config.load_settings(config.ENV_FILE)
-    except config.SettingsError as error:
-        fail(*str(error).splitlines())
-    config.clear_libpq_variables(settings)
+    settings = settings_or_fail()
     if settings.better_auth_url:
         fail(f"accounts are on the Better Auth server at {settings.better_auth_url}, not here")
     accounts = Accounts(settings)
@@ -69,7 +65,9 @@ def our_accounts() -> Iterator["Accounts"]:
 
 
 def show_account(account: "Account", *lines: str, as_json: bool) -> None:
-    for line in [account.model_dump_json(indent=2)] if as_json else lines:
+    if as_json:
+        lines = (account.model_dump_json(indent=2),)
+    for line in lines:
         typer.echo(line)
 
 
@@ -186,4 +184,4 @@ def confirm_deletion(email: str) -> None:
     question = "Type the address to delete it with all that it owns (--yes: without this question)"
     answer: str = typer.prompt(question, err=True)
     if answer.strip().lower() != email:
-        fail(f"that is another address than {email}: nothing was changed")
+        fail(f"the address is not {email}: nothing was changed")

@@ -27,7 +27,7 @@ from postgres.copy_tables import (
 )
 from postgres.url import DatabaseUrl
 
-MAYBE_COPIED = "perhaps all rows were copied: type the same command again to find out"
+MAYBE_COPIED = "all rows may have been copied: type the same command again to find out"
 
 type History = Callable[[], Sequence[str]]
 type OnCheck = Callable[[Check], None]
@@ -58,7 +58,8 @@ def copy_database(
             budget = TimeBudget(target, lambda time: screen.update(str(progress), time), timeout)
             with stops(NOTHING_COPIED):
                 if source.is_same_database(target):
-                    raise CopyError("source and target are the same database")
+                    advice = "paste the connection string of another database"
+                    raise CopyError("source and target are the same database", advice=advice)
                 check_target(target, history, screen.show, waiting)
                 new_tables = find_new_tables(target.direct, metadata, waiting)
                 migrate(

@@ -18,11 +18,12 @@ app = typer.Typer(help="The embedded PostgreSQL of this project.", no_args_is_he
 
 @contextmanager
 def embedded_server() -> Iterator[ModuleType]:
-    """Yield postgres.embedded, and end the command with a message where that fails."""
+    """Yield postgres.embedded. Ends the command with a message if that fails."""
     try:
         embedded = import_module("postgres.embedded")
     except ModuleNotFoundError:
-        fail("the embedded PostgreSQL is for development only, and is not installed here")
+        problem = "the embedded PostgreSQL is for development only, and is not installed here"
+        fail(problem, advice="to install it: uv sync")
     try:
         yield embedded
     except embedded.LocalPostgresError as error:
@@ -31,11 +32,11 @@ def embedded_server() -> Iterator[ModuleType]:
 
 @app.command()
 def start() -> None:
-    """Create the server on first use, and start it if it does not run."""
+    """Create the server on first use, and start it if it is not running."""
     before = env_file.get_value(ENV_FILE, "DATABASE_URL")
     with embedded_server() as embedded:
         url = embedded.ensure_running(ENV_FILE)
-    typer.echo(f"✓ PostgreSQL runs at {url}")
+    typer.echo(f"✓ PostgreSQL is running at {url}")
     if env_file.get_value(ENV_FILE, "DATABASE_URL") != before:
         typer.echo("! Its port was taken; .env names the new one: restart the app")
 
@@ -50,13 +51,13 @@ def stop() -> None:
 
 @app.command()
 def status() -> None:
-    """Say whether the server runs. Exit code 0: it does, 3: it does not."""
+    """Say whether the server is running. Exit code 0: it is, 3: it is not."""
     with embedded_server() as embedded:
         state = embedded.status()
     if not state.running:
-        typer.echo(f"- PostgreSQL does not run; its data is in {state.folder}")
+        typer.echo(f"- PostgreSQL is not running; its data is in {state.folder}")
         raise typer.Exit(3)
-    typer.echo(f"✓ PostgreSQL runs on port {state.port}, pid {state.pid}, log {state.log}")
+    typer.echo(f"✓ PostgreSQL is running on port {state.port}, pid {state.pid}, log {state.log}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

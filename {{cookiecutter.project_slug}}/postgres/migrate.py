@@ -19,7 +19,7 @@ def bring_up_to_date(
     *,
     named: DatabaseUrl,
 ) -> None:
-    """Run the migrations that are missing, and end the command with a message where that fails.
+    """Apply the missing migrations. Ends the command with a message if that fails.
 
     timeout: seconds. named: DATABASE_URL, which may be a pooled host.
     """
@@ -36,10 +36,10 @@ def bring_up_to_date(
             advice = (
                 "`uv run manage.py check` says whether it is done; --timeout gives it more time"
             )
-            fail(f"{url.address}: given up after {timeout:.0f} s", advice=advice)
+            fail(f"{url.address}: gave up after {timeout:.0f} s", advice=advice)
         finding = explain(error, url)
         is_unsure = connection is not None and finding.is_outage  # it may have been committing
-        outcome = "perhaps they were applied" if is_unsure else "no migration was applied"
+        outcome = "they may have been applied" if is_unsure else "no migration was applied"
         problem = f"{url.address}: {finding.cause}; {outcome}"
         if named.is_pooled and named.direct == url:
             problem += (

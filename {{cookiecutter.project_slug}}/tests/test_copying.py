@@ -20,6 +20,7 @@ from alembic.config import Config
 from sqlmodel import SQLModel
 from typer.testing import CliRunner
 
+import config
 import manage
 import migrations
 from config import PROJECT_DIR
@@ -45,7 +46,7 @@ class Copy(Protocol):
 def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The .env that the command uses instead of the developer's."""
     path = tmp_path / ".env"
-    monkeypatch.setattr(manage, "ENV_FILE", path)
+    monkeypatch.setattr(config, "ENV_FILE", path)
     monkeypatch.delenv("DATABASE_URL")
     monkeypatch.delenv("BETTER_AUTH_SECRET")
     return path
@@ -522,7 +523,7 @@ def test_if_a_commit_gets_no_answer_the_output_says_that_rows_may_have_been_copi
     assert code == 1
     assert f"127.0.0.1:{server.port}/" in output
     assert ": no answer in time" in output
-    assert "perhaps all rows were copied: type the same command again" in output
+    assert "all rows may have been copied: type the same command again" in output
     assert "nothing was copied" not in output
     assert "--timeout" not in output
 
@@ -537,7 +538,7 @@ def test_ctrl_c_during_the_commit_says_that_rows_may_have_been_copied(
     code, output = copy(filled, empty)
 
     assert code == 130
-    assert "stopped: perhaps all rows were copied" in output
+    assert "stopped: all rows may have been copied" in output
 
 
 def test_ctrl_c_during_the_checks_says_that_nothing_was_copied(

@@ -16,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+import config
 import manage
 import migrations
 from config import PROJECT_DIR
@@ -37,7 +38,7 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The .env that the commands use instead of the developer's."""
     path = tmp_path / ".env"
     shutil.copy(PROJECT_DIR / ".env.example", tmp_path)
-    monkeypatch.setattr(manage, "ENV_FILE", path)
+    monkeypatch.setattr(config, "ENV_FILE", path)
     monkeypatch.delenv("DATABASE_URL")
     monkeypatch.delenv("BETTER_AUTH_SECRET")
     return path
@@ -264,7 +265,7 @@ def test_a_migration_may_be_applied_although_the_connection_broke(
     code, output = run("migrate")
 
     assert code == 1
-    assert "perhaps they were applied" in output
+    assert "they may have been applied" in output
 
 
 @pytest.mark.usefixtures("hurried")
@@ -402,7 +403,7 @@ def test_migrate_gives_up_on_a_server_that_freezes(
         code, output = run("migrate", "--timeout", "1")
 
     assert code == 1
-    assert "given up after 1 s" in output
+    assert "gave up after 1 s" in output
     assert "Traceback" not in output
 
 
@@ -467,6 +468,7 @@ def test_without_the_embedded_server_the_commands_say_so(
     assert code == 1
     assert output == (
         "✗ the embedded PostgreSQL is for development only, and is not installed here\n"
+        "  → to install it: uv sync\n"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import config
 import manage
 from config import PROJECT_DIR
 from postgres import embedded, env_file
@@ -22,7 +23,7 @@ from postgres.url import PLACEHOLDER, DatabaseUrl, parse
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of the .env in a fresh clone, where it does not exist yet."""
     shutil.copy(PROJECT_DIR / ".env.example", tmp_path)
-    monkeypatch.setattr(manage, "ENV_FILE", tmp_path / ".env")
+    monkeypatch.setattr(config, "ENV_FILE", tmp_path / ".env")
     for name in ("DATABASE_URL", "BETTER_AUTH_SECRET", "NEON_DATABASE_URL"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / ".env"
