@@ -101,8 +101,8 @@ def main(answers: dict[str, str]) -> None:
     setup = "uv run manage.py setup" + (" --local" if answers["database"] == "local" else "")
     commands = {"dependencies": "uv sync --reinstall", "setup": setup, "git": GIT}
     steps: dict[str, Callable[[], str | None]] = {"dependencies": install}
-    neon = {name: hidden[name] for name in hidden if name == "NEON_DATABASE_URL"}
-    steps["setup"] = lambda: run(UV, *setup.split()[1:], stdin=None, **neon)
+    neon = hidden.get("NEON_DATABASE_URL", "")
+    steps["setup"] = lambda: run(UV, *setup.split()[1:], stdin=None, NEON_DATABASE_URL=neon)
     steps |= {} if by_cruft else {"git": commit}  # cruft has yet to write .cruft.json
     print(f"\n{answers['project_name']}, in {here}")
     try:
@@ -111,8 +111,8 @@ def main(answers: dict[str, str]) -> None:
                 continue
             start = monotonic()
             try:
-                note = step()
-                print(f"- {name}: {note}" if note else f"✓ {name} ({monotonic() - start:.1f} s)")
+                if (why := step()) or name != "setup":  # it shows its own times
+                    print(f"- {name}: {why}" if why else f"✓ {name} ({monotonic() - start:.1f} s)")
                 del commands[name]
             except Exception as error:  # noqa: BLE001  (keep the project, whatever happens)
                 print(f"✗ {name}: {error}\n    again: {commands[name]}")

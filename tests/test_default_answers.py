@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from machine import UV, Outcome, Project
 
-STEPS = ["dependencies", "settings", "database", "schema", "connection", "setup", "git"]
+STEPS = ["dependencies", "settings", "database", "schema", "connection", "git"]
 
 
 class Served:

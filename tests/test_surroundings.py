@@ -26,7 +26,7 @@ from leaks import Watch, leaks, local_secrets, watching
 from machine import COOKIECUTTER, Machine, Outcome, Project, new_machine
 from variables import DROPPED, NAMED
 
-STEPS = ["dependencies", "settings", "database", "schema", "connection", "setup", "git"]
+STEPS = ["dependencies", "settings", "database", "schema", "connection", "git"]
 READY = "\nIt is ready. Type:\n"
 AGAIN = "--overwrite-if-exists"
 LOCK_KEY = 7_206_041  # of the advisory lock that migrations take
