@@ -48,9 +48,9 @@ def find_mistakes(options: dict[str, Any]) -> Iterator[str]:
     for name in options.get("extra_context") or ():
         if name not in rules.RULES:
             near = difflib.get_close_matches(name, rules.RULES, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"they are {', '.join(rules.RULES)}"
+            advice = f"did you mean {near[0]}?" if near else f"choose from {', '.join(rules.RULES)}"
             # Do not show a connection string: "?sslmode=" turns it into a name and a value.
-            shown = name if name.isidentifier() and name.isascii() else "one word"
+            shown = name if name.isidentifier() and name.isascii() else "an argument"
             yield f"{shown} is not one of the answers: {advice}"
     config = get_user_config(options.get("config_file"), options.get("default_config") or False)
     place = Path(config["replay_dir"])

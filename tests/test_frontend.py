@@ -312,7 +312,7 @@ def test_failures_are_reported_and_nothing_typed_is_lost(tab: Tab) -> None:
     for answer in (answer_with_html, answer_with_a_502):
         tab.page.route(tasks, answer)
         tab.press("Add")
-        expect(tab.problem).to_have_text("The API sent something else than an answer.")
+        expect(tab.problem).to_have_text("The API sent an unexpected response.")
         expect(title).to_have_value("Buy milk")
         tab.page.unroute(tasks)
 

@@ -51,7 +51,7 @@ __all__ = [
 USE_SECONDS = 10.0  # how long a request may use the database, after it has waited for a connection
 REPLICA_SECONDS = 3.0  # the part of a request's time for a replica; the rest is for the primary
 REPLICA_PAUSE_SECONDS = 5.0  # after a failure, how long nothing is read from a replica
-REPLICA_ADVICE = "the primary answers instead; to see why: uv run manage.py check"
+REPLICA_AWAY_ADVICE = "the primary answers instead; to see why: uv run manage.py check"
 
 type AnyStatement = Executable | CompiledStatement
 
@@ -223,7 +223,7 @@ class Replica:
 
     def __init__(self, engine: AsyncEngine, url: DatabaseUrl) -> None:
         self._engine = engine.sync_engine
-        self._availability = Availability(url, name="replica", advice=REPLICA_ADVICE)
+        self._availability = Availability(url, name="replica", advice=REPLICA_AWAY_ADVICE)
         self._availability.listen_to(engine)
         self._paused_until = 0.0  # by time.monotonic(); 0 if the last statement did not fail
 
@@ -235,7 +235,7 @@ class Replica:
         if now < self._paused_until:
             return None
         if self._paused_until:
-            # For all others: this request tries it.
+            # Other requests go to the primary while this one tries the replica.
             self._paused_until = now + REPLICA_PAUSE_SECONDS
         try:
             with time_limit(Deadline(REPLICA_SECONDS)):

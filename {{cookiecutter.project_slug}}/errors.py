@@ -26,7 +26,7 @@ CHECK_VIOLATION = "23514"
 EXCLUSION_VIOLATION = "23P01"
 
 MAX_BODY_BYTES = 1_000_000
-MAX_MISTAKES = 20  # that are reported: a body may have 100,000
+MAX_MISTAKES = 20  # to report: a body may have 100,000
 MAX_PLACES = 10
 MAX_TEXT_CHARACTERS = 200
 
@@ -86,10 +86,10 @@ async def refuse_conflict(request: Request, error: Exception) -> JSONResponse:
     code, diag = error.orig.pgcode, error.orig.diag  # type: ignore[union-attr]
     fields = fields_of(diag.constraint_name)
     if code in {UNIQUE_VIOLATION, EXCLUSION_VIOLATION}:
-        detail = f"there is one with this {' and '.join(fields) or 'value'} already"
+        detail = f"one with this {' and '.join(fields) or 'value'} already exists"
         return JSONResponse({"detail": detail}, status.HTTP_409_CONFLICT)
     if code == RESTRICT_VIOLATION or (code == FOREIGN_KEY_VIOLATION and request.method == "DELETE"):
-        detail = f"there are still {diag.table_name} that belong to it"
+        detail = f"it still has {diag.table_name}"
         return JSONResponse({"detail": detail}, status.HTTP_409_CONFLICT)
     if code == FOREIGN_KEY_VIOLATION:
         mistake = {"type": "foreign_key", "msg": "There is nothing of yours with this id"}

@@ -149,7 +149,7 @@ class RequestLog:
     The line also has what a route adds with `structlog.contextvars.bind_contextvars`.
 
     HEAD is answered like GET: the server leaves out the body. It is done here, as the headers are,
-    because each further middleware would cost every request time.
+    because each further middleware would add time to every request.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str = "", hsts: bool = False) -> None:

@@ -21,11 +21,11 @@ PORTS = {"smtp": 587, "smtps": 465}
 DELIVERY_SECONDS = 15.0  # connecting, TLS, logging in, sending
 QUIT_SECONDS = 1.0  # for a server's goodbye
 RETRY_SECONDS = 5.0  # before the second and last attempt
-# Before a message is made: otherwise, the next response on the connection would be late, and reveal
-# that the address has an account.
+# Waited before a message is made. Otherwise the next response on the connection would be late, and
+# so reveal that the address has an account.
 DELAY_SECONDS = (0.2, 1.0)
 CLOSE_SECONDS = 4.0  # for messages that wait when the app ends
-MAX_CONNECTIONS = 4  # to the mail server
+MAX_SMTP_CONNECTIONS = 4  # to the mail server
 MAX_WAITING = 1000  # messages
 MAILBOX_SIZE = 100  # messages that development keeps
 EXAMPLE_URL = "smtp://USER:PASSWORD@HOST:587?from=todo@example.com"
@@ -201,7 +201,7 @@ class Mailer:
         self._app_name = app_name
         self._sender = url.sender if url else "todo@localhost.example"
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._connections = asyncio.Semaphore(MAX_SMTP_CONNECTIONS)
         self.mailbox: deque[EmailMessage] | None = None
         if url is None and keeps:
             self.mailbox = deque(maxlen=MAILBOX_SIZE)
@@ -213,7 +213,7 @@ class Mailer:
     def send(self, make: Callable[[], Message]) -> None:
         """Make a message and send it in a task of its own, with one more attempt if it fails."""
         if len(self._tasks) >= MAX_WAITING:
-            self._log.error("message dropped", error=f"{MAX_WAITING} wait for the mail server")
+            self._log.error("message dropped", error=f"{MAX_WAITING} messages are waiting")
             return
         task = asyncio.create_task(self._send(make))
         self._tasks.add(task)

@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
             else:
                 verifier = OwnTokens(settings)
                 say_what_is_missing(settings)
-            share = max(1, settings.db_pool_size // 3)  # of one user
+            share = max(1, settings.db_pool_size // 3)  # connections for each user
             app.state.resources = Resources(
                 settings=settings,
                 engine=engine,

@@ -41,7 +41,7 @@ for extension in ("btree_gin", "pg_trgm"):
 
 TIMESTAMP = DateTime(timezone=True)
 NO_DUE_DATE = "'infinity'::timestamptz"  # the sort value of tasks without a due date, as SQL
-LAST = 2**31 - 1  # the sort value of tasks without an order
+NO_ORDER = 2**31 - 1  # the sort value of tasks without an order
 
 
 def later_than(column: str) -> TextClause:
@@ -120,7 +120,7 @@ class Task(SQLModel, table=True):
         Index("ix_tasks_completed", "owner_id", "completed", "created_at", "id"),
         Index("ix_tasks_priority", "owner_id", "priority", "created_at", "id"),
         Index("ix_tasks_due", "owner_id", text(f"coalesce(due_at, {NO_DUE_DATE})"), "id"),
-        Index("ix_tasks_order", "owner_id", text(f'coalesce("order", {LAST})'), "id"),
+        Index("ix_tasks_order", "owner_id", text(f'coalesce("order", {NO_ORDER})'), "id"),
         # Trigram index for substring search.
         Index(
             "ix_tasks_text",
@@ -158,6 +158,6 @@ class RefreshToken(SQLModel, table=True):
     user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
     token_hash: bytes = Field(sa_type=LargeBinary(32))  # SHA-256
     expires_at: datetime = Field(sa_type=TIMESTAMP)
-    replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # when it was last
-    address: str | None = Field(default=None, sa_type=String(64))  # that logged in
+    replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # the last time
+    address: str | None = Field(default=None, sa_type=String(64))  # from which the user logged in
     created_at: datetime = set_by_database()

@@ -39,7 +39,7 @@ from resources import resources
 from schemas.problem import RETRY_AFTER_SECONDS
 from schemas.text import PlainText
 
-LIST_SECONDS = 2.0  # that the server may work on one statement
+LIST_SECONDS = 2.0  # for the server to work on one statement
 QUERY_CANCELED = "57014"  # PostgreSQL's code
 
 
@@ -151,11 +151,12 @@ def invalid_cursor(reason: str) -> RequestValidationError:
 
 
 class UserLimit:
-    """Keeps what may touch all rows of a user from taking all connections to the database.
+    """Limits how many connections the expensive requests of one user may take.
 
-    That is a list with filters, and a change of many rows. A page without filters reads no more
-    rows than it shows, so it is not limited. Of the requests of one user, `at_once` use the
-    database; up to `waiting` wait for one of these to end, and others are refused.
+    They are those that may touch all rows of the user: a filtered list, and a change of many rows.
+    A page without filters reads no more rows than it shows, so it is not limited. Of the requests
+    of one user, `at_once` use the database; up to `waiting` wait for one of these to end, and
+    others are refused.
     """
 
     def __init__(self, at_once: int, waiting: float, wait_seconds: float) -> None:

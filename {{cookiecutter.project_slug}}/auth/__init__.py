@@ -15,7 +15,7 @@ from errors import unavailable
 from resources import resources
 
 CACHED_TOKENS = 4096  # verified tokens that are kept in memory: a few megabytes
-SCHEME = "bearer"  # the name of the security scheme in the OpenAPI
+SECURITY_SCHEME = "bearer"  # the name of the security scheme in the OpenAPI
 
 
 class InvalidToken(Exception):
@@ -36,8 +36,8 @@ class TokenVerifier(Protocol):
 class CurrentUser(OAuth2PasswordBearer):
     """Return the id of the user whose access token came with the request; 401 without a valid one.
 
-    One dependency does both, reading the token and finding its user: each dependency costs every
-    request time.
+    One dependency does both, reading the token and finding its user: each dependency adds time to
+    every request.
     """
 
     async def __call__(self, request: HTTPConnection) -> str:
@@ -53,7 +53,7 @@ class CurrentUser(OAuth2PasswordBearer):
 
 
 current_user = CurrentUser(
-    "auth/login", scheme_name=SCHEME, description="Log in with e-mail and password."
+    "auth/login", scheme_name=SECURITY_SCHEME, description="Log in with e-mail and password."
 )
 CurrentUserId = Annotated[str, Depends(current_user)]
 
@@ -64,7 +64,7 @@ def document_bearer_tokens(app: FastAPI) -> None:
 
     def openapi_with_bearer_tokens() -> dict[str, Any]:
         schema = openapi()
-        schema["components"]["securitySchemes"][SCHEME] = {
+        schema["components"]["securitySchemes"][SECURITY_SCHEME] = {
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "JWT",

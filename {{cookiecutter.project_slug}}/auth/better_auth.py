@@ -203,8 +203,8 @@ def read_keys(body: bytes) -> Keys:
         case _:
             raise ValueError("the response is not a JWKS")
     if not all(found):
-        usable = sum(map(bool, found))
-        logger.warning("of the %d keys of Better Auth, %d can be used", len(jwks), usable)
+        usable = [keys for keys in found if keys]
+        logger.warning("of the %d keys of Better Auth, %d can be used", len(jwks), len(usable))
     return {name: key for keys in found for name, key in keys.items()}
 
 

@@ -1,8 +1,8 @@
 """The links that our own accounts mail: to choose a new password, to confirm an address.
 
-Their tokens are signed and not stored. Each is bound to the state that it changes: a reset or a
-change of address, to the current address and password hash. So it works once, and not after another
-change. Each purpose has a key of its own.
+Their tokens are signed and not stored. Each is bound to the state that it changes. A token that
+resets a password or changes an address is bound to the current address and password hash, so it
+stops working once either has changed. Each purpose has a key of its own.
 """
 
 import base64

@@ -100,7 +100,7 @@ class Passwords:
                 self.HASHER.hash(spelling)
             return False, None
         valid, new_hash = self.HASHER.verify_and_update(normal, stored)
-        # Hashes that are older than this rule are of the password as it was sent.
+        # Hashes made before passwords were normalized are of the password as it was sent.
         if not valid and normal != password and self.HASHER.verify(password, stored):
             return True, self.HASHER.hash(normal)
         return valid, new_hash

@@ -4,9 +4,9 @@ A login session is one row, which stores the hash of its newest refresh token. E
 the id of its session, so earlier tokens are recognized too. Statements that change a row wait for
 its lock, so a session that has ended never yields another token.
 
-A client whose answer was lost, or its second tab, may send a token again: for REPEATABLE, and
-until the successor is used, it gets the same successor. That is computed from the token with a key
-of the app's, so nobody else can compute it, and it need not be stored.
+A client may send a token again, because the response was lost or a second tab refreshed too. For
+REPEATABLE, and until the successor is used, it gets the same successor. The successor is computed
+from the token with a key of the app's, so nobody else can compute it, and it need not be stored.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from models import RefreshToken, User
 LIFETIME = timedelta(days=30)  # of each token: a session that is not used for longer ends
 MAX_SESSION_AGE = timedelta(days=90)  # of a session, however often it is used
 REPEATABLE = timedelta(seconds=60)
-MAX_SESSIONS = 100  # of one user
+MAX_SESSIONS = 100  # for each user
 LAST_USED = func.coalesce(col(RefreshToken.replaced_at), col(RefreshToken.created_at))
 MAX_ADDRESS = 64  # the width of its column: an address of IPv6 has fewer characters
 

@@ -22,7 +22,7 @@ QUERY_SECONDS = 10.0
 OLDEST_VERSION = 15  # of PostgreSQL, that this project supports
 AFTER_LOG_IN = {"database-missing", "permission-denied"}  # PostgreSQL finds these last
 # Each column that a statement finds without naming its schema, as `table.column`.
-COLUMNS = """
+LIST_COLUMNS = """
     SELECT relname || '.' || attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
     WHERE attnum > 0 AND NOT attisdropped AND relkind <> 'i' AND pg_table_is_visible(attrelid)
     AND relnamespace <> 'pg_catalog'::regnamespace
@@ -133,7 +133,7 @@ def passed_checks(
         yield passed("database", check_server(url, connection, budget))
         yield passed("endpoint", *describe_endpoint(url))
         revision = compare_schema(url, connection, history, budget)
-        found = [column for (column,) in ask(connection, budget, COLUMNS)]
+        found = [column for (column,) in ask(connection, budget, LIST_COLUMNS)]
         compare_columns(columns(), found, url)
         yield passed("schema", revision)
 
@@ -208,15 +208,12 @@ def compare_revisions(
 def compare_columns(expected: Collection[str], found: Collection[str], url: DatabaseUrl) -> None:
     """Compare the models' columns with those of a database that is at head. Raises StepFailed."""
     tables = {column.partition(".")[0] for column in found}
-    missing = sorted(
-        {
-            f"the column {column}" if table in tables else f"the table {table}"
-            for column in set(expected) - set(found)
-            for table in [column.partition(".")[0]]
-        }
-    )
+    missing = set()
+    for column in set(expected) - set(found):
+        table = column.partition(".")[0]
+        missing.add(f"the column {column}" if table in tables else f"the table {table}")
     if missing:
-        detail = f"no migration creates {', '.join(missing)}"
+        detail = f"no migration creates {', '.join(sorted(missing))}"
         raise StepFailed(finding_for("models-ahead", url), detail)
 
 

@@ -20,7 +20,7 @@ from postgres.connect import Connection
 from postgres.explain import explain
 from postgres.url import DatabaseUrl
 
-LOCK_WAIT = "10s"
+COPY_LOCK_WAIT = "10s"
 CHUNK_BYTES = 65_536
 # Both databases read and write values in the same format, no rows are hidden, and no time limit of
 # a server ends the transaction while the other server is slow.
@@ -31,7 +31,7 @@ SET LOCAL extra_float_digits = 3;
 SET LOCAL row_security = off;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
-SET LOCAL lock_timeout = '{LOCK_WAIT}'
+SET LOCAL lock_timeout = '{COPY_LOCK_WAIT}'
 """
 OTHER_CLIENTS = """
 SELECT count(*) FROM pg_stat_activity
@@ -45,7 +45,7 @@ WHERE relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'alembic_versi
   AND pg_class.oid <> ALL (%s::regclass[])
 ORDER BY 1
 """
-COLUMNS = """
+COPIED_COLUMNS = """
 SELECT attname FROM pg_attribute
 WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
 ORDER BY attnum
@@ -249,7 +249,7 @@ def refuse_rows(target: End, tables: Sequence[sa.Table]) -> None:
 def copy_table(source: End, target: End, table: sa.Table, progress: Progress) -> None:
     """Copy a table's rows: one server sends them while the other one receives them."""
     # All columns of the source, also those of no model: if the target lacks one, it is an error.
-    found = source.ask(COLUMNS, name_of(table).as_string(source.connection))
+    found = source.ask(COPIED_COLUMNS, name_of(table).as_string(source.connection))
     columns = [sql.Identifier(column) for (column,) in found]
     parts = {"table": name_of(table), "columns": sql.SQL(", ").join(columns)}
     send = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT").format(**parts)

@@ -32,9 +32,9 @@ class Deadline:
         return self.at() - self._reserve
 
     def with_statement_limit(self, seconds: float) -> "Deadline":
-        """Return the same deadline, where the server cancels a statement after so many seconds.
+        """Return the same deadline, but the server cancels a statement after so many seconds.
 
-        They count only there: time in a pooler's queue does not.
+        Only the server's work counts, not the time in a pooler's queue.
         """
         self.at()
         limit = copy(self)
@@ -64,7 +64,7 @@ class ServerClock:
             self._ahead, self._learned_at = ahead, now
 
     def at(self, moment: float) -> float | None:
-        """Return what the server's clock shows at a moment of the event loop's.
+        """Return what the server's clock shows at a moment of the event loop's clock.
 
         None if the server has not been asked yet.
         """

@@ -232,7 +232,7 @@ def resolve(future: "asyncio.Future[bool]", result: bool = True) -> None:
 
 
 class Cursor(psycopg2.extensions.cursor):
-    """A cursor whose statements the server, too, ends at the deadline.
+    """A cursor whose statements the server also cancels at the deadline.
 
     The time limit and the statement are one message, which costs no extra round trip. The limits
     end with the transaction, so a pooler does not leak them. Why: docs/decisions in the template's
@@ -267,7 +267,7 @@ class Cursor(psycopg2.extensions.cursor):
         super().executemany(query, vars_list)
 
     def _limit_transaction(self, limit: Deadline) -> str:
-        """Return the commands that end the next statement, and a transaction without COMMIT."""
+        """Return commands that limit the next statement, and the wait for what follows it."""
         left = self.connection.idle_limit = max(time_left(limit), 0.001)
         return f"{set_timeout(limit)}; SET LOCAL {IDLE_TIMEOUT} = {milliseconds(left)}; "
 

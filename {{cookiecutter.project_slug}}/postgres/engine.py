@@ -252,8 +252,8 @@ def check_out(connection: Connection, record: Any, _proxy: Any) -> None:
 
     An idle connection has unexpected data only when the server closes it: a restart, a shutdown, or
     Neon's scale to zero after five minutes. Any other connection that was idle for long is tested
-    with a query, because a NAT on the way may have dropped it. The query asks for the server's
-    time, which dates later statements: once in some minutes that is its only purpose.
+    with a query, because a NAT on the way may have dropped it. The query reads the server's clock,
+    which the deadlines of later statements need; every few minutes it is sent only for that.
     """
     now = record.info["taken_at"] = time.monotonic()
     returned_at = record.info.get("returned_at")

@@ -169,7 +169,7 @@ CONNECTION_ERRORS = (psycopg2.OperationalError, psycopg2.InterfaceError)
 
 # libpq reports each attempt: one per address, and with sslmode=prefer another one without TLS.
 # Before libpq 14, the errors of a server have no prefix.
-PREFIX = re.compile(r"^(?:connection to server .*? failed|could not connect to server): ")
+LIBPQ_PREFIX = re.compile(r"^(?:connection to server .*? failed|could not connect to server): ")
 ATTEMPT = re.compile(
     r"(?m)^(?=connection to server |could not connect to server|could not translate host name"
     r"|(?:ERROR|FATAL|PANIC):  )"
@@ -246,7 +246,7 @@ def by_code(code: str) -> Finding | None:
 
 @lru_cache(maxsize=100)  # in an outage, all requests have the same error
 def by_text(text: str) -> Finding | None:
-    text = PREFIX.sub("", text)
+    text = LIBPQ_PREFIX.sub("", text)
     for pattern, finding in BY_TEXT:
         if pattern.search(text):
             return finding
@@ -263,10 +263,8 @@ def by_attempts(message: str) -> tuple[Finding | None, str]:
     found = [(by_text(attempt), attempt.partition("\n")[0]) for attempt in attempts]
     known = [(finding, text) for finding, text in found if finding]
     answered = [(finding, text) for finding, text in known if finding.step not in {"DNS", "TCP"}]
-    for candidates in (answered, known, found):
-        if candidates:
-            return candidates[0]
-    return None, message
+    candidates = answered or known or found
+    return candidates[0] if candidates else (None, message)
 
 
 def advise(finding: Finding, url: DatabaseUrl) -> str:
@@ -285,7 +283,7 @@ def hide_secrets(text: str, url: DatabaseUrl) -> str:
     patterns = [re.compile("".join(map(letter_pattern, secret))) for secret in secrets]
     for pattern in patterns:
         text = pattern.sub("***", text)
-    text = ASSIGNED.sub(r"\1\2***", PREFIX.sub("", text))
+    text = ASSIGNED.sub(r"\1\2***", LIBPQ_PREFIX.sub("", text))
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     # An "@" is part of an e-mail address, or follows the password in a URL.
     words = ["***" if "@" in word else word for word in text.split()]

@@ -43,7 +43,7 @@ OFF = "the database is turned off"
 SHUT = "the database refuses the app's login"
 STARTING = "the database is starting"
 
-PASTE = "copy the connection string again, then type: `uv run manage.py env`"
+COPY_AGAIN = "copy the connection string again, then type: `uv run manage.py env`"
 
 FINDINGS: tuple[Finding, ...] = (
     Finding(
@@ -163,7 +163,7 @@ FINDINGS: tuple[Finding, ...] = (
         "endpoint-deleted",
         "login",
         "the endpoint does not exist, or no longer; on Supabase, the project may be paused",
-        f"{PASTE}; on Neon, deleting a branch deletes its endpoint",
+        f"{COPY_AGAIN}; on Neon, deleting a branch deletes its endpoint",
         public=OFF,
     ),
     Finding(
@@ -259,7 +259,7 @@ FINDINGS: tuple[Finding, ...] = (
         "password-missing",
         "login",
         "the server requires a password, but DATABASE_URL has none",
-        PASTE,
+        COPY_AGAIN,
         public=SHUT,
     ),
     Finding(
@@ -287,14 +287,14 @@ FINDINGS: tuple[Finding, ...] = (
         "login-blocked",
         "login",
         "after too many wrong passwords, the pooler refuses all logins for some minutes",
-        f"{PASTE}; the pooler accepts it after about 10 minutes",
+        f"{COPY_AGAIN}; the pooler accepts it after about 10 minutes",
         public=SHUT,
     ),
     Finding(
         "login-refused",
         "login",
         "wrong password or role; on Neon, a wrong endpoint gives the same error",
-        PASTE,
+        COPY_AGAIN,
         public=SHUT,
     ),
     Finding(

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.typing import FilteringBoundLogger
 
 from postgres.check import (
-    COLUMNS,
+    LIST_COLUMNS,
     StepFailed,
     check_connection,
     compare_columns,
@@ -31,10 +31,10 @@ from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
 QUIET_SECONDS = 10.0  # an unstable connection is logged at most this often
-REFUSAL_SECONDS = 60.0  # a persistent error of some work, such as a full disk, this often
+REFUSAL_SECONDS = 60.0  # and a persistent refusal, such as a full disk
 LOOK_SECONDS = 5.0  # for the closer look, which a failed request waits for
 # The database's revisions, and its columns.
-SCHEMA = text("SELECT ARRAY(SELECT version_num FROM alembic_version), ARRAY(" + COLUMNS + ")")  # noqa: S608  (a constant)
+SCHEMA = text("SELECT ARRAY(SELECT version_num FROM alembic_version), ARRAY(" + LIST_COLUMNS + ")")  # noqa: S608  (a constant)
 
 # Returns the revisions that the code knows, the newest first, and the models' columns.
 type KnownSchema = Callable[[], tuple[Sequence[str], Collection[str]]]

@@ -14,7 +14,7 @@ from typing import TextIO
 from postgres import url as urls
 from postgres.url import DatabaseUrl, DatabaseUrlError
 
-ATTEMPTS = 3
+PASTE_ATTEMPTS = 3
 PAUSE = 0.3  # seconds without another line after which a paste has ended
 CTRL_D = b"\x04"
 ENDS = (b"\n", b"\r", CTRL_D)
@@ -105,7 +105,7 @@ def ask_database_url(
     Raises EOFError for Ctrl-D, and DatabaseUrlError if the last attempt is as wrong as those
     before it.
     """
-    for attempts_left in reversed(range(ATTEMPTS)):
+    for attempts_left in reversed(range(PASTE_ATTEMPTS)):
         answer = read(f"Connection string (hidden; Enter: {empty}): ")
         if answer in {"", "\n"}:
             return None

@@ -83,7 +83,7 @@ async def request_new_address(
 ) -> None:
     """Mail a link to the new address, if the password is right. Raises as `verify` does.
 
-    To an address that has an account, the message says so: the response must not.
+    If the address already has an account, the message says so; the response must not reveal it.
     """
     require_mail(request)
     await guard.begin_mail_request()

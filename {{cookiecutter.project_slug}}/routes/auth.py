@@ -1,7 +1,7 @@
 """Our own accounts. With Better Auth, which has its own, main.py does not include these routes.
 
-Access tokens of a login session that has ended stay valid for up to 15 minutes: to revoke them,
-each request would need a lookup. Only deleting the account makes one.
+Access tokens of a login session that has ended stay valid for up to 15 minutes: revoking them would
+need a lookup in the database for each request.
 """
 
 from typing import Annotated

@@ -67,8 +67,9 @@ def insert_task(account: CTE, condition: ColumnElement[bool]) -> Insert:
 def put_task(account: CTE, *, counts: bool) -> Select[Any]:
     """Insert a task, or replace the owner's own. Always returns one row.
 
-    If it did neither, COLUMNS are NULL there, and the others tell why: has_account; is_own, whether
-    the task with this id is the owner's, NULL if there is none; tasks, how many the owner has.
+    If it did neither, COLUMNS are NULL, and the other columns say why. has_account: whether the
+    owner has an account. is_own: whether the task with this id is the owner's, or NULL if there is
+    no such task. tasks: how many the owner has.
     """
     same_id = select(IS_OWN).where(col(Task.id) == bindparam("task_id"))
     with_this_id = same_id.scalar_subquery()
@@ -119,10 +120,10 @@ FOR_ANYBODY = Statements(select(literal(1).label("id")))
 class Quota:
     """The most tasks that an owner may have, and how many they may create before the next count.
 
-    To count a full account takes as long as to create some tasks. So a process counts only when
-    an owner has used a tenth of the room that they had at the last count, or after a minute. It
-    counts once at a time for an owner: a client that creates many tasks at once waits for the
-    first count, and a full account takes one connection.
+    Counting the tasks of a full account takes as long as creating several. So a process counts
+    again only when the owner has used a tenth of the room that the last count found, or after a
+    minute. Only one count of an owner runs at a time, so a full account occupies one connection:
+    a client that creates many tasks at once waits for the first count.
     """
 
     def __init__(self, most: int) -> None:

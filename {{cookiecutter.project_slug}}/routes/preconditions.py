@@ -130,7 +130,7 @@ def changed() -> HTTPException:
 def document_preconditions(*names: str) -> dict[str, Any]:
     """Document headers: `openapi_extra=document_preconditions("If-Match")` on a route.
 
-    They are no parameters of its function, because each of those costs every request time.
+    They are not parameters of its function, because each parameter adds time to every request.
     """
     schema = {"type": "string", "maxLength": MAX_HEADER_CHARACTERS, "pattern": r"^[^\u0000]*$"}
     return {

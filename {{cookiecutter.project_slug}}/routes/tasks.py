@@ -26,7 +26,7 @@ from uuid_utils.compat import uuid7
 from auth import CurrentUserId
 from db import CompiledStatement, OneStatement, Row, StatementDep
 from errors import found
-from models import LAST, NO_DUE_DATE, Priority, Task, in_turn
+from models import NO_DUE_DATE, NO_ORDER, Priority, Task, in_turn
 from pagination import PageQuery, PageReaderDep, Pages
 from resources import resources
 from routes.new_tasks import COLUMNS, NewTask
@@ -107,7 +107,7 @@ DELETE_SOME = CompiledStatement(
 # only if the query contains the same expression.
 NEVER_DUE: ColumnElement[Any] = literal_column(NO_DUE_DATE)
 effective_due = func.coalesce(col(Task.due_at), NEVER_DUE)
-effective_order = func.coalesce(col(Task.order), literal_column(str(LAST)))
+effective_order = func.coalesce(col(Task.order), literal_column(str(NO_ORDER)))
 
 # The sort orders and filters of the list. Each sort order has an index in models.py.
 TASK_PAGES = Pages(
@@ -165,7 +165,7 @@ def tasks_url(request: Request) -> str:
 
 
 class OwnTask:
-    """One task of the caller's. Another's is as unknown as one that does not exist: 404.
+    """One task of the caller's. Another user's task gets a 404, as if it did not exist.
 
     All methods raise HTTPException, also for preconditions that the task does not fulfil.
     """

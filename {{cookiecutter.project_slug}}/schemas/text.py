@@ -25,7 +25,7 @@ IS_VISIBLE = re.compile(rf"[^{INVISIBLE}\U000e0000-\U000e0fff]")
 
 def refuse_blank(text: str) -> str:
     if not IS_VISIBLE.search(text):
-        raise ValueError("write something that can be seen")
+        raise ValueError("write at least one visible character")
     return text
 
 

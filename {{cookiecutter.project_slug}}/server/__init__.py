@@ -149,4 +149,4 @@ class Pacing:
             return REQUESTS_PER_TURN
         self._accepted = LimitedProtocol.accepted
         self._accepting += 1
-        return int(self._accepting % TURNS_PER_REQUEST == 0)
+        return 1 if self._accepting % TURNS_PER_REQUEST == 0 else 0

@@ -58,7 +58,7 @@ class LimitedProtocol(HttpToolsProtocol):
     LINGER_SECONDS = 2.0  # a client that is still sending would not read the answer otherwise
 
     # One of each for the process.
-    clients: ClassVar[Counter[str]] = Counter()  # connections of each that is no trusted proxy
+    clients: ClassVar[Counter[str]] = Counter()  # connections by client, without trusted proxies
     accepted = 0  # connections of this process so far
     warned_at: ClassVar[dict[int, float]] = {}  # by the status of a refusal
     warned_peers: ClassVar[set[str]] = set()
@@ -209,7 +209,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return Refused(431, f"the headers are larger than {self.HEAD_BYTES} bytes")
 
     def _check_time(self) -> None:
-        """Refuse what is late. Each connection has one timer, so requests do not pay for theirs."""
+        """Refuse a late request. Each connection has one timer, so requests need none."""
         now = self.loop.time()
         if self._write_due is None and self.transport.is_closing():
             self._write_due = now + self.REQUEST_SECONDS
@@ -340,8 +340,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _require_one_host(self) -> None:
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise Refused(400, "the request must have one Host header")
 
     # Proxies

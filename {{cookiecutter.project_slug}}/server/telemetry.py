@@ -40,7 +40,7 @@ TIMEOUT_SECONDS = "4"  # for a batch, with all attempts; OpenTelemetry's default
 WAIT = "wait for a connection"
 WAIT_SECONDS = 0.001  # getting a connection has a span only if it takes longer
 LONGEST_STATEMENT = 4000  # characters; the rest of its text is left out
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # The first word of a statement, and its first table.
 SUMMARY = re.compile(r"\s*(?=(\w+))(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?([\w.]+))?", re.DOTALL)
 # Of a statement that begins with WITH: what precedes its last change, or else its first query.
@@ -234,7 +234,7 @@ def statement_wrappers(meter: metrics.Meter) -> tuple[Wrapper, Wrapper]:
         "db.client.operation.duration",
         unit="s",
         description="The time of statements in the database, and on the way there.",
-        explicit_bucket_boundaries_advisory=SECONDS,
+        explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
     )
 
     def observe(
@@ -291,7 +291,7 @@ def connect_wrapper(meter: metrics.Meter) -> Wrapper:
         "db.client.connection.wait_time",
         unit="s",
         description="How long requests waited for a connection.",
-        explicit_bucket_boundaries_advisory=SECONDS,
+        explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
     )
     timeouts = meter.create_counter(
         "db.client.connection.timeouts",

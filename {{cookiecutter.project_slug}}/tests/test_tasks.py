@@ -780,7 +780,7 @@ def test_a_title_that_nobody_can_see_is_refused(ada: TestClient, title: str) -> 
         {
             "type": "value_error",
             "loc": ["body", "title"],
-            "msg": "write something that can be seen",
+            "msg": "write at least one visible character",
         }
     ]
 

@@ -25,7 +25,7 @@ SEMICOLONS = re.compile(
 )
 # host=… user=…: libpq's own. A value is in '…' or has no spaces; "\" escapes what needs it.
 # Here and below, NAME= after a space is never the value of the name before it.
-KEYWORDS = re.compile(
+PAIRS = re.compile(
     r"""(?asx) \s*(?P<name>[a-z]\w*|TimeZone)[ \t]*=[ \t]*
     (?:'(?P<quoted>(?:[^'\\]|\\[\\'\ ])*)'
     |(?:(?<!\s)|(?!\w+\s*=))(?P<bare>(?:[^\s\\'"]|\\[\\'\ ])+|(?=\s*$))(?<![;,]))(?=\s|$)\s*"""
@@ -50,10 +50,10 @@ COMMAND = re.compile(
     (?P<command> (?:PG[A-Z]+=(?:'[^'\n]*'|"[^"\n]*"|\S+)[ ]+)*
     (?:\S*[/\\])?(?:psql|pgcli|pg_dump)(?:\.exe)?(?=\s))"""
 )
-FLAGS = {"-h": "host", "-p": "port", "-U": "user", "-d": "dbname"}
-FLAGS |= {"--host": "host", "--port": "port", "--username": "user", "--dbname": "dbname"}
-FLAGS |= dict.fromkeys(["-c", "-f", "-F", "--command", "--file", "--format", "--set"], "")
-FLAGS_WITHOUT_VALUE = {"-W", "-w", "--password", "--no-password"}
+PSQL_FLAGS = {"-h": "host", "-p": "port", "-U": "user", "-d": "dbname"}
+PSQL_FLAGS |= {"--host": "host", "--port": "port", "--username": "user", "--dbname": "dbname"}
+PSQL_FLAGS |= dict.fromkeys(["-c", "-f", "-F", "--command", "--file", "--format", "--set"], "")
+PSQL_FLAGS_WITHOUT_VALUE = {"-W", "-w", "--password", "--no-password"}
 SEPARATOR = re.compile(r"[\n;|<>&]+")
 # What every shell understands in the same way: no variables, and no escapes but of \ and ".
 SHELL = re.compile(r"""(?s)(?:[^'"\\$`]|\\.|'[^']*'|"(?:[^"\\$`]|\\["\\])*+")*+""")
@@ -69,14 +69,14 @@ def scan(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
         groups = match.groupdict()
         name = groups.pop("name")
         value = next((value for value in groups.values() if value is not None), "")
-        pairs.append((name, re.sub(r"(?s)\\(.)", r"\1", value) if pattern is KEYWORDS else value))
+        pairs.append((name, re.sub(r"(?s)\\(.)", r"\1", value) if pattern is PAIRS else value))
         end = match.end()
     return pairs
 
 
 def read_pairs(text: str, changes: list[str]) -> dict[str, str] | None:
     """Read .NET's string, libpq's keywords or Python's arguments. None: it is none of them."""
-    for pattern in (SEMICOLONS, KEYWORDS, ARGUMENTS):
+    for pattern in (SEMICOLONS, PAIRS, ARGUMENTS):
         pairs = scan(pattern, text)
         if len(pairs) > 1 and all(canonical(name) or squeeze(name) in FOREIGN for name, _ in pairs):
             settings: dict[str, str] = {}
@@ -84,6 +84,14 @@ def read_pairs(text: str, changes: list[str]) -> dict[str, str] | None:
                 add(settings, name, value, changes)
             return settings
     return None
+
+
+def split_flag(word: str) -> tuple[str, str]:
+    """Return the flag and the value of -hHOST or --host=HOST. Other words are only a value."""
+    if word.startswith("--"):
+        flag, _, value = word.partition("=")
+        return flag, value
+    return (word[:2], word[2:]) if word.startswith("-") else ("", word)
 
 
 def read_command(text: str, changes: list[str]) -> dict[str, str]:
@@ -97,13 +105,11 @@ def read_command(text: str, changes: list[str]) -> dict[str, str]:
         add(settings, variable[1], variable[2], changes)
     unnamed = ["dbname", "user"]
     for word in words:
-        flag, value = (word[:2], word[2:]) if word[:1] == "-" != word[1:2] else ("", word)
-        if word.startswith("--"):
-            flag, _, value = word.partition("=")
-        if word in FLAGS_WITHOUT_VALUE:
+        flag, value = split_flag(word)
+        if word in PSQL_FLAGS_WITHOUT_VALUE:
             continue
-        if flag in FLAGS:
-            name, value = FLAGS[flag], value or next(words, "")
+        if flag in PSQL_FLAGS:
+            name, value = PSQL_FLAGS[flag], value or next(words, "")
             unnamed = [other for other in unnamed if other != name]
             if value.startswith(("-", "=")):  # -h=HOST is the host "=HOST" to psql
                 raise DatabaseUrlError(f"a flag has no value: write -h HOST, or {PASTE}")

@@ -30,7 +30,7 @@ def test_a_port_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("postgres.embedded.secrets.choice", lambda _ports: next(draws))
 
         assert embedded.free_port() == free
-    assert free in embedded.PORTS
+    assert free in embedded.SERVER_PORTS
 
 
 def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, exc, text
 
 from postgres.connect import PAUSES
-from postgres.explain import BY_NAME, PREFIX, RULES, advise, explain
+from postgres.explain import BY_NAME, LIBPQ_PREFIX, RULES, advise, explain
 from postgres.findings import FINDINGS, Finding, Retry
 from postgres.tests.error_texts import TABLE
 from postgres.tests.scripted_server import SILENCE, error, scripted_server
@@ -79,7 +79,7 @@ def test_each_part_of_a_rule_decides_for_a_text() -> None:
     parts = [(part, name) for name, pattern in RULES for part in pattern.split("|")]
     needed = set()
     for source, words, _, _ in TEXTS:
-        message = PREFIX.sub("", words) if source.startswith(CLIENTS) else f"FATAL:  {words}"
+        message = LIBPQ_PREFIX.sub("", words) if source.startswith(CLIENTS) else f"FATAL:  {words}"
         fitting = [rule for rule in parts if re.search(rule[0], message, re.IGNORECASE)]
         if fitting and {name for _, name in fitting[1:2]} != {fitting[0][1]}:
             needed.add(fitting[0])
