@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -36,8 +37,23 @@ REDIS_SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valke
 REDIS_TLS_OPTIONS = {"ssl_ca_certs", "ssl_cert_reqs"}
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """What is wrong with a setting, and what to do about it."""
+
+    problem: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.advice}" if self.advice else self.problem
+
+
 class SettingsError(Exception):
     """Settings that cannot work: one line for each mistake, and no secret in any of them."""
+
+    def __init__(self, *mistakes: Mistake) -> None:
+        super().__init__("\n".join(map(str, mistakes)))
+        self.mistakes = mistakes
 
 
 def read_origin(text: str) -> str:
@@ -226,29 +242,29 @@ def load_settings(env_file: Path | None) -> Settings:
     except ValidationError as error:
         mistakes = error.errors(include_url=False, include_input=False)
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{env_file} cannot be read, save it as UTF-8: {error}") from None
+        mistake = Mistake(f"{env_file} cannot be read, save it as UTF-8: {error}")
+        raise SettingsError(mistake) from None
     except OSError as error:
-        raise SettingsError(f"{env_file} cannot be read: {error.strerror}") from None
+        raise SettingsError(Mistake(f"{env_file} cannot be read: {error.strerror}")) from None
     else:
         return settings
     required = {name for name, field in Settings.model_fields.items() if field.is_required()}
     missing = {mistake["loc"][0] for mistake in mistakes if mistake["type"] == "missing"}
     has_file = env_file is not None and env_file.exists()
     if not has_file and missing == required:
-        raise SettingsError(
-            "DATABASE_URL and BETTER_AUTH_SECRET are not set; in development, run: uv run manage.py"
-            " setup; on a server, see docs/deploying.md"
-        )
+        problem = "DATABASE_URL and BETTER_AUTH_SECRET are not set"
+        advice = "in development, run: uv run manage.py setup; on a server, see docs/deploying.md"
+        raise SettingsError(Mistake(problem, advice))
     in_environment = {name.lower() for name, value in os.environ.items() if value}
-    lines = {
+    found = {
         describe(mistake, in_file=has_file and mistake["loc"][0] not in in_environment)
         for mistake in mistakes
     }
-    raise SettingsError("\n".join(sorted(lines)))
+    raise SettingsError(*sorted(found, key=str))
 
 
-def describe(mistake: Any, *, in_file: bool) -> str:
-    """Describe an error in one line, without the value, which may be a secret."""
+def describe(mistake: Any, *, in_file: bool) -> Mistake:
+    """Describe an error of Pydantic's without the value, which may be a secret."""
     field = str(mistake["loc"][0])
     context = mistake.get("ctx", {})
     match mistake["type"]:
@@ -262,7 +278,7 @@ def describe(mistake: Any, *, in_file: bool) -> str:
             reason = mistake["msg"]
     for_file, for_environment = REMEDIES.get(field, ("", ""))
     remedy = for_file if in_file else for_environment
-    return f"{field.upper()}: {reason}" + (f"; {remedy}" if remedy else "")
+    return Mistake(f"{field.upper()}: {reason}", remedy)
 
 
 def clear_libpq_variables(settings: Settings) -> None:
@@ -281,7 +297,7 @@ def get_settings() -> Settings:
     try:
         settings = load_settings(ENV_FILE)
     except SettingsError as error:
-        lines = "".join(f"\n  {line}" for line in str(error).splitlines())
+        lines = "".join(f"\n  {mistake}" for mistake in error.mistakes)
         raise SystemExit(f"Cannot start, the settings are not right:{lines}") from None
     clear_libpq_variables(settings)
     return settings

@@ -53,7 +53,11 @@ HEADER = ("address", "verified", "created", "sessions", "last used (UTC)", "name
 
 
 class Refused(Exception):
-    """What cannot be done: why, and what to do."""
+    """What cannot be done, and why. advice: what to do."""
+
+    def __init__(self, problem: str, *, advice: str = "") -> None:
+        super().__init__(problem)
+        self.advice = advice
 
 
 class Account(BaseModel):
@@ -125,12 +129,12 @@ class Accounts:
 
         def create(connection: Connection) -> tuple[Account, str]:
             if not again and not connection.execute(new).rowcount:
-                raise Refused(f"{email} has an account\n  → {SEND_AGAIN.format(email)}")
+                raise Refused(f"{email} has an account", advice=SEND_AGAIN.format(email))
             account = find(connection, email)
             if account.email_verified_at or account.sessions:
                 raise Refused(
-                    f"{email} is in use: its owner can ask for a link to choose a new password\n"
-                    f"  → uv run manage.py account password {email}"
+                    f"{email} is in use: its owner can ask for a link to choose a new password",
+                    advice=f"uv run manage.py account password {email}",
                 )
             stored = select(col(User.password_hash)).where(col(User.id) == account.id)
             return account, connection.execute(stored).scalar_one()
@@ -148,7 +152,7 @@ class Accounts:
             asyncio.run(deliver(server, message.as_email(settings.app_name, server.sender)))
         except MailError as error:
             problem = f"{email} has an account, but the invitation was not sent: {error}"
-            raise Refused(f"{problem}\n  → {SEND_AGAIN.format(email)}") from None
+            raise Refused(problem, advice=SEND_AGAIN.format(email)) from None
         return Invitation(**account.model_dump(), link=None, page_link=None)
 
     def set_password(self, email: str, text: str) -> Account:
@@ -221,7 +225,7 @@ def find(connection: Connection, email: str) -> Account:
     """Return an account. Raises Refused if there is none."""
     row = connection.execute(ACCOUNTS.where(col(User.email) == email)).first()
     if row is None:
-        raise Refused(f"{email} has no account")
+        raise Refused(f"{email} has no account", advice="uv run manage.py account list")
     return as_account(row)
 
 

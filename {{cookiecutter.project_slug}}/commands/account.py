@@ -57,7 +57,7 @@ def our_accounts() -> Iterator["Accounts"]:
     except (KeyboardInterrupt, EOFError, typer.Abort):  # Typer's own questions raise Abort
         stopped(accounts.outcome)
     except Refused as error:
-        fail(str(error))
+        fail(str(error), advice=error.advice)
     except (DBAPIError, Error, TimeoutError) as error:
         finding = explain(error, settings.database_url)
         problem = f"{settings.database_url.address}: {finding.cause}; {accounts.outcome}"

@@ -18,9 +18,9 @@ def run_checks(on_wait: OnWait) -> Iterator[Check]:
     try:
         settings = config.load_settings(config.ENV_FILE)
     except config.SettingsError as error:
-        for line in str(error).splitlines():
-            problem, _, advice = line.partition("; ")
-            yield Check("settings", False, problem, advice, BY_NAME["settings-wrong"])
+        finding = BY_NAME["settings-wrong"]
+        for mistake in error.mistakes:
+            yield Check("settings", False, mistake.problem, mistake.advice, finding)
         return
     config.clear_libpq_variables(settings)
     source = "the environment" if "DATABASE_URL" in os.environ else ".env"

@@ -9,6 +9,6 @@ def settings_or_fail() -> config.Settings:
     try:
         settings = config.load_settings(config.ENV_FILE)
     except config.SettingsError as error:
-        fail(*str(error).splitlines())
+        fail(*map(str, error.mistakes))
     config.clear_libpq_variables(settings)
     return settings
