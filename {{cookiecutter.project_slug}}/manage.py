@@ -33,7 +33,7 @@ from commands.setup import (
     start_embedded_server,
 )
 from postgres import choose, embedded_commands, env_file
-from postgres.console import Waiting, fail, show_checks, stops
+from postgres.console import Waiting, fail, on_stop, show_checks
 
 app = typer.Typer(help="Run this project.", no_args_is_help=True, add_completion=False)
 app.add_typer(account.app, name="account")
@@ -49,7 +49,7 @@ def setup(*, local: Local = False) -> None:
     Keeps what is there and adds what is missing, so it is safe to repeat. If .env has no connection
     string yet, it uses NEON_DATABASE_URL, or asks for one on a terminal.
     """
-    with stops("finished steps stay; to continue: uv run manage.py setup"):
+    with on_stop("finished steps stay; to continue: uv run manage.py setup"):
         choose.ignore_in_shell({name.upper() for name in config.Settings.model_fields})
         choose.complete_env_file(config.ENV_FILE)
         url = complete_settings(local=local)
@@ -81,7 +81,7 @@ def env(
         typer.echo("✓ BETTER_AUTH_SECRET is new: all users have to log in again")
     if new_secret:
         return
-    with stops("DATABASE_URL is unchanged; to change it: uv run manage.py env"):
+    with on_stop("DATABASE_URL is unchanged; to change it: uv run manage.py env"):
         url = choose.another_url(config.ENV_FILE, PROJECT, local=local)
     if url is None:
         typer.echo("- DATABASE_URL is unchanged")
@@ -114,7 +114,7 @@ def migrate(
     Waits for a sleeping compute.
     """
     start_embedded_server()
-    with stops("`uv run manage.py check` says whether the migrations are done"):
+    with on_stop("`uv run manage.py check` says whether the migrations are done"):
         revision = run_migrations(timeout)
     typer.echo(f"✓ the schema is at {revision}")
 
@@ -139,18 +139,18 @@ def copy(
     import migrations  # and with it the models
     from postgres.copy_data import copy_database
 
-    with stops("nothing was copied"):
+    with on_stop("nothing was copied"):
         start_embedded_server()
         source, target = settings_or_fail().migration_url, choose.ask_target_url()
     history, upgrade = migrations.history, migrations.upgrade
     copy_database(source, target, SQLModel.metadata, history, upgrade, timeout)
-    with stops(f"all rows are at {target}; .env names the old database"):
+    with on_stop(f"all rows are at {target}; .env names the old database"):
         if switch is None and sys.stdin.isatty() and not os.environ.get("TARGET_DATABASE_URL"):
             switch = typer.confirm("  Use this database from now on (as DATABASE_URL in .env)?")
     if not switch:
         typer.echo("  .env names the old database; to change that: uv run manage.py env")
         return
-    with stops(f"all rows are at {target}; see .env for the database that it names"):
+    with on_stop(f"all rows are at {target}; see .env for the database that it names"):
         choose.use_database(config.ENV_FILE, target)
     typer.echo("  next: uv run manage.py check")
 

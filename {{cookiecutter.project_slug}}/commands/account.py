@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands.settings import settings_or_fail
-from postgres.console import fail, stopped
+from postgres.console import end_as_stopped, fail
 from postgres.explain import explain
 
 if TYPE_CHECKING:  # they load SQLAlchemy, which other commands do not need
@@ -55,7 +55,7 @@ def our_accounts() -> Iterator["Accounts"]:
     try:
         yield accounts
     except (KeyboardInterrupt, EOFError, typer.Abort):  # Typer's own questions raise Abort
-        stopped(accounts.outcome)
+        end_as_stopped(accounts.outcome)
     except Refused as error:
         fail(str(error), advice=error.advice)
     except (DBAPIError, Error, TimeoutError) as error:

@@ -41,7 +41,7 @@ def missing_url(path: Path, project: str, *, local: bool) -> DatabaseUrl | None:
     if env_file.has_database_url(path):
         return None
     with valid_url("settings"):
-        url = None if local else prompt.find_database_url(empty=EMBEDDED)
+        url = None if local else prompt.from_environment_or_ask(empty=EMBEDDED)
     return url or embedded_url(project)
 
 
@@ -51,7 +51,7 @@ def another_url(path: Path, project: str, *, local: bool) -> DatabaseUrl | None:
         return embedded_url(project)
     is_set = env_file.has_database_url(path)
     with valid_url("DATABASE_URL"):
-        url = prompt.read_database_url(empty="no change" if is_set else EMBEDDED)
+        url = prompt.ask_or_read_stdin(empty="no change" if is_set else EMBEDDED)
     return url if url or is_set else embedded_url(project)
 
 
@@ -59,7 +59,7 @@ def ask_target_url() -> DatabaseUrl:
     """Return the database to copy to: TARGET_DATABASE_URL, or what is pasted."""
     given = os.environ.get("TARGET_DATABASE_URL")
     with valid_url("nothing was copied: TARGET_DATABASE_URL"):
-        url = prompt.take_database_url(given) if given else prompt.read_database_url(empty="stop")
+        url = prompt.parse_pasted(given) if given else prompt.ask_or_read_stdin(empty="stop")
     if url is None:
         fail("no connection string was given: nothing was copied")
     return url

@@ -22,19 +22,19 @@ def fail(*problems: str, advice: str = "", error: str = "", code: int = 1) -> No
     raise typer.Exit(code)
 
 
-def stopped(outcome: str) -> NoReturn:
+def end_as_stopped(outcome: str) -> NoReturn:
     """Print what is true after Ctrl-C or Ctrl-D, and end the command."""
     typer.echo(err=True)  # the terminal shows a ^C in this line
     fail(f"stopped: {outcome}", code=130)
 
 
 @contextmanager
-def stops(outcome: str) -> Iterator[None]:
+def on_stop(outcome: str) -> Iterator[None]:
     """End the command with this outcome when the user stops what is inside."""
     try:
         yield
     except (KeyboardInterrupt, EOFError, typer.Abort):  # Typer's own questions raise Abort
-        stopped(outcome)
+        end_as_stopped(outcome)
 
 
 @contextmanager

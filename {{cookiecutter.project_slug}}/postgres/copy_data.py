@@ -14,7 +14,7 @@ import typer
 from postgres import check, connect
 from postgres.check import Check, StepFailed, check_connection, compare_schema
 from postgres.connect import Connection, OnWait, TimeBudget
-from postgres.console import Waiting, fail, stops
+from postgres.console import Waiting, fail, on_stop
 from postgres.copy_tables import (
     NOTHING_COPIED,
     CopyError,
@@ -50,13 +50,13 @@ def copy_database(
     progress = Progress()
     try:
         with (
-            stops(MAYBE_COPIED),
+            on_stop(MAYBE_COPIED),
             Waiting("waiting for the database") as screen,
             ExitStack() as stack,
         ):
             waiting = partial(screen.update, screen.what)
             budget = TimeBudget(target, lambda time: screen.update(str(progress), time), timeout)
-            with stops(NOTHING_COPIED):
+            with on_stop(NOTHING_COPIED):
                 if source.is_same_database(target):
                     advice = "paste the connection string of another database"
                     raise CopyError("source and target are the same database", advice=advice)

@@ -46,4 +46,6 @@ def bring_up_to_date(
                 "; migrations use the direct host, because a transaction pooler does not keep"
                 " sessions"
             )
+        elif url != named:
+            problem += "; migrations use DATABASE_URL_DIRECT"
         fail(problem, advice=finding.advice, error=finding.message)

@@ -97,7 +97,7 @@ def edit(keys: str) -> str:
     return "".join(text)
 
 
-def ask_database_url(
+def ask_on_terminal(
     read: Callable[[str], str] = read_pasted, out: TextIO | None = None, *, empty: str
 ) -> DatabaseUrl | None:
     """Ask for a connection string. None: only Enter was pressed, which means `empty`.
@@ -110,7 +110,7 @@ def ask_database_url(
         if answer in {"", "\n"}:
             return None
         try:
-            return take_database_url(answer, out)
+            return parse_pasted(answer, out)
         except DatabaseUrlError as error:
             if not attempts_left:
                 raise
@@ -118,14 +118,14 @@ def ask_database_url(
     return None
 
 
-def read_database_url(*, empty: str) -> DatabaseUrl | None:
-    """Ask on a terminal, or read standard input, which must not be empty. See ask_database_url."""
+def ask_or_read_stdin(*, empty: str) -> DatabaseUrl | None:
+    """Ask on a terminal, or read standard input, which must not be empty. See ask_on_terminal."""
     if sys.stdin.isatty():
-        return ask_database_url(empty=empty)
-    return take_database_url(sys.stdin.buffer.read().decode("utf-8", "surrogateescape"))
+        return ask_on_terminal(empty=empty)
+    return parse_pasted(sys.stdin.buffer.read().decode("utf-8", "surrogateescape"))
 
 
-def take_database_url(text: str, out: TextIO | None = None) -> DatabaseUrl:
+def parse_pasted(text: str, out: TextIO | None = None) -> DatabaseUrl:
     """Read a pasted text, and say what was fixed in it. Raises DatabaseUrlError."""
     reading = urls.read(text)
     for change in reading.changes:
@@ -133,12 +133,12 @@ def take_database_url(text: str, out: TextIO | None = None) -> DatabaseUrl:
     return reading.url
 
 
-def find_database_url(*, empty: str) -> DatabaseUrl | None:
-    """Return what NEON_DATABASE_URL holds, or what is typed. See ask_database_url."""
+def from_environment_or_ask(*, empty: str) -> DatabaseUrl | None:
+    """Return what NEON_DATABASE_URL holds, or what is typed. See ask_on_terminal."""
     if given := os.environ.get("NEON_DATABASE_URL"):
-        return take_database_url(given)
+        return parse_pasted(given)
     if sys.stdin.isatty():
-        return ask_database_url(empty=empty)
+        return ask_on_terminal(empty=empty)
     raise DatabaseUrlError(
         "there is no connection string yet, and no terminal to ask for it: set NEON_DATABASE_URL, "
         "or use the embedded PostgreSQL with --local"

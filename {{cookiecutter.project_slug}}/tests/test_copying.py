@@ -166,7 +166,7 @@ def on_terminal(
     """Copy to `empty`, and answer the question about .env. Returns the exit code."""
     lines = f"DATABASE_URL={filled.for_libpq()}\nBETTER_AUTH_SECRET={SECRET}\n"
     env_file.write_text(lines, "utf-8")
-    monkeypatch.setattr("postgres.prompt.ask_database_url", lambda **_: empty)
+    monkeypatch.setattr("postgres.prompt.ask_on_terminal", lambda **_: empty)
 
     def run(answer: str) -> int:
         monkeypatch.setattr(sys, "stdin", Terminal(answer))
@@ -218,7 +218,7 @@ def test_the_new_database_can_come_from_the_environment_without_any_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TARGET_DATABASE_URL", empty.for_libpq())
-    monkeypatch.delattr("postgres.prompt.ask_database_url")
+    monkeypatch.delattr("postgres.prompt.ask_on_terminal")
 
     code = on_terminal("")
 

@@ -99,7 +99,7 @@ def test_ctrl_c_and_ctrl_d_say_how_to_go_on(
     def press(**_empty: str) -> None:
         raise key
 
-    monkeypatch.setattr("postgres.prompt.find_database_url", press)
+    monkeypatch.setattr("postgres.prompt.from_environment_or_ask", press)
 
     code, output = setup()
 
@@ -202,22 +202,30 @@ def test_setup_ignores_the_shells_database_and_warns(
     assert "s3cr3t" not in output
 
 
-@pytest.mark.usefixtures("clone")
-def test_a_migration_that_fails_says_why_it_uses_the_direct_host(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("direct", "reason"),
+    [
+        ("", "migrations use the direct host, because a transaction pooler does not keep"),
+        ("db.example.com", "migrations use DATABASE_URL_DIRECT"),
+    ],
+)
+def test_a_migration_that_fails_says_why_it_uses_another_host(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, direct: str, reason: str
 ) -> None:
     host = "ep-quiet-river-12345678-pooler.eu-central-1.aws.neon.tech"
-    pooled = f"postgresql://me:pass-word@{host}/todo"
-    monkeypatch.setenv("NEON_DATABASE_URL", pooled)
     with scripted_server(error("password authentication failed for user 'me'")) as server:
         options = (("hostaddr", "127.0.0.1"), ("sslmode", "disable"))
-        url = parse(pooled).replace(port=server.port, options=options)
+        url = parse(f"postgresql://me:pass-word@{host}/todo")
+        url = url.replace(port=server.port, options=options)
         monkeypatch.setenv("NEON_DATABASE_URL", url.for_libpq())
+        if direct:
+            shutil.copy(clone.parent / ".env.example", clone)
+            set_value(clone, "DATABASE_URL_DIRECT", url.replace(host=direct).for_libpq())
         code, output = setup()
 
     assert code == 1
-    assert host.replace("-pooler", "") in output
-    assert "migrations use the direct host, because a transaction pooler does not keep" in output
+    assert (direct or host.replace("-pooler", "")) in output
+    assert reason in output
     assert "→ to use another connection string: uv run manage.py env" in output
     assert "pass-word" not in output
     assert done(output) == ["settings"]

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from postgres.prompt import ask_database_url, find_database_url, take_database_url
+from postgres.prompt import ask_on_terminal, from_environment_or_ask, parse_pasted
 from postgres.url import DatabaseUrl, DatabaseUrlError, parse
 
 PASTED = "postgresql://ann:s3cr3t@localhost:5432/todo"
@@ -23,7 +23,7 @@ class Terminal:
         return self.answers.pop(0)
 
     def ask(self) -> DatabaseUrl | None:
-        return ask_database_url(self.read, self.output, empty="later")
+        return ask_on_terminal(self.read, self.output, empty="later")
 
 
 def test_a_valid_answer_is_accepted_silently() -> None:
@@ -89,13 +89,13 @@ def test_ctrl_c_is_not_caught() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ask_database_url(interrupt, empty="later")
+        ask_on_terminal(interrupt, empty="later")
 
 
 def test_a_string_from_another_source_gets_the_same_messages() -> None:
     output = io.StringIO()
 
-    assert take_database_url(f"psql '{PASTED}'", output) == parse(PASTED)
+    assert parse_pasted(f"psql '{PASTED}'", output) == parse(PASTED)
     assert output.getvalue() == "  Fixed: ignored the text around the connection string\n"
 
 
@@ -106,10 +106,10 @@ def test_without_a_terminal_the_error_says_how_to_set_the_string(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{PASTED}\n"))
 
     with pytest.raises(DatabaseUrlError, match=r"set NEON_DATABASE_URL, or .* --local"):
-        find_database_url(empty="stop")
+        from_environment_or_ask(empty="stop")
 
 
 def test_the_variable_takes_precedence_over_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEON_DATABASE_URL", f"psql '{PASTED}'")
 
-    assert find_database_url(empty="stop") == parse(PASTED)
+    assert from_environment_or_ask(empty="stop") == parse(PASTED)
