@@ -555,17 +555,25 @@ def test_a_temporary_server_is_in_memory_if_that_has_room_and_tmpdir_is_not_set(
     empty_place: Place,
 ) -> None:
     script = """
-pg.mkdtemp = lambda prefix, dir: exit(dir or "the usual folder")
-for room, tmpdir in ((0, ""), (2**60, ""), (0, "elsewhere")):
-    pg.MIN_FREE_MEMORY_BYTES = room
+from types import SimpleNamespace as Space
+
+def show(in_folder, in_memory, tmpdir=""):  # free, in GiB
+    pg.shutil.disk_usage = lambda folder: Space(free=in_folder * 2**30)
+    pg.psutil.virtual_memory = lambda: Space(available=in_memory * 2**30)
     os.environ["TMPDIR"] = tmpdir
     try: pg.watch()
     except SystemExit as where: print(where)
+
+pg.mkdtemp = lambda prefix, dir: exit(dir or "the usual folder")
+show(4, 4)
+show(2, 4)
+show(4, 2)
+show(4, 4, tmpdir="elsewhere")
 """
 
     folders = empty_place.run(script).splitlines()
 
-    assert folders == ["/dev/shm", "the usual folder", "the usual folder"]  # noqa: S108
+    assert folders == ["/dev/shm", *["the usual folder"] * 3]  # noqa: S108
 
 
 def test_a_temporary_server_takes_settings(empty_place: Place) -> None:

@@ -48,6 +48,14 @@ class Mistake:
         return f"{self.problem}; {self.advice}" if self.advice else self.problem
 
 
+class WrongValueError(ValueError):
+    """A value that cannot work. advice: what to do about it."""
+
+    def __init__(self, problem: str, *, advice: str) -> None:
+        super().__init__(problem)
+        self.advice = advice
+
+
 class SettingsError(Exception):
     """Settings that cannot work: one line for each mistake, and no secret in any of them."""
 
@@ -123,14 +131,15 @@ def read_throttle_url(value: object) -> object:
         url = urlsplit(value.strip())
         host = url.netloc if url.port else f"{url.netloc.removesuffix(':')}:6379"
     except ValueError:
-        raise ValueError(f"is not a URL: {example}; encode special characters as %40") from None
+        advice = "encode special characters, such as @ as %40"
+        raise WrongValueError(f"is not a URL: {example}", advice=advice) from None
     scheme = REDIS_SCHEMES.get(url.scheme)
     if not (scheme and url.hostname and re.fullmatch(r"/?\d*", url.path)) or url.fragment:
         raise ValueError(f"is not the URL of a Redis or Valkey server: {example}")
     if set(parse_qs(url.query)) - (REDIS_TLS_OPTIONS if scheme == "rediss" else set()):
         raise ValueError("has an option other than ssl_ca_certs and ssl_cert_reqs of rediss://")
     if find_spec("redis") is None:
-        raise ValueError("needs a package; run: uv sync --group redis")
+        raise WrongValueError("needs a package", advice="run: uv sync --group redis")
     return urlunsplit((scheme, host, url.path, url.query, ""))
 
 
@@ -267,6 +276,8 @@ def describe(mistake: Any, *, in_file: bool) -> Mistake:
     """Describe an error of Pydantic's without the value, which may be a secret."""
     field = str(mistake["loc"][0])
     context = mistake.get("ctx", {})
+    for_file, for_environment = REMEDIES.get(field, ("", ""))
+    remedy = for_file if in_file else for_environment
     match mistake["type"]:
         case "missing":
             reason = "is missing"
@@ -274,10 +285,9 @@ def describe(mistake: Any, *, in_file: bool) -> Mistake:
             reason = f"is too short: at least {context['min_length']} characters"
         case "value_error":
             reason = str(context["error"])
+            remedy = getattr(context["error"], "advice", remedy)
         case _:
             reason = mistake["msg"]
-    for_file, for_environment = REMEDIES.get(field, ("", ""))
-    remedy = for_file if in_file else for_environment
     return Mistake(f"{field.upper()}: {reason}", remedy)
 
 

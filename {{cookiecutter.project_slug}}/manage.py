@@ -1,4 +1,4 @@
-"""The project's commands: `uv run manage.py --help`. The packages do their work."""
+"""The project's commands: `uv run manage.py --help`. `commands/` has what they do."""
 
 import os
 import signal
@@ -107,7 +107,7 @@ def check(
 @app.command()
 def migrate(
     *,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 600,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for the migrations.")] = 600,
 ) -> None:
     """Apply the missing migrations: all, or none if one fails. Starts the embedded server.
 
@@ -126,7 +126,9 @@ def copy(
         bool | None,
         typer.Option("--switch/--no-switch", help="Use the new database in .env afterwards."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 3600,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds for the migrations, and again for the rows.")
+    ] = 3600,
 ) -> None:
     """Copy all data into an empty database, such as a new one at Neon: all of it, or nothing.
 

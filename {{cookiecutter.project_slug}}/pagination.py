@@ -153,7 +153,7 @@ def invalid_cursor(reason: str) -> RequestValidationError:
 class UserLimit:
     """Limits how many connections the expensive requests of one user may take.
 
-    They are those that may touch all rows of the user: a filtered list, and a change of many rows.
+    Expensive are those that may touch all rows of the user: filtered lists, changes of many rows.
     A page without filters reads no more rows than it shows, so it is not limited. Of the requests
     of one user, `at_once` use the database; up to `waiting` wait for one of these to end, and
     others are refused.

@@ -1,1 +1,1 @@
-"""What manage.py's commands do. What only one needs is imported there, so that all start fast."""
+"""What manage.py's commands do. Each imports what only it needs, so that all start fast."""

@@ -54,7 +54,7 @@ def prepare_database(url: DatabaseUrl) -> None:
 
 def run_migrations(timeout: float = 600) -> str | None:
     """Apply the missing migrations. timeout: seconds. Returns the newest revision."""
-    import migrations  # with SQLAlchemy and Alembic, which other commands do not need
+    import migrations  # with SQLAlchemy and Alembic, which not all commands need
     from postgres.migrate import bring_up_to_date
 
     settings = settings_or_fail()

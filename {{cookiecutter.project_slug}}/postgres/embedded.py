@@ -51,8 +51,8 @@ CARELESS = (
     *("--no-sync", "--set=fsync=off", "--set=scram_iterations=1"),
     *("--set=full_page_writes=off", "--set=synchronous_commit=off"),
 )
-# Where Linux keeps files in memory. The tests create up to 1 GiB of databases there: leave the same
-# twice for everything else.
+# Where Linux keeps files in memory. The tests create up to 1 GiB of databases there: leave twice
+# as much for everything else.
 MEMORY = "/dev/shm"  # noqa: S108
 MIN_FREE_MEMORY_BYTES = 3 * 2**30
 # The server does not need these, and would keep them in its environment while it runs.

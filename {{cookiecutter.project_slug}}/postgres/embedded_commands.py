@@ -23,7 +23,7 @@ def embedded_server() -> Iterator[ModuleType]:
         embedded = import_module("postgres.embedded")
     except ModuleNotFoundError:
         problem = "the embedded PostgreSQL is for development only, and is not installed here"
-        fail(problem, advice="to install it: uv sync")
+        fail(problem, advice="in development: uv sync\non a server: use another database")
     try:
         yield embedded
     except embedded.LocalPostgresError as error:

@@ -47,5 +47,5 @@ def bring_up_to_date(
                 " sessions"
             )
         elif url != named:
-            problem += "; migrations use DATABASE_URL_DIRECT"
+            problem += "; migrations use DATABASE_URL_DIRECT: correct or remove it"
         fail(problem, advice=finding.advice, error=finding.message)

@@ -352,13 +352,15 @@ def test_check_reports_a_migration_that_has_not_been_written(
 
 
 def test_check_reports_every_setting_that_is_wrong(env_file: Path) -> None:
-    env_file.write_text("FRONTEND_URL=*\n", "utf-8")
+    env_file.write_text("FRONTEND_URL=*\nTHROTTLE_URL=redis://[\n", "utf-8")
 
     code, output = run("check")
 
     assert code == 1
     found = re.findall(r"^✗ settings +(\w+)", output, re.MULTILINE)
-    assert found == ["BETTER_AUTH_SECRET", "DATABASE_URL", "FRONTEND_URL"]
+    assert found == ["BETTER_AUTH_SECRET", "DATABASE_URL", "FRONTEND_URL", "THROTTLE_URL"]
+    assert "is missing\n            → run: uv run manage.py env --new-secret\n" in output
+    assert "→ encode special characters, such as @ as %40\n" in output
 
 
 def test_migrate_says_why_it_failed(
@@ -468,7 +470,8 @@ def test_without_the_embedded_server_the_commands_say_so(
     assert code == 1
     assert output == (
         "✗ the embedded PostgreSQL is for development only, and is not installed here\n"
-        "  → to install it: uv sync\n"
+        "  → in development: uv sync\n"
+        "  → on a server: use another database\n"
     )
 
 
