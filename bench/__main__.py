@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from . import goals, plots, profiles, readme, report
+from . import goals, profiles, readme, report
 from .measure import Measurement, Results, describe_machine, measure, require_results
 from .plan import CHAPTERS, OPERATIONS, full_plan, quick_plan, select
 from .processes import BenchError
@@ -131,6 +131,8 @@ def render(arguments: argparse.Namespace) -> None:
 
 def write(results: Results, folder: Path) -> None:
     """Write figures, tables and plots, and print the tables."""
+    from . import plots  # noqa: PLC0415  (matplotlib takes longest to import)
+
     folder.mkdir(parents=True, exist_ok=True)
     drawn = plots.draw(results, folder)
     pictures = report.pictures(path.stem for path in drawn)
