@@ -137,7 +137,7 @@ class Watch:
             environment = read(f"/proc/{pid}/environ")
             if f"HOME={self.machine.home}".encode() in environment.split(b"\0"):
                 self.seen.add((command, environment))
-            elif environment and command != OWN_COMMAND:  # otherwise it has ended, or begins
+            elif environment and command != OWN_COMMAND:  # otherwise it ended, or just forked
                 foreign.add(pid)
 
 

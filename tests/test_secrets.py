@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import pytest
 
-from leaks import forms, holds, leaks, local_secrets, secret_of, watching
+from leaks import Watch, forms, holds, leaks, local_secrets, secret_of, watching
 from machine import UV, Machine, Project
 from postgres_server import Server, free_port
 
@@ -114,6 +114,23 @@ def test_the_search_covers_command_lines_and_environments(machine: Machine) -> N
         shell.kill()
 
     assert watch.leaks(secret) == expected
+
+
+def test_a_program_that_has_no_command_line_yet_is_looked_at_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its command line, nothing says whether it may know a secret."""
+    environment = f"HOME={machine.home}".encode()
+    files = {"/proc/7/cmdline": [b"", b"sleep\0"], "/proc/7/environ": [environment] * 2}
+    monkeypatch.setattr("leaks.os.listdir", lambda _folder: ["7"])
+    monkeypatch.setattr("leaks.read", lambda path: files[path].pop(0))
+    watch, foreign = Watch(machine), set[str]()
+
+    watch.look(foreign)
+    first = set(watch.seen)
+    watch.look(foreign)
+
+    assert (first, watch.seen, foreign) == (set(), {(b"sleep\0", environment)}, set())
 
 
 # After failures: programs record what they know, and fail or wait in one step

@@ -113,10 +113,12 @@ def migrate(
 
     Waits for a sleeping compute.
     """
+    from migrations import head
+
     start_embedded_server()
     with on_stop("`uv run manage.py check` says whether the migrations are done"):
-        revision = run_migrations(timeout)
-    typer.echo(f"✓ the schema is at {revision}")
+        run_migrations(timeout)
+    typer.echo(f"✓ the schema is at {head()}")
 
 
 @app.command()

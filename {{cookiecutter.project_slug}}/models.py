@@ -158,6 +158,6 @@ class RefreshToken(SQLModel, table=True):
     user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
     token_hash: bytes = Field(sa_type=LargeBinary(32))  # SHA-256
     expires_at: datetime = Field(sa_type=TIMESTAMP)
-    replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # its token, last
+    replaced_at: datetime | None = Field(default=None, sa_type=TIMESTAMP)  # at the last refresh
     address: str | None = Field(default=None, sa_type=String(64))  # from which the user logged in
     created_at: datetime = set_by_database()

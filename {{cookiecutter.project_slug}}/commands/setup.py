@@ -52,15 +52,14 @@ def prepare_database(url: DatabaseUrl) -> None:
                 raise typer.Exit(1)
 
 
-def run_migrations(timeout: float = 600) -> str | None:
-    """Apply the missing migrations. timeout: seconds. Returns the newest revision."""
+def run_migrations(timeout: float = 600) -> None:
+    """Apply the missing migrations. timeout: seconds."""
     import migrations  # with SQLAlchemy and Alembic, which not all commands need
     from postgres.migrate import bring_up_to_date
 
     settings = settings_or_fail()
     url, named = settings.migration_url, settings.database_url
     bring_up_to_date(url, migrations.upgrade, timeout, named=named)
-    return migrations.head()
 
 
 def start_embedded_server() -> None:

@@ -11,6 +11,9 @@ from postgres.console import Waiting, fail
 from postgres.explain import explain
 from postgres.url import DatabaseUrl
 
+# The advice of a finding is about DATABASE_URL.
+DIRECT_ADVICE = "correct DATABASE_URL_DIRECT, or remove it"
+
 
 def bring_up_to_date(
     url: DatabaseUrl,
@@ -40,12 +43,13 @@ def bring_up_to_date(
         finding = explain(error, url)
         is_unsure = connection is not None and finding.is_outage  # it may have been committing
         outcome = "they may have been applied" if is_unsure else "no migration was applied"
-        problem = f"{url.address}: {finding.cause}; {outcome}"
+        problem, advice = f"{url.address}: {finding.cause}; {outcome}", finding.advice
         if named.is_pooled and named.direct == url:
             problem += (
                 "; migrations use the direct host, because a transaction pooler does not keep"
                 " sessions"
             )
         elif url != named:
-            problem += "; migrations use DATABASE_URL_DIRECT: correct or remove it"
-        fail(problem, advice=finding.advice, error=finding.message)
+            problem += "; migrations use DATABASE_URL_DIRECT"
+            advice = DIRECT_ADVICE
+        fail(problem, advice=advice, error=finding.message)

@@ -31,7 +31,7 @@ from postgres.findings import Finding
 from postgres.url import DatabaseUrl
 
 QUIET_SECONDS = 10.0  # an unstable connection is logged at most this often
-REFUSAL_SECONDS = 60.0  # a persistent refusal, such as a full disk: likewise
+REFUSAL_SECONDS = 60.0  # and a persistent refusal at most this often
 LOOK_SECONDS = 5.0  # for the closer look, which a failed request waits for
 # The database's revisions, and its columns.
 SCHEMA = text("SELECT ARRAY(SELECT version_num FROM alembic_version), ARRAY(" + LIST_COLUMNS + ")")  # noqa: S608  (a constant)

@@ -206,7 +206,7 @@ def test_setup_ignores_the_shells_database_and_warns(
     ("direct", "reason"),
     [
         ("", "migrations use the direct host, because a transaction pooler does not keep"),
-        ("db.example.com", "migrations use DATABASE_URL_DIRECT: correct or remove it"),
+        ("db.example.com", "→ correct DATABASE_URL_DIRECT, or remove it\n"),
     ],
 )
 def test_a_migration_that_fails_says_why_it_uses_another_host(
