@@ -27,6 +27,7 @@ SECONDS = 20  # timeout of an operation, only to detect a hang
 ENDED = "Your session has ended. Reload the page to log in."
 AWAY = "The API cannot be reached."
 END_SESSIONS = {"better-auth": "DELETE FROM session", "own": "DELETE FROM refresh_tokens"}
+SCRIPTS = "**/_next/static/**/*.js"
 LINK = re.compile(r"http://localhost:\d+/\S*(?:reset-password|verify-email)[^\s']*")
 
 WEEKLY = pytest.param("better-auth", marks=pytest.mark.weekly)
@@ -94,6 +95,13 @@ class Tab:
 
     def open(self, path: str) -> None:
         self.page.goto(self.site.url + path)
+
+    @contextmanager
+    def without_scripts(self) -> Iterator[None]:
+        """Hold back the scripts of the page until the block ends, as a slow network does."""
+        self.page.route(SCRIPTS, lambda _: None)
+        yield
+        self.page.unroute(SCRIPTS)  # which lets through what waits
 
     def enter(self, email: str, button: str, password: str = PASSWORD) -> None:
         """Fill in the form of /login, and press a button.
@@ -294,6 +302,18 @@ def test_a_tab_of_the_last_user_writes_nothing_for_the_next_one(tab: Tab) -> Non
     tab.sees()
     other.page.reload()
     other.sees()
+
+
+def test_what_is_pressed_before_the_scripts_have_loaded_is_done(tab: Tab) -> None:
+    with tab.without_scripts():
+        tab.page.goto(f"{tab.site.url}/login", wait_until="domcontentloaded")
+        tab.enter(f"{secrets.token_hex(8)}@example.com", "Create account")
+    tab.is_at_the_tasks()
+
+    with tab.without_scripts():
+        tab.page.reload(wait_until="domcontentloaded")
+        tab.press("Log out")
+    expect(tab.page).to_have_url(f"{tab.site.url}/login")
 
 
 @SAME_CODE
