@@ -19,7 +19,9 @@ FLAGS = [
 
 def find_chromium() -> str | None:
     """Return the system's browser. Playwright's would have to be downloaded."""
-    return shutil.which("chromium") or shutil.which("chromium-browser")
+    # The shell is the same engine without windows, and takes a third of the processor time.
+    shell = shutil.which("chromium-headless-shell")
+    return shell or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
