@@ -30,11 +30,13 @@ def chromium(*, keeps_pages: bool = False) -> Iterator[Browser]:
 
     keeps_pages: whether Back may show a page from memory, as browsers do, but not Playwright.
     """
+    # The shell keeps pages only if it is told to, and Playwright tells every browser not to.
+    added = ["--enable-bfcache"] if keeps_pages else []
     ignored = ["--disable-back-forward-cache"] if keeps_pages else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=find_chromium(),
-            args=FLAGS,
+            args=[*FLAGS, *added],
             chromium_sandbox=False,
             ignore_default_args=ignored,
         )

@@ -26,8 +26,9 @@ from visitors import wait_for
 SECONDS = 20  # timeout of an operation, only to detect a hang
 ENDED = "Your session has ended. Reload the page to log in."
 AWAY = "The API cannot be reached."
+UNREACHABLE = "The server cannot be reached."
 END_SESSIONS = {"better-auth": "DELETE FROM session", "own": "DELETE FROM refresh_tokens"}
-SCRIPTS = "**/_next/static/**/*.js"
+SCRIPTS = re.compile(r"/_next/static/.+\.js(\?|$)")
 LINK = re.compile(r"http://localhost:\d+/\S*(?:reset-password|verify-email)[^\s']*")
 
 WEEKLY = pytest.param("better-auth", marks=pytest.mark.weekly)
@@ -97,11 +98,17 @@ class Tab:
         self.page.goto(self.site.url + path)
 
     @contextmanager
-    def without_scripts(self) -> Iterator[None]:
+    def scripts_held_back(self) -> Iterator[None]:
         """Hold back the scripts of the page until the block ends, as a slow network does."""
-        self.page.route(SCRIPTS, lambda _: None)
+        requested: list[str] = []
+
+        def hold_back(route: Route) -> None:
+            requested.append(route.request.url)
+
+        self.page.route(SCRIPTS, hold_back)
         yield
-        self.page.unroute(SCRIPTS)  # which lets through what waits
+        assert requested
+        self.page.unroute(SCRIPTS)  # without a route, the browser goes on with the requests
 
     def enter(self, email: str, button: str, password: str = PASSWORD) -> None:
         """Fill in the form of /login, and press a button.
@@ -233,6 +240,13 @@ def send_a_stale_token(route: Route) -> None:
     route.continue_(headers={**route.request.headers, "authorization": "Bearer stale"})
 
 
+def abort_posts(route: Route) -> None:
+    if route.request.method == "POST":
+        route.abort()
+    else:
+        route.continue_()
+
+
 def answer_with_html(route: Route) -> None:
     route.fulfill(status=200, content_type="text/html", body="<p>Welcome</p>")
 
@@ -304,16 +318,40 @@ def test_a_tab_of_the_last_user_writes_nothing_for_the_next_one(tab: Tab) -> Non
     other.sees()
 
 
-def test_what_is_pressed_before_the_scripts_have_loaded_is_done(tab: Tab) -> None:
-    with tab.without_scripts():
-        tab.page.goto(f"{tab.site.url}/login", wait_until="domcontentloaded")
-        tab.enter(f"{secrets.token_hex(8)}@example.com", "Create account")
-    tab.is_at_the_tasks()
+@SAME_CODE
+def test_forms_sent_before_the_scripts_have_loaded_are_not_lost(tab: Tab) -> None:
+    email = tab.sign_up()
+    tab.add("Buy milk")
+    checkbox = tab.page.get_by_role("checkbox", name="Buy milk")
+    expect(checkbox).to_be_enabled()
 
-    with tab.without_scripts():
+    with tab.scripts_held_back():
         tab.page.reload(wait_until="domcontentloaded")
+        expect(checkbox).to_be_disabled()
         tab.press("Log out")
     expect(tab.page).to_have_url(f"{tab.site.url}/login")
+
+    with tab.scripts_held_back():
+        tab.page.reload(wait_until="domcontentloaded")
+        tab.enter(email, "Log in")
+    tab.is_at_the_tasks()
+    expect(checkbox).to_be_enabled()
+
+
+def test_without_the_front_ends_server_nothing_typed_is_lost(tab: Tab) -> None:
+    tab.open("/login")
+    tab.page.route(f"{tab.site.url}/**", abort_posts)
+    tab.enter("ada@example.com", "Log in")
+    expect(tab.problem).to_have_text(UNREACHABLE)
+    expect(tab.page.get_by_label("E-mail")).to_have_value("ada@example.com")
+    tab.page.unroute_all()
+
+    tab.sign_up()
+    tab.page.get_by_label("New task").fill("Buy milk")
+    tab.page.route(f"{tab.site.url}/**", abort_posts)
+    tab.press("Log out")
+    expect(tab.problem).to_have_text(UNREACHABLE)
+    expect(tab.page.get_by_label("New task")).to_have_value("Buy milk")
 
 
 @SAME_CODE
