@@ -32,6 +32,7 @@ from resources import resources
 
 # Everything that the rest of the app needs, wherever it is defined.
 __all__ = [
+    "USE_SECONDS",
     "CompiledStatement",
     "DatabaseBusy",
     "Deadline",
@@ -43,8 +44,10 @@ __all__ = [
     "SessionDep",
     "StatementDep",
     "create_db_and_tables",
+    "get_statement",
     "open_engine",
     "ping",
+    "refuse_threads",
     "time_limit",
 ]
 

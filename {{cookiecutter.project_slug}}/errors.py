@@ -119,8 +119,12 @@ def fields_of(constraint: str | None) -> list[str]:
 def found(row: Row | None, what: str) -> Row:
     """Return the row. Raises HTTPException, a 404, if there is none."""
     if row is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, f"there is no such {what}")
+        raise not_found(what)
     return row
+
+
+def not_found(what: str) -> HTTPException:
+    return HTTPException(status.HTTP_404_NOT_FOUND, f"there is no such {what}")
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:

@@ -7,7 +7,7 @@ signed, so only cursors that this app issued reach a query.
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -80,7 +80,9 @@ class Pages:
         self._filters = filters
         self._statements: dict[tuple[object, ...], CompiledStatement] = {}
 
-    def statement(self, filters: Iterable[str], sort: str, *, continued: bool) -> CompiledStatement:
+    def statement(
+        self, filters: Collection[str], sort: str, *, continued: bool
+    ) -> CompiledStatement:
         """Return the statement for the first page, or for a page after a cursor."""
         key = (*filters, sort, continued)
         if key not in self._statements:
@@ -92,7 +94,7 @@ class Pages:
         return self._sorts[sort.removeprefix("-")]
 
     def _build(
-        self, filters: Iterable[str], sort: str, *, continued: bool
+        self, filters: Collection[str], sort: str, *, continued: bool
     ) -> Select[*tuple[Any, ...]]:
         descending = sort.startswith("-")
         columns = self.order(sort)

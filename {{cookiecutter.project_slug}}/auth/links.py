@@ -18,6 +18,7 @@ from auth.tokens import ALGORITHM, signing_key
 from config import Settings
 from mail import Message
 
+# The messages, and those of `manage.py account`, say these times in words.
 RESET_SECONDS = 60 * 60
 INVITATION_SECONDS = 7 * 24 * 60 * 60
 VERIFY_SECONDS = 24 * 60 * 60

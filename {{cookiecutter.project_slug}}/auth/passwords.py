@@ -128,20 +128,20 @@ class Throttle:
     """
 
     # Ten: each of several logins at the same moment counts until the first one succeeds.
-    PER_ACCOUNT = RateLimitItemPerMinute(10, 15, "account")
+    PER_ACCOUNT = RateLimitItemPerMinute(10, multiples=15, namespace="account")
     # More: an office may share one address.
-    PER_ADDRESS = RateLimitItemPerMinute(100, 15, "address")
+    PER_ADDRESS = RateLimitItemPerMinute(100, multiples=15, namespace="address")
     # Guesses at one account from all addresses where it has not logged in.
-    ELSEWHERE = RateLimitItemPerHour(100, 1, "account from all addresses")
+    ELSEWHERE = RateLimitItemPerHour(100, namespace="account from all addresses")
     # Logins of one account that succeed, from one address.
-    LOGINS = RateLimitItemPerHour(60, 1, "logins")
+    LOGINS = RateLimitItemPerHour(60, namespace="logins")
     # From one address. Those that fail count too: they reveal which e-mail addresses are taken.
-    REGISTRATIONS = RateLimitItemPerHour(20, 1, "registrations")
+    REGISTRATIONS = RateLimitItemPerHour(20, namespace="registrations")
     # Messages that one client asks for, and those of one kind to one address.
-    MAIL_REQUESTS = RateLimitItemPerHour(20, 1, "mail requests")
-    MAILS = RateLimitItemPerHour(5, 1, "mails to an address")
+    MAIL_REQUESTS = RateLimitItemPerHour(20, namespace="mail requests")
+    MAILS = RateLimitItemPerHour(5, namespace="mails to an address")
     # Not a limit: reached where an account has logged in during the last 30 days.
-    KNOWN = RateLimitItemPerDay(1, 30, "known")
+    KNOWN = RateLimitItemPerDay(1, multiples=30, namespace="known")
 
     def __init__(self, storage: Storage) -> None:
         self._limiter = FixedWindowRateLimiter(storage)

@@ -32,7 +32,7 @@ def run_checks(on_wait: OnWait) -> Iterator[Check]:
 
 
 def check_replica(url: DatabaseUrl, on_wait: OnWait) -> Check:
-    """Return the result of all steps for READ_DATABASE_URL."""
+    """Return the first problem with READ_DATABASE_URL, other than that it is read-only."""
     for check in check_connection(url, history, on_wait):
         if check.finding and check.finding.name != "read-only":  # as a replica should be
             detail = f"{check.name}: {check.detail}"

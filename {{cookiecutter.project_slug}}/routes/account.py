@@ -136,8 +136,8 @@ async def delete_me(
     # ON DELETE CASCADE deletes its login sessions.
     if (await session.exec(delete(User).where(same).returning(col(User.id)))).first() is None:
         raise changed_meanwhile()
-    for rows in delete_owned(str(user_id)).values():
-        await session.exec(rows)
+    for deletion in delete_owned(str(user_id)).values():
+        await session.exec(deletion)
     await session.commit()
     structlog.get_logger().info("account deleted", user_id=str(user_id), client=guard.client)
 

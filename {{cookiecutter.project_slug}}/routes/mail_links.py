@@ -153,17 +153,16 @@ async def verify_address(
     if old != new and claims.get("state") != state:
         raise await wrong_link(guard)
 
-    first = col(User.email_verified_at) if old == new else None
     other = aliased(User)
     # An error of the unique index would write the address into PostgreSQL's log.
     is_free = ~exists().where(col(other.email) == new, col(other.id) != user_id)
-    change = (
-        update(User)
-        .where(of_user, col(User.email) == old, is_free)
-        .where(col(User.password_hash) == user["password_hash"] if old != new else of_user)
-        .values(email=new, email_verified_at=func.coalesce(first, func.now()))
-        .returning(col(User.id))
-    )
+    change = update(User).where(of_user, col(User.email) == old, is_free).returning(col(User.id))
+    if old == new:
+        first_verified_at = func.coalesce(col(User.email_verified_at), func.now())
+        change = change.values(email_verified_at=first_verified_at)
+    else:
+        change = change.where(col(User.password_hash) == user["password_hash"])
+        change = change.values(email=new, email_verified_at=func.now())
     if await update_user.first(change) is None:
         # Another request was first, such as that of a double click; or the address is taken.
         present = await find_again.first(query)

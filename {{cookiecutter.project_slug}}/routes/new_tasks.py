@@ -33,7 +33,7 @@ from sqlmodel import col
 
 from auth import account_id, no_account
 from db import USE_SECONDS, CompiledStatement, OneStatement, Row
-from errors import found
+from errors import found, not_found
 from models import Task, User, later_than
 from pagination import UserLimit
 from resources import resources
@@ -212,6 +212,6 @@ class NewTask:
         if counts and is_own is None:
             self._quota.check(tasks)
         if is_own is False or conditions.none_match == []:
-            return found(None, "task")  # it is another owner's
+            raise not_found("task")  # it is another owner's
         detail = "there is a task with this id already: read it"
         raise HTTPException(status.HTTP_412_PRECONDITION_FAILED, detail)

@@ -213,7 +213,7 @@ class OwnTask:
         await self._send(DELETE if self._conditions is UNCONDITIONAL else DELETE_IF_ACCEPTED, {})
 
     async def _send(self, statement: CompiledStatement, values: dict[str, Any]) -> Row:
-        values |= {"task_id": self._id, "owner": self._owner_id}
+        values = values | {"task_id": self._id, "owner": self._owner_id}
         if self._conditions is not UNCONDITIONAL:
             values |= self._conditions.parameters
         row = found(await self._statement.first(statement, **values), "task")
