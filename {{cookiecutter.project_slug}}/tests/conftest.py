@@ -38,6 +38,7 @@ from config import Settings
 from models import User
 from postgres.tests.servers import create_database
 from postgres.url import DatabaseUrl
+from routes import health
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +102,15 @@ def _usual_garbage_collection() -> Iterator[None]:
     """Leave out what an app does once, at its start: before each test it would take the longest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main, "spare_garbage_collector", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_probes() -> Iterator[None]:
+    """Let /ready wait until the database has answered, on a busy machine too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "READY_SECONDS", 6.0)
+        patch.setattr(health, "PING_SECONDS", 5.0)
         yield
 
 

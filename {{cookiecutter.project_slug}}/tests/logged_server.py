@@ -26,7 +26,10 @@ from sqlalchemy import bindparam, select
 from auth import CurrentUserId
 from db import StatementDep
 from main import app
+from routes import health
 from schemas.text import PlainText, Strict
+
+health.READY_SECONDS, health.PING_SECONDS = 6.0, 5.0  # the machine may be busy
 
 class Note(Strict):
     text: PlainText

@@ -12,10 +12,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine, text
 
 import db
+from auth.passwords import Passwords
 from config import Settings
 from main import create_app
 from postgres.tests.counting_proxy import counting_proxy
 from postgres.url import DatabaseUrl
+from tests.accounts import FAST
 from tests.logged_server import Run, served
 
 EMAIL = "ada.kangaroo@example.com"
@@ -41,7 +43,7 @@ def run(
             settings_for(embedded_url.replace(port=database.port)),
             **SERVER,
         ) as run,
-        httpx2.Client(base_url=run.url) as client,
+        httpx2.Client(base_url=run.url, timeout=60) as client,
     ):
         answers = run.answers
         answers["register"] = client.post("/auth/register", json=ACCOUNT)
@@ -175,8 +177,9 @@ def test_postgresqls_log_has_a_statement_that_timed_out_unless_that_is_switched_
         ThreadPoolExecutor(1) as thread,
     ):
         assert client.get("/ready").status_code == 200  # with a connection, for the next request
-        # Enough to hash the password and send the statement.
+        # Enough to send the statement, after a hash that takes no time.
         monkeypatch.setattr(db, "USE_SECONDS", 2.5)
+        monkeypatch.setattr(Passwords, "HASHER", FAST)
         owner.execute(text("LOCK TABLE users"))
         request = thread.submit(client.post, "/auth/register", json=ACCOUNT | {"email": email})
         wait_for_statements(engine, role, 1)

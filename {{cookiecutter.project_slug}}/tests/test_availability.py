@@ -18,17 +18,9 @@ from db import SessionDep, StatementDep
 from postgres import outage_log
 from postgres.tests.scripted_server import error, scripted_server
 from postgres.url import DatabaseUrl
-from routes import health
 
 URL = DatabaseUrl("ada", "correct horse", "db.example.com", 5432, "todo", ())
 LOST = psycopg2.OperationalError("server closed the connection unexpectedly\n\tThis probably …")
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let /ready wait until the server has said what is wrong, on a busy machine too."""
-    monkeypatch.setattr(health, "READY_SECONDS", 6.0)
-    monkeypatch.setattr(health, "PING_SECONDS", 5.0)
 
 
 @pytest.fixture

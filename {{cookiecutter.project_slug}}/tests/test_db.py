@@ -218,7 +218,7 @@ def test_replicas_that_migrate_at_once_take_turns(new_database: Callable[[], Dat
 def test_more_requests_than_connections_are_all_answered(
     app_of_size: AppOfSize,
 ) -> None:
-    app = app_of_size(5)
+    app = app_of_size(5, db_queue_seconds=60)
 
     # More than the threads in which FastAPI runs what is not async.
     with TestClient(app) as client, ThreadPoolExecutor(50) as clients:

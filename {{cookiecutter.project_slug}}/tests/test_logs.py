@@ -40,7 +40,7 @@ def run(
             settings_for(embedded_url.replace(port=database.port)),
             DEBUG="true",
         ) as run,
-        httpx2.Client(base_url=run.url) as client,
+        httpx2.Client(base_url=run.url, timeout=60) as client,
     ):
         tell_everything(client, run.answers, token_for(USER_ID))
         meet_the_bug_at_once(client)

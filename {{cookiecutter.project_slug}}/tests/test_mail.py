@@ -163,7 +163,7 @@ def test_a_message_that_is_refused_is_not_sent_again(send: Send, server: MailSer
 def test_a_server_that_is_silent_at_the_end_has_taken_the_message(
     send: Send, server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mail, "DELIVERY_SECONDS", 0.5)
+    monkeypatch.setattr(mail, "DELIVERY_SECONDS", 3.0)
     monkeypatch.setattr(mail, "QUIT_SECONDS", 0.1)
     server.quit_delay = 5
     with capture_logs() as lines:

@@ -105,14 +105,28 @@ def test_the_event_loop_runs_while_the_server_works(run: Run, server: DatabaseUr
 
 
 def test_statements_on_several_connections_run_concurrently(run: Run, server: DatabaseUrl) -> None:
-    async def use() -> float:
-        async with open_engine(server, pool_size=10) as engine:
-            await asyncio.gather(*(scalar(engine) for _ in range(10)))  # takes time to connect
-            start = asyncio.get_running_loop().time()
-            await asyncio.gather(*(scalar(engine, "SELECT pg_sleep(0.3)") for _ in range(10)))
-            return asyncio.get_running_loop().time() - start
+    lock = uuid4().int % 2**31
 
-    assert run(use()) < 10 * 0.3 / 2
+    async def use() -> list[int]:
+        async with (
+            open_engine(server, pool_size=10, queue_seconds=60) as engine,
+            open_engine(server) as watcher,
+            open_engine(server) as other,
+            other.connect() as holder,
+        ):
+            await holder.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+            query = "SELECT 42 FROM pg_advisory_xact_lock_shared(:lock)"
+            asking = [asyncio.create_task(scalar(engine, query, lock=lock)) for _ in range(10)]
+            all_wait = (
+                "SELECT count(*) = 10 FROM pg_locks"
+                " WHERE locktype = 'advisory' AND objid = :lock AND NOT granted"
+            )
+            await wait_until_true(watcher, all_wait, lock=lock)
+            await holder.rollback()
+            answers: list[int] = await asyncio.gather(*asking)
+            return answers
+
+    assert run(use()) == [42] * 10
 
 
 def test_connections_are_reused(run: Run, server: DatabaseUrl) -> None:
@@ -243,7 +257,7 @@ def test_a_connection_attempt_to_a_silent_server_ends_in_time(
         finding, seconds = run(use(embedded_server.replace(port=silent.port, options=options)))
 
     assert finding == "no-answer"
-    assert seconds < 2
+    assert seconds < 8
 
 
 def test_a_request_to_a_silent_server_ends_in_time(run: Run, embedded_server: DatabaseUrl) -> None:
@@ -256,7 +270,7 @@ def test_a_request_to_a_silent_server_ends_in_time(run: Run, embedded_server: Da
     with scripted_server(SILENCE) as silent:
         seconds = run(use(embedded_server.replace(port=silent.port)))
 
-    assert seconds < 2
+    assert seconds < 8
 
 
 async def end_an_attempt(engine: AsyncEngine, port: int, end: str) -> None:
@@ -352,7 +366,7 @@ def test_a_disconnect_between_two_statements_is_noticed_at_once(
 
     error, seconds = run(use())
     assert explain(error, embedded_server).name == "server-stopped"
-    assert seconds < 2
+    assert seconds < 8
 
 
 # Two tasks on one connection.
@@ -476,7 +490,7 @@ def test_a_statement_past_its_time_limit_ends_here_and_on_the_server(
             return seconds, answer
 
     seconds, answer = run(use())
-    assert seconds < 2
+    assert seconds < 8
     assert answer == 42
 
 
@@ -497,7 +511,7 @@ def test_executemany_past_its_time_limit_ends_here_and_on_the_server(
             await wait_until_true(other, HAS_ENDED, mark=mark)
             return seconds
 
-    assert run(use()) < 2
+    assert run(use()) < 8
 
 
 async def hold_back(
@@ -546,7 +560,10 @@ def test_what_arrives_after_its_time_limit_changes_nothing(
     insertion: str,
     query: str,
 ) -> None:
-    assert not run(hold_back(embedded_items_url, proxy, level, insertion, query))
+    for _ in range(5):  # a busy machine may not come to the query within the limit
+        assert not run(hold_back(embedded_items_url, proxy, level, insertion, query))
+        if query in proxy.queries[-1]:
+            break
     assert query in proxy.queries[-1]
 
 
@@ -600,9 +617,9 @@ def test_a_time_limit_is_over_at_its_end(run: Run, server: DatabaseUrl) -> None:
     async def use() -> int:
         async with open_engine(server) as engine:
             await scalar(engine)  # takes time to connect
-            with time_limit(0.3):
+            with time_limit(1.0):
                 await ask_at_level(engine, "AUTOCOMMIT", "SELECT 1")
-            answer: int = await scalar(engine, "SELECT 42 FROM pg_sleep(0.4)")
+            answer: int = await scalar(engine, "SELECT 42 FROM pg_sleep(1.1)")
             return answer
 
     assert run(use()) == 42
