@@ -74,7 +74,8 @@ class Server:
         return len(
             self.ask(
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-                " WHERE datname = %s AND pid <> pg_backend_pid()",
+                " WHERE datname = %s AND backend_type = 'client backend'"
+                " AND pid <> pg_backend_pid()",
                 database,
             )
         )

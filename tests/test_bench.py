@@ -130,7 +130,7 @@ def test_responses_are_counted_by_status(stub: ThreadingHTTPServer) -> None:
 def test_a_503_with_retry_after_is_not_a_failure(stub: ThreadingHTTPServer) -> None:
     requests = [load.prepare("GET", f"/{path}", "t") for path in ("503", "503?retry", "500?retry")]
 
-    run = load.send(stub.server_port, requests, clients=1, seconds=0.5)
+    run = load.send(stub.server_port, requests, clients=1, seconds=1)
 
     assert run.refused >= 1
     assert run.failed == run.sent - run.refused
@@ -144,7 +144,7 @@ def test_requests_that_are_never_answered_are_counted(
     monkeypatch.setattr(load, "SILENCE_SECONDS", 1)
     requests = [load.prepare("GET", "/200", "t"), load.prepare("GET", "/0", "t")]
 
-    run = load.send(stub.server_port, requests, clients=3, seconds=0.5)
+    run = load.send(stub.server_port, requests, clients=3, seconds=1)
 
     assert run.unanswered == 3
     assert run.answered > 0
@@ -166,7 +166,7 @@ def test_requests_carry_bodies_forms_and_tokens(stub: ThreadingHTTPServer) -> No
     body = load.prepare("POST", "/201", "secret", {"title": "Buy milk"})
     form = load.prepare_form("/201", "192.0.2.1", username="ada@example.com", password="a b")
 
-    load.send(stub.server_port, [body, form], clients=1, seconds=0.2)
+    load.send(stub.server_port, [body, form], clients=1, seconds=1)
 
     assert Stub.received == {
         "POST Bearer secret application/json " + repr(b'{"title": "Buy milk"}'),

@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import stat
 import subprocess
 import time
@@ -18,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from machine import UV, Outcome, Project
+from postgres_server import free_port
 
 STEPS = ["dependencies", "settings", "database", "schema", "connection", "git"]
 
@@ -56,8 +56,7 @@ class Served:
 @contextmanager
 def serving(project: Project) -> Iterator[Served]:
     """Run `uv run main.py`, and press Ctrl-C at the end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [UV, "run", "main.py"],
         cwd=project.path,

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg2
 import pytest
@@ -93,9 +94,10 @@ class Ordeal:
 
 def open_connections(stage: Stage, app: AppServer, token: str) -> None:
     """Make an app open all connections of its pool."""
+    no_task = f"/tasks/{uuid4()}"  # which waits for the lock, too: longer than a list may
     with ThreadPoolExecutor(POOL_SIZE) as threads, stage.locked("tasks"):
         for _ in range(POOL_SIZE):
-            threads.submit(app.request, "GET", "/tasks", token=token)
+            threads.submit(app.request, "GET", no_task, token=token)
         wait_for(lambda: len(stage.waiting()) == POOL_SIZE)
 
 
@@ -224,6 +226,11 @@ def test_terminated_idle_connections_cause_no_errors(
         return app.request("POST", "/tasks", {"title": "after the end"}, token=token)
 
     open_connections(app_stage, app, token)
+    clients = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = %s AND backend_type = 'client backend'"
+    )
+    wait_for(lambda: app_stage.server.ask(clients, app_stage.database) == [(POOL_SIZE,)])
     ended = app_stage.server.terminate_backends(app_stage.database)
     answers = at_once(*[get, create] * POOL_SIZE)
 

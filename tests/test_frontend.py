@@ -369,7 +369,9 @@ def test_failures_are_reported_and_nothing_typed_is_lost(tab: Tab) -> None:
     tab.page.unroute(tasks)
     for answer in (answer_with_html, answer_with_a_502):
         tab.page.route(tasks, answer)
-        tab.press("Add")
+        with tab.page.expect_response(tasks):
+            tab.press("Add")
+        expect(tab.page.get_by_role("button", name="Add")).to_be_enabled()
         expect(tab.problem).to_have_text("The API sent an unexpected response.")
         expect(title).to_have_value("Buy milk")
         tab.page.unroute(tasks)

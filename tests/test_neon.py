@@ -158,7 +158,7 @@ def test_the_check_waits_for_a_waking_compute_and_counts_the_seconds(
 def test_a_terminal_shows_each_second_of_the_wait(
     project: Project, neon: NeonProxy, migrated: str
 ) -> None:
-    url = neon.new_endpoint(migrated, wake_seconds=4).url()
+    url = neon.new_endpoint(migrated, wake_seconds=6).url()
     terminal = pexpect.spawn(
         str(project.python),
         ["manage.py", "check"],

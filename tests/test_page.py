@@ -980,6 +980,7 @@ def test_authorize_works_in_the_documentation(visitor: Visitor, name: str) -> No
     page.get_by_label("username").fill(f"{name}@example.com")
     page.locator("#oauth_password").fill(PASSWORD)
     page.get_by_label("Apply given OAuth2 credentials").click()
+    expect(page.get_by_label("Remove authorization")).to_be_visible()
     page.get_by_role("button", name="Close").click()
     operation = page.locator("#operations-auth-get_me")
     operation.click()

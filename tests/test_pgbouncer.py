@@ -88,7 +88,9 @@ class Watch:
             here = {"database": self.stage.database}
             clients = [row for row in self.pooler.show("CLIENTS") if here.items() <= row.items()]
             ((servers,),) = self.stage.server.ask(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = %s", self.stage.database
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = %s AND backend_type = 'client backend'",
+                self.stage.database,
             )
             self.clients = max(self.clients, len(clients))
             self.servers = max(self.servers, servers)
@@ -191,6 +193,8 @@ def test_a_pooler_that_is_full_costs_a_503(
         pgbouncer(place.server.port, users, **limit) as pooler,
         place.app("full", pooler.port) as app,
     ):
+        # The pooler's first connection may take longer than its clients may wait.
+        wait_for(lambda: app.request("GET", "/ready").status == 200)
         token = app.register()
 
         def create() -> Answer:

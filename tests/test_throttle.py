@@ -41,6 +41,11 @@ def sharing(project: Project, redis: Redis, tmp_path_factory: pytest.TempPathFac
     copy = replace(project, path=shutil.copytree(project.path, folder, ignore=ignored))
     installed = copy.run(*command[1].split())
     assert installed.code == 0, installed.output
+    counts = copy.path / "auth" / "shared_counts.py"
+    text = counts.read_text("utf-8")
+    assert "COUNT_SECONDS = 0.5" in text
+    # The machine may be busy, and these tests ask a hundred times.
+    counts.write_text(text.replace("COUNT_SECONDS = 0.5", "COUNT_SECONDS = 3.0"), "utf-8")
     return copy
 
 
