@@ -433,19 +433,21 @@ def test_a_client_that_does_not_read_is_dropped(served: Served, requests: int) -
         served.wait_until_idle()
 
 
+@pytest.mark.usefixtures("short")
 def test_a_client_that_reads_slowly_is_not_dropped(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LimitedProtocol, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(LimitedProtocol, "REQUEST_SECONDS", 2.0)  # which a busy machine can keep
     with served.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         connection.sendall(COMPLETE.replace("where", "endless").encode())
-        end = time.monotonic() + 2.5
+        end = time.monotonic() + 4  # what the kernel holds is read after the limit, too
         while time.monotonic() < end:
             assert connection.recv(500_000)
             time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("short")
 def test_a_kept_connection_stays_open_after_a_slow_answer(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
