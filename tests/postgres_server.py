@@ -68,6 +68,15 @@ class Server:
         self.ask(f"CREATE DATABASE {name} TEMPLATE {template} TABLESPACE {tablespace}")
         return name
 
+    def count_clients(self, database: str) -> int:
+        """Return how many connections to a database there are."""
+        ((number,),) = self.ask(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = %s AND backend_type = 'client backend'",
+            database,
+        )
+        return int(number)
+
     def terminate_backends(self, database: str) -> int:
         """End all connections to a database. Returns how many there were."""
         # With a timeout, the function returns when the backend has ended, not when it is signalled.

@@ -226,11 +226,7 @@ def test_terminated_idle_connections_cause_no_errors(
         return app.request("POST", "/tasks", {"title": "after the end"}, token=token)
 
     open_connections(app_stage, app, token)
-    clients = (
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = %s AND backend_type = 'client backend'"
-    )
-    wait_for(lambda: app_stage.server.ask(clients, app_stage.database) == [(POOL_SIZE,)])
+    wait_for(lambda: app_stage.server.count_clients(app_stage.database) == POOL_SIZE)
     ended = app_stage.server.terminate_backends(app_stage.database)
     answers = at_once(*[get, create] * POOL_SIZE)
 

@@ -87,13 +87,8 @@ class Watch:
         while not self._over.wait(0.1):
             here = {"database": self.stage.database}
             clients = [row for row in self.pooler.show("CLIENTS") if here.items() <= row.items()]
-            ((servers,),) = self.stage.server.ask(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = %s AND backend_type = 'client backend'",
-                self.stage.database,
-            )
             self.clients = max(self.clients, len(clients))
-            self.servers = max(self.servers, servers)
+            self.servers = max(self.servers, self.stage.server.count_clients(self.stage.database))
 
     def __enter__(self) -> "Watch":
         self._thread = threading.Thread(target=self.look)
