@@ -30,6 +30,7 @@ POOLING = {
 }
 CLIENTS = 24
 PAUSE_SECONDS = 0.05  # of each client, between two requests
+CALM_SECONDS = 0.5  # the same, while a process starts, which needs the processors
 STOP_SECONDS = 30  # what the page wants platforms to allow
 SERVED_BY = "X-Served-By"  # the processes that nginx tried
 
@@ -56,13 +57,14 @@ class Crowd:
     served: Counter[str] = field(default_factory=Counter)  # requests that succeeded, by process
     lists: int = 0
     longest: float = 0.0  # seconds until a response was there
+    _pause: float = PAUSE_SECONDS
     _over: threading.Event = field(default_factory=threading.Event)
 
     def go_on(self, client: int) -> None:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_SECONDS)
         path = "/tasks"
         for number in itertools.count():
-            if self._over.wait(PAUSE_SECONDS):
+            if self._over.wait(self._pause):
                 break
             turn = number % 3
             title = f"{client}-{number}" if turn == 0 else ""
@@ -106,6 +108,13 @@ class Crowd:
             if time.monotonic() > limit:
                 raise TimeoutError(f"{goal - self.answered} answers are missing: {self.failures}")
             time.sleep(0.05)
+
+    @contextmanager
+    def calm(self) -> Iterator[None]:
+        """Let the clients pause for longer until the block ends."""
+        self._pause = CALM_SECONDS
+        yield
+        self._pause = PAUSE_SECONDS
 
     def __str__(self) -> str:
         refused, failed = len(self.refusals), len(self.failures)

@@ -55,7 +55,8 @@ def test_a_rolling_restart_loses_no_request(running: Cluster, token: str) -> Non
     with running.crowd(token) as crowd:
         for member in list(running.members):
             codes.append(member.stop(STOP_SECONDS))
-            running.replace(member)
+            with crowd.calm():
+                running.replace(member)
             crowd.wait_for_more()
 
     assert set(codes) <= {0, -signal.SIGTERM}
@@ -74,7 +75,8 @@ def test_a_process_that_is_killed_fails_only_what_it_had_begun(
             time.sleep(0.1)  # some requests are under way
             victim.kill()
         crowd.wait_for_more()
-        running.replace(victim)
+        with crowd.calm():
+            running.replace(victim)
         before = crowd.served[address]
         while crowd.served[address] == before:
             crowd.wait_for_more(CLIENTS)
