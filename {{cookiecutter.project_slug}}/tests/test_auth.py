@@ -1108,6 +1108,18 @@ def test_an_owner_is_known_by_a_login_session_or_by_an_earlier_one(
     assert log_in(client, ada.email).status_code == 200
 
 
+def test_an_owner_is_known_for_30_days_after_the_latest_login(portal: BlockingPortal) -> None:
+    storage = memory.MemoryStorage()
+    throttle = Throttle(storage)
+    key = Throttle.KNOWN.key_for("ada", "client")
+
+    portal.call(throttle.succeed, "ada", "client")
+    storage.expirations[key] -= DAY.total_seconds()  # as if a day had passed
+    portal.call(throttle.succeed, "ada", "client")
+
+    assert portal.call(storage.get_expiry, key) > time.time() + (29.5 * DAY).total_seconds()
+
+
 def test_the_limits_are_what_they_should_be_where_tests_have_lower_ones() -> None:
     hour = 60 * 60
     limits = {
