@@ -165,23 +165,24 @@ def created(
     for step in front_end.steps("own"):
         if step.section == "Set up" and step.language == "shell":
             front_end.take(step)
-    cache = workshop / "cache"
-    kept = shutil.ignore_patterns("node_modules", ".next")
+    kept = shutil.ignore_patterns("node_modules", "cache")
     shutil.copytree(front_end.folder, workshop / "created", ignore=kept)
 
     def create() -> FrontEnd:
-        built = front_end.folder / ".next" / "cache"
-        if built.exists():  # the next build takes a third of the time with this cache
-            built.rename(cache)
+        cache, spare = front_end.folder / ".next" / "cache", workshop / "cache"
+        # The next build takes a third of the time with the cache, but a new Next.js might have a
+        # bug in it.
+        if cache.exists() and not front_end.newest:
+            cache.rename(spare)
         for path in front_end.folder.iterdir():
             if path.is_dir() and path.name != "node_modules":
                 shutil.rmtree(path)
             elif path.is_file():
                 path.unlink()
         shutil.copytree(workshop / "created", front_end.folder, dirs_exist_ok=True)
-        if cache.exists():
-            built.parent.mkdir(exist_ok=True)
-            cache.rename(built)
+        if spare.exists():
+            cache.parent.mkdir(exist_ok=True)
+            spare.rename(cache)
         return front_end
 
     yield create

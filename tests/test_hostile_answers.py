@@ -615,8 +615,8 @@ def test_the_nastiest_answers_give_a_working_project(nastiest: Outcome) -> None:
     [
         "ruff check",
         "ruff format --check",
-        # Other tests check the same files for Python 3.13, and where it is installed, with 3.14.
-        # mypy keeps a cache for each version, so this needs no lock.
+        # Other tests check the same files, on Python 3.14 only where it is installed. mypy keeps a
+        # cache for each version, so this needs no lock.
         pytest.param("mypy --python-version 3.14 .", marks=pytest.mark.weekly),
         "pytest --quiet tests/test_health.py tests/test_settings.py",
     ],
