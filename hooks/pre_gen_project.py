@@ -104,10 +104,10 @@ def check_slug_form(answers: Answers) -> str | None:
     slug = answers["project_slug"]
     if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
         return None
-    shown = ascii(slug[:60]) if slug else "an empty one"
+    problem = f"not {slug[:60]!a}" if slug else "and cannot be empty"
     return (
         "project_slug takes lowercase letters a to z, digits and single hyphens between them, "
-        f"not {shown}: write, for example, todo-backend"
+        f"{problem}: write, for example, todo-backend"
     )
 
 

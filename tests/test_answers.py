@@ -218,7 +218,7 @@ def test_an_empty_slug_leaves_existing_files_unchanged(machine: Machine) -> None
     outcome = machine.generate("project_slug=")
 
     assert outcome.code == 1
-    assert "not an empty one: write, for example, todo-backend" in outcome.output
+    assert "and cannot be empty: write, for example, todo-backend" in outcome.output
     assert [file.name for file in machine.work.iterdir()] == ["mine.txt"]
 
 

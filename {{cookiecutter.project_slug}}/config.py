@@ -137,7 +137,7 @@ def read_throttle_url(value: object) -> object:
     if not (scheme and url.hostname and re.fullmatch(r"/?\d*", url.path)) or url.fragment:
         raise ValueError(f"is not the URL of a Redis or Valkey server: {example}")
     if set(parse_qs(url.query)) - (REDIS_TLS_OPTIONS if scheme == "rediss" else set()):
-        raise ValueError("has an option other than ssl_ca_certs and ssl_cert_reqs of rediss://")
+        raise ValueError("remove all options but ssl_ca_certs and ssl_cert_reqs of rediss://")
     if find_spec("redis") is None:
         raise WrongValueError("needs a package", advice="run: uv sync --group redis")
     return urlunsplit((scheme, host, url.path, url.query, ""))
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         origin = info.data.get("frontend_url", ("",))[0]
         in_production = info.data.get("environment") == "production"
         if url and in_production and origin.startswith("http:") and not is_loopback(origin):
-            raise ValueError("mails links to the first origin of FRONTEND_URL: it must be https")
+            raise ValueError("mails link to the first origin of FRONTEND_URL: write https there")
         return url
 
     @field_validator("require_verified_email")

@@ -79,7 +79,7 @@ class MailUrl:
             raise ValueError(f"has a user without a password: write {EXAMPLE_URL}")
         options = parse_qs(url.query.replace("+", "%2B"))  # not form data: + is not a space
         if set(options) - {"from"} or len(options.get("from", [])) > 1:
-            raise ValueError(f"has an option other than one from: write {EXAMPLE_URL}")
+            raise ValueError(f"may have only one option, from: write {EXAMPLE_URL}")
         sender = options.get("from", [user or ""])[0]
         try:
             validate_email(sender, check_deliverability=False)

@@ -154,7 +154,7 @@ def copy(
     if not switch:
         typer.echo("  .env names the old database; to change that: uv run manage.py env")
         return
-    with on_stop(f"all rows are at {target}; see .env for the database that it names"):
+    with on_stop(f"all rows are at {target}; see which database .env names"):
         choose.use_database(config.ENV_FILE, target)
     typer.echo("  next: uv run manage.py check")
 

@@ -88,7 +88,8 @@ async def require_password(guard: PasswordGuard, password: Secret[str], user: Ro
 def refuse_own_address(password: Secret[str], email: str, field: str) -> None:
     """Raise RequestValidationError if a new password is the e-mail address, or its first part."""
     if is_own_address(password.get_secret_value(), email):
-        raise mistake("own_address", field, "choose a password other than the e-mail address")
+        problem = "choose a password that is not your e-mail address or its part before @"
+        raise mistake("own_address", field, problem)
 
 
 def changed_meanwhile() -> HTTPException:

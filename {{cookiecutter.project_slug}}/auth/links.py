@@ -113,7 +113,7 @@ def verify_message(settings: Settings, email: str, token: str) -> Message:
         before=("Please confirm that this is the e-mail address of your account.",),
         link=link(settings, settings.frontend_verify_path, token),
         label="Confirm this address",
-        after=("This link works for one day. If you have no account there, do not follow it.",),
+        after=("This link works for one day. If the account is not yours, ignore this message.",),
     )
 
 

@@ -133,8 +133,8 @@ class Accounts:
             account = find(connection, email)
             if account.email_verified_at or account.sessions:
                 raise Refused(
-                    f"{email} is in use: its owner can ask for a link to choose a new password",
-                    advice=f"uv run manage.py account password {email}",
+                    f"{email} is in use, and needs no invitation",
+                    advice=f"to set a new password: uv run manage.py account password {email}",
                 )
             stored = select(col(User.password_hash)).where(col(User.id) == account.id)
             return account, connection.execute(stored).scalar_one()
@@ -246,7 +246,7 @@ def read_password(text: str, email: str) -> str:
     except ValueError as error:
         raise Refused(f"this password is refused: {error}") from None
     if is_own_address(password, email):
-        raise Refused("this password is refused: choose one other than the e-mail address")
+        raise Refused("this password is refused: it is the e-mail address or its part before @")
     return password
 
 

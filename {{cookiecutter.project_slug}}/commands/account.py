@@ -140,7 +140,7 @@ def password(email: EmailArgument, *, as_json: AsJson = False) -> None:
     show_account(
         changed,
         f"✓ {email} has a new password, and no login sessions any more",
-        f"  access tokens that were issued before work for up to {minutes} minutes",
+        f"  older access tokens still work for up to {minutes} minutes",
         as_json=as_json,
     )
 
@@ -181,7 +181,7 @@ def delete(
 
 
 def confirm_deletion(email: str) -> None:
-    question = "Type the address to delete it with all that it owns (--yes: without this question)"
+    question = "Type the address to delete the account and all that it owns (--yes: do not ask)"
     answer: str = typer.prompt(question, err=True)
     if answer.strip().lower() != email:
         fail(f"the address is not {email}: nothing was changed")

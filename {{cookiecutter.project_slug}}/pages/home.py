@@ -48,7 +48,7 @@ async def refuse_foreign_names(request: Request) -> None:
             return
         ip_address(host)
     except ValueError as error:
-        detail = "this page has no such host: use localhost or an IP address"
+        detail = "this host name is not allowed: use localhost or an IP address"
         raise HTTPException(400, detail) from error
 
 

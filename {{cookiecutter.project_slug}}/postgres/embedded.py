@@ -151,7 +151,7 @@ def start(url: DatabaseUrl, folder: Path = FOLDER, *, timeout: float = 30) -> Da
     """
     if not url.is_embedded:
         raise LocalPostgresError(
-            f"{url} is not the embedded server; to use that one: uv run manage.py env --local"
+            f"{url} is not the embedded server; to switch to that: uv run manage.py env --local"
         )
     with _locked(folder, timeout):
         return _start(url, folder, timeout)

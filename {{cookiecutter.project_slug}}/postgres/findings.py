@@ -50,7 +50,7 @@ FINDINGS: tuple[Finding, ...] = (
         "settings-wrong",
         "settings",
         "a setting is missing or cannot work",
-        "each message says what to write",
+        "correct the setting that the message names",
     ),
     Finding(
         "host-unknown",
@@ -162,7 +162,7 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "endpoint-deleted",
         "login",
-        "the endpoint does not exist, or no longer; on Supabase, the project may be paused",
+        "the endpoint does not exist, or was deleted; on Supabase, the project may be paused",
         f"{COPY_AGAIN}; on Neon, deleting a branch deletes its endpoint",
         public=OFF,
     ),

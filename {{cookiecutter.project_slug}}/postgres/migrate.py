@@ -42,7 +42,7 @@ def bring_up_to_date(
             fail(f"{url.address}: gave up after {timeout:.0f} s", advice=advice)
         finding = explain(error, url)
         is_unsure = connection is not None and finding.is_outage  # it may have been committing
-        outcome = "they may have been applied" if is_unsure else "no migration was applied"
+        outcome = "migrations may have been applied" if is_unsure else "no migration was applied"
         problem, advice = f"{url.address}: {finding.cause}; {outcome}", finding.advice
         if named.is_pooled and named.direct == url:
             problem += (

@@ -55,7 +55,8 @@ async def register(
 ) -> UserPublic:
     """Create an account, if registration is open, and mail a link that verifies its address.
 
-    The password must not be one that many people use, nor the e-mail address.
+    The password must not be one that many people use, nor the e-mail address or its part
+    before the `@`.
     """
     if not resources(request).settings.is_registration_open:
         structlog.get_logger().warning("registration refused: closed", client=guard.client)

@@ -274,7 +274,7 @@ def test_an_account_that_is_in_use_is_not_invited_again(client: TestClient, ada:
     code, output = account("invite", ada, "--again")
 
     assert code == 1
-    assert f"→ uv run manage.py account password {ada}\n" in output
+    assert f"→ to set a new password: uv run manage.py account password {ada}\n" in output
 
 
 def test_an_invitation_that_cannot_be_mailed_can_be_sent_again(
@@ -320,7 +320,7 @@ def test_a_new_password_has_one_spelling(client: TestClient, ada: str) -> None:
         ("", "String should have at least 8 characters"),
         ("Password1", "choose another password: many people use this one"),
         ("x" * 129, "String should have at most 128 characters"),
-        ("{name}", "choose one other than the e-mail address"),
+        ("{name}", "it is the e-mail address or its part before @"),
         ("\u3164" * 8, "choose a password with letters, digits or signs"),
     ],
 )

@@ -86,7 +86,9 @@ EXPLANATIONS = {
     r"(?i)\bhttps?://|^console\.neon\.tech": "the text is the URL of a web page",
     r"(?i)^[\w.-]+\.neon\.tech(?:/\S*)?$": "the text is only a host",
     r"^(?:npg|napi)_\w+$": "the text is only a password or an API key",
-    r"(?im)(?<![\w.-])file:|\.(?:db|sqlite3?)(?:[?\"';]|$)": "the text is a file, as SQLite's",
+    r"(?im)(?<![\w.-])file:|\.(?:db|sqlite3?)(?:[?\"';]|$)": (
+        "the text names a file, such as SQLite's"
+    ),
     r"(?im)host\w*[\"']?\s*[=:]\s*[\"']?[\w.-]+:\d+(?![\w:])": HOST_AND_PORT,
     r"\\": 'the text has a "\\", perhaps an escape',
     r"://": "the text starts with another scheme",

@@ -626,8 +626,8 @@ REFUSED = {
     "SQLite": ("sqlite:///todo.db", "another database (sqlite)"),
     "MySQL, its other port": (f"{LOCAL.replace('/todo', ':33060/todo')}", "database (MySQL)"),
     "SQLite, JDBC": ("jdbc:sqlite:s3.db", "another database (sqlite)"),
-    "SQLite, Prisma": ('DATABASE_URL="file:./s3.db"', "a file, as SQLite's"),
-    "SQLite, its file": ("DATABASE_URL=s3.sqlite3", "a file, as SQLite's"),
+    "SQLite, Prisma": ('DATABASE_URL="file:./s3.db"', "a file, such as SQLite's"),
+    "SQLite, its file": ("DATABASE_URL=s3.sqlite3", "a file, such as SQLite's"),
     "Oracle": ("jdbc:oracle:thin:ann/s3@//localhost:1521/todo", "another database (oracle)"),
     "SQL Server": (
         "Server=tcp:s3.database.windows.net,1433;Initial Catalog=d;User ID=ann;Password=s3;",
