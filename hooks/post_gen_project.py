@@ -61,7 +61,7 @@ def install() -> None:
     indexes = {name: "" for name in os.environ if re.match(r"UV_([DE]\w+_)?INDEX(_URL)?$", name)}
     # With "-f", uv refuses a lock of another index than the default.
     if ask(UV, "lock", "--check", "--offline", "-f", ".", UV_NO_CONFIG="1", **indexes) is None:
-        print(f"! uv.lock uses your {' or '.join(['uv.toml', *indexes])}: uv may fail elsewhere")
+        print(f"! uv.lock follows your {' or '.join(['uv.toml', *indexes])}: uv may fail elsewhere")
 
 
 def commit() -> str | None:

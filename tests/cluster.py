@@ -30,7 +30,7 @@ POOLING = {
 }
 CLIENTS = 24
 PAUSE_SECONDS = 0.05  # of each client, between two requests
-CALM_SECONDS = 0.5  # the same, while a process starts. wait_for_more() takes at least as long
+CALM_SECONDS = 0.5  # the same, while a process starts: it needs the processors
 STOP_SECONDS = 30  # what the page wants platforms to allow
 SERVED_BY = "X-Served-By"  # the processes that nginx tried
 

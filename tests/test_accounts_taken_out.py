@@ -21,7 +21,7 @@ TEST_SECONDS = 360
 # Words in the names of the tests about what a section changes. All tests run once a week.
 AFFECTED = {
     "Remove our own accounts": "account or auth or migration or owner or test_openapi.py"
-    " or test_settings.py or token or user",
+    " or test_settings.py or the_page or token or user",
     "Remove Better Auth": "auth_logs or deleted_account or good_token or log_in or mailbox"
     " or operator or owners_account or test_openapi.py or test_settings.py or the_page",
 }

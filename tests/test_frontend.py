@@ -170,8 +170,8 @@ def created(
 
     def create() -> FrontEnd:
         cache, spare = front_end.folder / ".next" / "cache", workshop / "cache"
-        # The next build takes a third of the time with the cache, but a new Next.js might have a
-        # bug in it.
+        # With the cache, the next build takes a third of the time. The newest Next.js builds
+        # without: its cache might have a bug.
         if cache.exists() and not front_end.newest:
             cache.rename(spare)
         for path in front_end.folder.iterdir():

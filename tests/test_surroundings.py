@@ -272,7 +272,7 @@ def test_a_global_ignore_file_keeps_nothing_out_of_the_first_commit(
 
 
 def test_a_lock_file_that_follows_a_users_uv_toml_is_reported(misled: Outcome) -> None:
-    assert "! uv.lock uses your uv.toml" in misled.output
+    assert "! uv.lock follows your uv.toml" in misled.output
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,7 @@ def test_a_lock_file_with_another_index_is_reported(
 
     hook.install()
 
-    assert f"! uv.lock uses your uv.toml or {name}: " in capfd.readouterr().out
+    assert f"! uv.lock follows your uv.toml or {name}: " in capfd.readouterr().out
 
 
 def test_a_lock_file_with_the_index_of_a_uv_toml_is_reported(
@@ -189,7 +189,7 @@ def test_a_lock_file_with_the_index_of_a_uv_toml_is_reported(
 
     hook.install()
 
-    assert "! uv.lock uses your uv.toml: " in capfd.readouterr().out
+    assert "! uv.lock follows your uv.toml: " in capfd.readouterr().out
 
 
 def test_an_index_that_no_package_comes_from_is_not_reported(

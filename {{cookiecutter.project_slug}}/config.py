@@ -137,7 +137,7 @@ def read_throttle_url(value: object) -> object:
     if not (scheme and url.hostname and re.fullmatch(r"/?\d*", url.path)) or url.fragment:
         raise ValueError(f"is not the URL of a Redis or Valkey server: {example}")
     if set(parse_qs(url.query)) - (REDIS_TLS_OPTIONS if scheme == "rediss" else set()):
-        raise ValueError("remove all options but ssl_ca_certs and ssl_cert_reqs of rediss://")
+        raise ValueError("may have only ssl_ca_certs and ssl_cert_reqs, and only with rediss://")
     if find_spec("redis") is None:
         raise WrongValueError("needs a package", advice="run: uv sync --group redis")
     return urlunsplit((scheme, host, url.path, url.query, ""))

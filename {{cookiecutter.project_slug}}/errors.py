@@ -86,10 +86,11 @@ async def refuse_conflict(request: Request, error: Exception) -> JSONResponse:
     code, diag = error.orig.pgcode, error.orig.diag  # type: ignore[union-attr]
     fields = fields_of(diag.constraint_name)
     if code in {UNIQUE_VIOLATION, EXCLUSION_VIOLATION}:
-        detail = f"this {' and '.join(fields) or 'value'} is already in use"
+        detail = f"another one already has this {' and '.join(fields) or 'value'}"
         return JSONResponse({"detail": detail}, status.HTTP_409_CONFLICT)
     if code == RESTRICT_VIOLATION or (code == FOREIGN_KEY_VIOLATION and request.method == "DELETE"):
-        detail = f"delete its {diag.table_name} first"
+        rows = (diag.table_name or "rows").replace("_", " ")
+        detail = f"it still has {rows}: delete or move them first"
         return JSONResponse({"detail": detail}, status.HTTP_409_CONFLICT)
     if code == FOREIGN_KEY_VIOLATION:
         mistake = {"type": "foreign_key", "msg": "There is nothing of yours with this id"}

@@ -252,7 +252,7 @@ class PageReader:
             if getattr(error.orig, "pgcode", None) != QUERY_CANCELED:
                 raise
             bind_contextvars(error="the list took too long")
-            detail = "reading this list takes too long: use other filters, or none"
+            detail = "reading this list takes too long: try again later, or with other filters"
             raise unavailable(detail) from None
 
 

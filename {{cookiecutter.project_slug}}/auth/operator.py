@@ -246,7 +246,8 @@ def read_password(text: str, email: str) -> str:
     except ValueError as error:
         raise Refused(f"this password is refused: {error}") from None
     if is_own_address(password, email):
-        raise Refused("this password is refused: it is the e-mail address or its part before @")
+        problem = "choose one that is not the e-mail address or its part before @"
+        raise Refused(f"this password is refused: {problem}")
     return password
 
 

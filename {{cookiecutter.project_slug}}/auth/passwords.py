@@ -197,7 +197,8 @@ class Throttle:
     async def prove(self, account: str, client: str) -> None:
         """Note that the owner uses this client: earlier guesses from it do not count any more."""
         await self._limiter.clear(self.PER_ACCOUNT, account, client)
-        await self._limiter.clear(self.KNOWN, account, client)  # its 30 days begin anew
+        # The 30 days start again. Between these two calls, Redis does not know the client.
+        await self._limiter.clear(self.KNOWN, account, client)
         await self._limiter.hit(self.KNOWN, account, client)
 
     async def _count(self, client: str, limit: RateLimitItem, *key: str) -> None:

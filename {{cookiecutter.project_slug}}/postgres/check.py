@@ -105,7 +105,7 @@ def passed_checks(
     stream.close()
     detail = f"{show_address(address)} answers after {time_since(start)}"
     if silent := addresses.index((family, address)):
-        detail += f"; other addresses that did not answer: {silent}"
+        detail += f"; {silent} before it did not answer"
     yield passed("TCP", detail)
 
     sslmode = dict(url.options).get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"

@@ -162,7 +162,7 @@ FINDINGS: tuple[Finding, ...] = (
     Finding(
         "endpoint-deleted",
         "login",
-        "the endpoint does not exist, or was deleted; on Supabase, the project may be paused",
+        "no such endpoint, or it was deleted; on Supabase, the project may be paused",
         f"{COPY_AGAIN}; on Neon, deleting a branch deletes its endpoint",
         public=OFF,
     ),

@@ -122,7 +122,7 @@ def test_a_value_that_is_taken_is_a_409_that_names_the_field(client: TestClient)
 
     assert other.status_code == 200
     assert taken.status_code == 409
-    assert taken.json() == {"detail": "this name is already in use"}
+    assert taken.json() == {"detail": "another one already has this name"}
 
 
 def test_deleting_a_row_that_others_refer_to_is_a_409(client: TestClient) -> None:
@@ -131,7 +131,7 @@ def test_deleting_a_row_that_others_refer_to_is_a_409(client: TestClient) -> Non
     answer = client.delete("/shelves")
 
     assert answer.status_code == 409
-    assert answer.json() == {"detail": "delete its books first"}
+    assert answer.json() == {"detail": "it still has books: delete or move them first"}
 
 
 def test_a_value_that_violates_a_check_constraint_is_a_422(client: TestClient) -> None:

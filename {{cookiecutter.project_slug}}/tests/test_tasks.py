@@ -1125,7 +1125,7 @@ def test_a_list_that_takes_too_long_is_given_up(ada: TestClient, engine: Engine)
         answer = ada.get("/tasks")
 
     assert answer.status_code == 503
-    assert "use other filters" in answer.json()["detail"]
+    assert "with other filters" in answer.json()["detail"]
     assert int(answer.headers["Retry-After"]) > 0
     assert ada.get("/tasks").json() == []
 
