@@ -48,7 +48,6 @@ LONG_FILES = [
     "test_failures",
     "test_extending",
     "test_page",
-    "test_growing",
     "test_interrupting",
     "test_telemetry",
     "test_life",

@@ -542,6 +542,7 @@ def test_scaling_compares_processes_within_one_run() -> None:
 
 
 @needs_wrk
+@pytest.mark.weekly
 def test_all_apps_give_the_same_responses_and_are_measured(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

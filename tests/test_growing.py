@@ -43,6 +43,7 @@ def partitioned(project: Project, tmp_path_factory: pytest.TempPathFactory) -> I
         copy.run("uv", "run", "manage.py", "postgres", "stop")
 
 
+@pytest.mark.weekly
 def test_tasks_can_be_partitioned_by_owner(partitioned: Project) -> None:
     """Each request still sends one statement, which reads one table by one index."""
     style = partitioned.run("uv", "run", "ruff", "check", *WRITTEN)
