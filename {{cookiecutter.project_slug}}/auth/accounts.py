@@ -17,7 +17,7 @@ from db import OneStatement, Row, get_statement
 from errors import unavailable
 from models import User
 from resources import resources
-from schemas.auth import TokenPair, UserPublic, is_own_address
+from schemas.auth import OWN_ADDRESS, TokenPair, UserPublic, is_own_address
 
 COLUMNS = [col(getattr(User, name)) for name in UserPublic.model_fields]
 
@@ -88,8 +88,7 @@ async def require_password(guard: PasswordGuard, password: Secret[str], user: Ro
 def refuse_own_address(password: Secret[str], email: str, field: str) -> None:
     """Raise RequestValidationError if a new password is the e-mail address, or its first part."""
     if is_own_address(password.get_secret_value(), email):
-        problem = "choose a password that is not your e-mail address or its part before @"
-        raise mistake("own_address", field, problem)
+        raise mistake("own_address", field, OWN_ADDRESS)
 
 
 def changed_meanwhile() -> HTTPException:

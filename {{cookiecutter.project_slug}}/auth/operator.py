@@ -25,7 +25,7 @@ from models import RefreshToken, User, delete_owned
 from postgres import connect
 from postgres.connect import TimeBudget
 from postgres.console import Waiting
-from schemas.auth import Email, Name, NewPassword, is_own_address
+from schemas.auth import OWN_ADDRESS, Email, Name, NewPassword, is_own_address
 from schemas.text import Utc
 
 TRANSACTION_SECONDS = 60.0  # including the wait for a sleeping compute
@@ -246,8 +246,7 @@ def read_password(text: str, email: str) -> str:
     except ValueError as error:
         raise Refused(f"this password is refused: {error}") from None
     if is_own_address(password, email):
-        problem = "choose one that is not the e-mail address or its part before @"
-        raise Refused(f"this password is refused: {problem}")
+        raise Refused(f"this password is refused: {OWN_ADDRESS}")
     return password
 
 

@@ -41,6 +41,9 @@ def check_password(password: str) -> str:
     return password
 
 
+OWN_ADDRESS = "choose a password that is not the e-mail address or its part before @"
+
+
 def is_own_address(password: str, email: str) -> bool:
     """Return whether a new password is the e-mail address of its account, or its first part."""
     parts = (email, email.partition("@")[0])

@@ -320,7 +320,7 @@ def test_a_new_password_has_one_spelling(client: TestClient, ada: str) -> None:
         ("", "String should have at least 8 characters"),
         ("Password1", "choose another password: many people use this one"),
         ("x" * 129, "String should have at most 128 characters"),
-        ("{name}", "choose one that is not the e-mail address or its part before @"),
+        ("{name}", "choose a password that is not the e-mail address or its part before @"),
         ("\u3164" * 8, "choose a password with letters, digits or signs"),
     ],
 )
